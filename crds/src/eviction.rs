@@ -1,0 +1,149 @@
+//! The notice on the Node: where agent and operator meet in an eviction.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::instances::InstanceRanges;
+
+/// Value of annotation `spotpool.dev/eviction`: the Azure event that a node is under and how far its
+/// drain is. One writer: whoever is named in `by`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EvictionNotice {
+    /// Who claimed the notice and drains.
+    pub by: Claimant,
+    /// Azure's `EventId`.
+    pub event_id: String,
+    /// Azure's `EventType`, such as `Preempt`.
+    #[serde(rename = "type")]
+    pub event_type: String,
+    /// Where it was seen.
+    pub source: Source,
+    /// When it was first seen (agent's clock).
+    pub observed_at: Timestamp,
+    /// When Azure will act at the earliest; absent once it has started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<Timestamp>,
+    /// The time by which the drain must be over.
+    pub deadline: Timestamp,
+    /// How far it is.
+    pub phase: Phase,
+    /// What became of the pods so far.
+    #[serde(default)]
+    pub pods: PodCounts,
+    /// Whether the cordon is ours, and so ours to take off.
+    pub cordoned: bool,
+    /// Boot of the node at the notice: a node that is back with another boot is cleaned.
+    #[serde(rename = "bootID")]
+    pub boot_id: String,
+    /// W3C trace context, so that agent and operator write one trace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
+    /// Every Preempt of the document that names VMs of this node's scale set, this node's included, so
+    /// that one notice tells the operator of all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub doomed: Vec<Doomed>,
+}
+
+impl EvictionNotice {
+    /// Whether the node will go: a noticed node is worth nothing until the notice is cancelled.
+    pub fn is_active(&self) -> bool {
+        self.phase != Phase::Cancelled
+    }
+}
+
+/// Who claimed a notice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Claimant {
+    /// The agent on the node.
+    NodeAgent,
+    /// The operator, in the agent's stead.
+    Operator,
+}
+
+/// Where a notice was seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Source {
+    /// Azure's Instance Metadata Service.
+    #[serde(rename = "IMDS")]
+    Imds,
+}
+
+/// How far the drain of a noticed node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Phase {
+    /// Cordoned, and the drain begins.
+    Noticed,
+    /// Every eviction was sent once; pods are ending or blocked.
+    Draining,
+    /// Nothing is left that a drain moves.
+    Drained,
+    /// The deadline came with pods left.
+    Incomplete,
+    /// Azure took the event back.
+    Cancelled,
+}
+
+/// What became of the pods.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodCounts {
+    /// Evictions that the API accepted.
+    pub evicted: u32,
+    /// Pods deleted past their disruption budget because the deadline was near.
+    pub escalated: u32,
+    /// Pods still on the node.
+    pub left: u32,
+}
+
+/// One Preempt of the document and the instances of this scale set that it names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Doomed {
+    /// Azure's `EventId`.
+    pub event_id: String,
+    /// When Azure will act at the earliest; absent once it has started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<Timestamp>,
+    /// Instance ids, such as `3-9,14`.
+    pub instances: InstanceRanges,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn people_can_script_on_the_annotation() {
+        let notice = EvictionNotice {
+            by: Claimant::NodeAgent,
+            event_id: "C1BF8322".into(),
+            event_type: "Preempt".into(),
+            source: Source::Imds,
+            observed_at: "2026-01-01T00:00:00Z".parse().unwrap(),
+            not_before: Some("2026-01-01T00:00:30Z".parse().unwrap()),
+            deadline: "2026-01-01T00:00:30Z".parse().unwrap(),
+            phase: Phase::Noticed,
+            pods: PodCounts::default(),
+            cordoned: true,
+            boot_id: "b".into(),
+            traceparent: None,
+            doomed: vec![Doomed {
+                event_id: "C1BF8322".into(),
+                not_before: None,
+                instances: [3, 4, 5, 14].into_iter().collect(),
+            }],
+        };
+        let json = serde_json::to_value(&notice).unwrap();
+        assert_eq!(
+            json,
+            serde_json::json!({
+                "by": "NodeAgent", "eventId": "C1BF8322", "type": "Preempt", "source": "IMDS",
+                "observedAt": "2026-01-01T00:00:00Z", "notBefore": "2026-01-01T00:00:30Z",
+                "deadline": "2026-01-01T00:00:30Z", "phase": "Noticed",
+                "pods": {"evicted": 0, "escalated": 0, "left": 0}, "cordoned": true, "bootID": "b",
+                "doomed": [{"eventId": "C1BF8322", "instances": "3-5,14"}],
+            })
+        );
+        assert_eq!(serde_json::from_value::<EvictionNotice>(json).unwrap(), notice);
+    }
+}

@@ -1,0 +1,45 @@
+//! Names of labels, annotations, taints and conditions. People script on these: they do not change.
+
+/// API group of every type of ours.
+pub const GROUP: &str = "spotpool.dev";
+
+/// Node label: name of the SpotPool that the node belongs to. Written by the operator.
+pub const POOL_LABEL: &str = "spotpool.dev/pool";
+/// Node label: namespace of that SpotPool. Written by the operator.
+pub const POOL_NAMESPACE_LABEL: &str = "spotpool.dev/pool-namespace";
+
+/// Node annotation: the notice that the node is under, see [`crate::EvictionNotice`]. Written by the
+/// node's agent.
+pub const EVICTION_ANNOTATION: &str = "spotpool.dev/eviction";
+/// Node annotation: what the agent needs to know of the SpotPool, see [`crate::NodePolicy`]. Written by
+/// the operator.
+pub const POLICY_ANNOTATION: &str = "spotpool.dev/policy";
+/// Node annotation: the operator asks for a voluntary drain, see
+/// [`crate::voluntary_drain::DrainRequest`].
+pub const DRAIN_REQUEST_ANNOTATION: &str = "spotpool.dev/drain-request";
+/// Node annotation: the agent's answer, see [`crate::voluntary_drain::DrainStatus`].
+pub const DRAIN_STATUS_ANNOTATION: &str = "spotpool.dev/drain-status";
+
+/// Taint on a node under notice; its value is the event type, its effect `NoSchedule`.
+pub const EVICTING_TAINT: &str = "spotpool.dev/evicting";
+/// Node condition that says the same to people and other tools. Written by the agent.
+pub const EVICTION_NOTICED_CONDITION: &str = "EvictionNoticed";
+/// Well-known Kubernetes label that takes a node out of cloud load balancers.
+pub const EXCLUDE_FROM_LOAD_BALANCERS_LABEL: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
+
+/// AKS's label with the name of a node's agent pool.
+pub const AGENT_POOL_LABEL: &str = "kubernetes.azure.com/agentpool";
+/// The same in its deprecated form, still set.
+pub const AGENT_POOL_LABEL_DEPRECATED: &str = "agentpool";
+
+/// Label on the agent's Pods, by which harness and operator find them.
+pub const APP_NAME_LABEL: &str = "app.kubernetes.io/name";
+/// Its value on agent Pods.
+pub const AGENT_APP_NAME: &str = "spotpool-node-agent";
+/// Its value on operator Pods.
+pub const OPERATOR_APP_NAME: &str = "spotpool-operator";
+
+/// Field manager of what the operator writes.
+pub const OPERATOR_FIELD_MANAGER: &str = "spotpool-operator";
+/// Field manager of what the agent writes.
+pub const AGENT_FIELD_MANAGER: &str = "spotpool-node-agent";

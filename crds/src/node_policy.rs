@@ -1,0 +1,44 @@
+//! What an agent needs to know of the SpotPool that its node belongs to.
+
+use kube::core::Duration;
+use serde::{Deserialize, Serialize};
+
+use crate::spot_pool::{BlockedByPdb, Drain, Mode};
+
+/// Value of annotation `spotpool.dev/policy`. The operator writes it when its content changes; where it
+/// is absent or unreadable the agent's flags hold.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodePolicy {
+    /// Name of the SpotPool.
+    pub pool: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its mode. The agent handles a Preempt in both.
+    pub mode: Mode,
+    /// How to drain.
+    pub drain: DrainPolicy,
+    /// Hash of the rest, for a quick comparison.
+    pub hash: String,
+}
+
+/// How an agent drains its node under a notice.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DrainPolicy {
+    /// What becomes of pods that a disruption budget holds.
+    pub blocked_by_pdb: BlockedByPdb,
+    /// How long after the notice a blocked pod is deleted.
+    pub escalate_after: Duration,
+    /// Time kept free before the deadline.
+    pub reserve: Duration,
+}
+
+impl From<&Drain> for DrainPolicy {
+    fn from(drain: &Drain) -> Self {
+        Self {
+            blocked_by_pdb: drain.blocked_by_pdb,
+            escalate_after: drain.escalate_after,
+            reserve: drain.reserve,
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Why something was decided. One value becomes condition reason, Event reason, metric label and log
+//! field alike.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Why the operator or the agent did, or did not do, something.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+    strum::AsRefStr,
+    strum::Display,
+    strum::EnumIter,
+    strum::IntoStaticStr,
+)]
+pub enum Reason {
+    /// Everything wanted is ready and nothing is in flight.
+    AsWanted,
+    /// Capacity is on its way.
+    Progressing,
+    /// Spot is asked for to reach the wanted size (first start, growth, or a pool that decayed).
+    SpotBelowTarget,
+    /// Spot is asked for in place of nodes under notice.
+    ReplaceEvicted,
+    /// On-demand is bought because spot was lost or refused.
+    FallbackForShortfall,
+    /// Growth waits for spot that is on its way before on-demand is bought.
+    WaitingForSpot,
+    /// Fallback is wanted but `fallback.maxNodes` is reached, or no fallback is configured.
+    FallbackAtLimit,
+    /// No agent pool has room for what is missing.
+    NoCandidateWithRoom,
+    /// An agent pool has an operation running; what it cannot take goes elsewhere or waits.
+    AgentPoolBusy,
+    /// An agent pool is avoided after an error until a stated time.
+    AgentPoolAvoided,
+    /// Spot is whole again; on-demand is kept until it has been so for `failback.stabilization`.
+    Stabilizing,
+    /// A node is asked to drain because spot can carry the load again.
+    Failback,
+    /// A surplus node is younger than `failback.minOnDemandLifetime`.
+    MinimumLifetime,
+    /// A node is asked to drain because fewer nodes are wanted.
+    ScaleDown,
+    /// A drained node's machine is deleted.
+    ReturnDrained,
+    /// A drain request is taken back because its node is needed again.
+    NodeNeededAgain,
+    /// A drain ended without success (disruption budgets) and its request is withdrawn.
+    DrainTimedOut,
+    /// The named agent pool does not exist in the cluster.
+    AgentPoolNotFound,
+    /// The named agent pool may not be managed (System or Gateway mode, or autoscaled).
+    AgentPoolUnsuitable,
+    /// Another, older SpotPool already has the agent pool.
+    AgentPoolClaimed,
+    /// None of the named agent pools is a spot pool.
+    NoSpotAgentPool,
+    /// `spec.suspend` is true.
+    Suspended,
+    /// `spec.mode` is `Observe`: planned and explained, not done.
+    Observing,
+    /// Azure could not be reached or refused.
+    AzureUnreachable,
+    /// Azure answers.
+    AzureReachable,
+    /// Fewer ready units than wanted and no way to get more now.
+    CapacityShort,
+    /// Spot carries all that it should.
+    SpotReady,
+    /// On-demand stands in for spot.
+    OnDemandStandsIn,
+    /// No on-demand stands in for spot.
+    NoFallback,
+    /// A scale operation was accepted by Azure.
+    ScaleRequested,
+    /// An operation that Azure accepted has failed.
+    OperationFailed,
+    /// Azure announced the eviction of this node's VM.
+    SpotEvictionNoticed,
+    /// Azure took an announced eviction back.
+    SpotEvictionCancelled,
+    /// Every pod that a drain moves has left the node.
+    DrainCompleted,
+    /// The deadline came with pods left on the node.
+    DrainIncomplete,
+    /// A pod was deleted past its disruption budget because its VM is about to die.
+    DisruptionBudgetOverridden,
+    /// The node's voluntary drain began.
+    VoluntaryDrainStarted,
+    /// The metadata service sent something that could not be understood.
+    MetadataNotUnderstood,
+}

@@ -1,0 +1,491 @@
+//! `SpotPool`: the wanted capacity, the agent pools it may come from, and how to behave when Azure takes
+//! spot VMs back.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::core::Duration;
+use kube::{CustomResource, KubeSchema};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+
+use crate::reason::Reason;
+
+/// A SpotPool keeps a number of nodes ready, on spot VMs as far as Azure has them and on on-demand VMs
+/// for what is missing, out of AKS agent pools that exist.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "spotpool.dev",
+    version = "v1alpha1",
+    kind = "SpotPool",
+    namespaced,
+    shortname = "spp",
+    category = "all",
+    derive = "PartialEq",
+    doc = "A SpotPool keeps a number of nodes ready, on spot VMs as far as Azure has them and on on-demand VMs for what is missing, out of AKS agent pools that exist.",
+    status = "SpotPoolStatus",
+    validation = Rule::new("self.metadata.name.size() <= 63")
+        .message("a SpotPool's name becomes a node label: use at most 63 characters"),
+    scale(
+        spec_replicas_path = ".spec.replicas",
+        status_replicas_path = ".status.replicas",
+        label_selector_path = ".status.selector"
+    ),
+    printcolumn(name = "Wanted", type_ = "integer", json_path = ".status.replicas",
+        description = "Nodes that the pool keeps"),
+    printcolumn(name = "Ready", type_ = "integer", json_path = ".status.readyReplicas",
+        description = "Nodes that are ready for pods and not under notice"),
+    printcolumn(name = "Spot", type_ = "integer", json_path = ".status.capacity.readySpot",
+        description = "Of these, on spot VMs"),
+    printcolumn(name = "OnDemand", type_ = "integer", json_path = ".status.capacity.readyOnDemand",
+        description = "Of these, on on-demand VMs"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].message",
+        description = "What the pool is doing, and why"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+)]
+#[serde(rename_all = "camelCase")]
+pub struct SpotPoolSpec {
+    /// `Enforce` acts. `Observe` plans and explains in status, and writes nothing to Azure.
+    #[serde(default)]
+    pub mode: Mode,
+
+    /// Stops all writes to Azure and all drain requests until it is false again. Notices are still handled
+    /// by the node agents.
+    #[serde(default)]
+    pub suspend: bool,
+
+    /// What becomes of on-demand nodes that are there when the pool first sees their agent pool. `Keep`
+    /// counts them as capacity that failback never takes; `Reclaim` lets failback take them.
+    #[serde(default)]
+    pub adoption: Adoption,
+
+    /// Nodes wanted, 0 to 5000. HPA and KEDA may set it through `/scale`.
+    #[schemars(range(min = 0, max = 5000))]
+    pub replicas: i32,
+
+    /// The agent pools this SpotPool may use, in order of preference. They must exist; whether one is spot
+    /// or on-demand is read from Azure. An agent pool belongs to one SpotPool.
+    #[schemars(length(min = 1, max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub agent_pools: Vec<AgentPool>,
+
+    /// When and how much on-demand may stand in for spot. Without it nothing is ever bought on demand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<Fallback>,
+
+    /// When and how on-demand is given back once spot is whole again.
+    #[serde(default)]
+    pub failback: Failback,
+
+    /// How nodes under notice are drained.
+    #[serde(default)]
+    pub drain: Drain,
+}
+
+/// Whether the operator acts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Mode {
+    /// Act.
+    #[default]
+    Enforce,
+    /// Plan and explain, write nothing to Azure and request no drain.
+    Observe,
+}
+
+/// What becomes of on-demand nodes found at adoption.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Adoption {
+    /// They count as capacity and are never returned.
+    #[default]
+    Keep,
+    /// Failback may return them.
+    Reclaim,
+}
+
+/// One AKS agent pool.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentPool {
+    /// Name of the agent pool in AKS: 1 to 12 lower-case letters and digits, a letter first.
+    #[schemars(regex(pattern = "^[a-z][a-z0-9]{0,11}$"))]
+    pub name: String,
+
+    /// Most machines that may exist in it at any moment, machines under notice included, 0 to 1000.
+    #[schemars(range(min = 0, max = 1000))]
+    pub max_nodes: i32,
+}
+
+/// Limits of on-demand fallback.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[x_kube(validation = Rule::new("duration(self.growthAfter) >= duration(self.after)")
+    .message("growth must not fall back sooner than loss: raise fallback.growthAfter or lower fallback.after"))]
+#[serde(rename_all = "camelCase")]
+pub struct Fallback {
+    /// How long capacity that was lost or refused may be missing before on-demand is bought, 0s to 24h.
+    #[serde(default = "default_after")]
+    #[schemars(schema_with = "duration")]
+    #[x_kube(validation = Rule::new("duration(self) <= duration('24h')")
+        .message("fallback.after must be at most 24h"))]
+    pub after: Duration,
+
+    /// How long growth and a first start wait for spot that is on its way before on-demand is bought,
+    /// 0s to 24h.
+    #[serde(default = "default_growth_after")]
+    #[schemars(schema_with = "duration")]
+    #[x_kube(validation = Rule::new("duration(self) <= duration('24h')")
+        .message("fallback.growthAfter must be at most 24h"))]
+    pub growth_after: Duration,
+
+    /// Most on-demand nodes bought to stand in for spot, 0 to 1000, running or on their way; nodes kept by
+    /// `adoption: Keep` do not count.
+    #[schemars(range(min = 0, max = 1000))]
+    pub max_nodes: i32,
+}
+
+/// How on-demand is given back.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Failback {
+    /// How long spot must have carried the whole pool before an on-demand node is drained, 0s to 24h.
+    #[serde(default = "default_stabilization")]
+    #[schemars(schema_with = "duration")]
+    #[x_kube(validation = Rule::new("duration(self) <= duration('24h')")
+        .message("failback.stabilization must be at most 24h"))]
+    pub stabilization: Duration,
+
+    /// How long an on-demand node lives at least, 0s to 24h.
+    #[serde(default = "default_min_on_demand_lifetime")]
+    #[schemars(schema_with = "duration")]
+    #[x_kube(validation = Rule::new("duration(self) <= duration('24h')")
+        .message("failback.minOnDemandLifetime must be at most 24h"))]
+    pub min_on_demand_lifetime: Duration,
+
+    /// Most nodes drained at a time, 1 to 100.
+    #[serde(default = "default_max_concurrent")]
+    #[schemars(range(min = 1, max = 100))]
+    pub max_concurrent: i32,
+
+    /// How long a drain may wait for disruption budgets before the node is given back, 1s to 24h.
+    #[serde(default = "default_drain_timeout")]
+    #[schemars(schema_with = "duration")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('24h')")
+        .message("failback.drainTimeout must be 1s to 24h"))]
+    pub drain_timeout: Duration,
+}
+
+/// How nodes under notice are drained.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Drain {
+    /// What becomes of a pod whose disruption budget allows no eviction while its VM is about to die:
+    /// `DeleteAtDeadline` deletes it while it can still end gracefully, `Leave` lets it die with the VM.
+    #[serde(default)]
+    pub blocked_by_pdb: BlockedByPdb,
+
+    /// How long after the notice a blocked pod is deleted, 0s to 10m; sooner where the deadline asks for it.
+    #[serde(default = "default_escalate_after")]
+    #[schemars(schema_with = "duration")]
+    #[x_kube(validation = Rule::new("duration(self) <= duration('10m')")
+        .message("drain.escalateAfter must be at most 10m"))]
+    pub escalate_after: Duration,
+
+    /// Time kept free before the deadline, 0s to 20s.
+    #[serde(default = "default_reserve")]
+    #[schemars(schema_with = "duration")]
+    #[x_kube(validation = Rule::new("duration(self) <= duration('20s')")
+        .message("drain.reserve must be at most 20s: Azure gives 30s at best"))]
+    pub reserve: Duration,
+}
+
+/// What becomes of pods that a disruption budget holds on a dying node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum BlockedByPdb {
+    /// Deleted while they can still end gracefully.
+    #[default]
+    DeleteAtDeadline,
+    /// Left to die with the VM.
+    Leave,
+}
+
+const fn seconds(seconds: u64) -> std::time::Duration {
+    std::time::Duration::from_secs(seconds)
+}
+
+fn default_after() -> Duration {
+    seconds(0).into()
+}
+fn default_growth_after() -> Duration {
+    seconds(300).into()
+}
+fn default_stabilization() -> Duration {
+    seconds(600).into()
+}
+fn default_min_on_demand_lifetime() -> Duration {
+    seconds(1200).into()
+}
+fn default_max_concurrent() -> i32 {
+    1
+}
+fn default_drain_timeout() -> Duration {
+    seconds(900).into()
+}
+fn default_escalate_after() -> Duration {
+    seconds(8).into()
+}
+fn default_reserve() -> Duration {
+    seconds(2).into()
+}
+
+impl Default for Failback {
+    fn default() -> Self {
+        Self {
+            stabilization: default_stabilization(),
+            min_on_demand_lifetime: default_min_on_demand_lifetime(),
+            max_concurrent: default_max_concurrent(),
+            drain_timeout: default_drain_timeout(),
+        }
+    }
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self {
+            blocked_by_pdb: BlockedByPdb::default(),
+            escalate_after: default_escalate_after(),
+            reserve: default_reserve(),
+        }
+    }
+}
+
+/// Durations are strings such as `30s`, `5m` or `1h30m`.
+fn duration(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "string",
+        "pattern": "^([0-9]+(h|m|s|ms))+$",
+        "maxLength": 20,
+    })
+}
+
+/// What the operator sees, does and plans. Written by the operator alone.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SpotPoolStatus {
+    /// Generation of the spec that this status speaks of.
+    #[serde(default)]
+    pub observed_generation: i64,
+
+    /// Nodes that the pool keeps: the effective wanted number, for `/scale`.
+    #[serde(default)]
+    pub replicas: i32,
+
+    /// Nodes that are ready for pods and not under notice.
+    #[serde(default)]
+    pub ready_replicas: i32,
+
+    /// Label selector of the pool's nodes, for `/scale`.
+    #[serde(default)]
+    pub selector: String,
+
+    /// The capacity in numbers.
+    #[serde(default)]
+    pub capacity: Capacity,
+
+    /// One entry for each agent pool of the spec.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub agent_pools: Vec<AgentPoolStatus>,
+
+    /// On-demand nodes that stand in for spot, and their return.
+    #[serde(default)]
+    pub fallback: FallbackStatus,
+
+    /// What the last plan does and why, step by step.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub plan: Vec<PlanStep>,
+
+    /// `Ready`, `Reconciling` and `Stalled` follow kstatus; also `SpotAvailable`, `FallbackActive` and
+    /// `AzureReachable`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// Capacity in nodes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Capacity {
+    /// Wanted.
+    #[serde(default)]
+    pub wanted: i32,
+    /// Ready on spot VMs.
+    #[serde(default)]
+    pub ready_spot: i32,
+    /// Ready on on-demand VMs.
+    #[serde(default)]
+    pub ready_on_demand: i32,
+    /// Asked of Azure and not ready yet, spot and on-demand.
+    #[serde(default)]
+    pub on_the_way: i32,
+    /// Under notice: still there, worth nothing.
+    #[serde(default)]
+    pub evicting: i32,
+    /// The most that was ready since the pool last grew: what lies below it was lost, what lies above it is
+    /// growth.
+    #[serde(default)]
+    pub established: i32,
+    /// Since when established capacity is missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost_since: Option<Time>,
+    /// Since when growth waits for capacity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub growth_since: Option<Time>,
+}
+
+/// What is known of one agent pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentPoolStatus {
+    /// Its name.
+    pub name: String,
+    /// Spot or on-demand, from Azure; absent while Azure has not answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
+    /// VM size.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub vm_size: String,
+    /// Availability zones.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub zones: Vec<String>,
+    /// Azure's `count`.
+    #[serde(default)]
+    pub count: i32,
+    /// Machines that exist.
+    #[serde(default)]
+    pub machines: i32,
+    /// Nodes ready for pods and not under notice.
+    #[serde(default)]
+    pub ready: i32,
+    /// Nodes under notice.
+    #[serde(default)]
+    pub evicting: i32,
+    /// On-demand nodes found at adoption that failback never takes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<i32>,
+    /// Azure's `provisioningState`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub provisioning_state: String,
+    /// What we asked of Azure and have not seen finished. Written before the request is sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operation: Option<Operation>,
+    /// Nothing new is asked of it before this time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub avoided_until: Option<Time>,
+    /// The last error that Azure gave for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<AzureError>,
+    /// Why it is not used, if it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub unusable: Option<Reason>,
+}
+
+/// What an agent pool sells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum Role {
+    /// Spot VMs.
+    Spot,
+    /// On-demand VMs (Azure's `Regular`).
+    OnDemand,
+}
+
+/// One operation on an agent pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Operation {
+    /// What was asked.
+    pub kind: OperationKind,
+    /// The agent pool's count that was asked for, or the machines to delete.
+    pub count: i32,
+    /// When.
+    pub since: Time,
+}
+
+/// Kinds of operations on an agent pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum OperationKind {
+    /// PUT of the agent pool with a higher count.
+    ScaleUp,
+    /// POST deleteMachines.
+    DeleteMachines,
+}
+
+/// An error as Azure gave it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AzureError {
+    /// Azure's code, such as `SkuNotAvailable`.
+    pub code: String,
+    /// Azure's message, shortened.
+    pub message: String,
+    /// When it was given.
+    pub time: Time,
+}
+
+/// On-demand nodes that stand in for spot.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FallbackStatus {
+    /// How many exist or are on their way.
+    #[serde(default)]
+    pub nodes: i32,
+    /// Since when there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Time>,
+    /// Since when spot has carried the whole pool: failback begins `failback.stabilization` later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spot_whole_since: Option<Time>,
+    /// Nodes that have been asked to drain.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub draining: Vec<String>,
+    /// No node is asked to drain before this time, because the last drain failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused_until: Option<Time>,
+}
+
+/// One step of the plan.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PlanStep {
+    /// Why. Any text in the schema, so that a newer operator can write to an older CRD.
+    #[schemars(with = "String")]
+    pub reason: Reason,
+    /// The agent pool it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_pool: Option<String>,
+    /// In words.
+    pub message: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_manifest_gets_the_documented_defaults() {
+        let spec: SpotPoolSpec = serde_yaml_ng::from_str(
+            "replicas: 4\nagentPools: [{name: spota, maxNodes: 8}]\nfallback: {maxNodes: 2}\n",
+        )
+        .unwrap();
+        assert_eq!(spec.mode, Mode::Enforce);
+        assert!(!spec.suspend);
+        assert_eq!(spec.adoption, Adoption::Keep);
+        let fallback = spec.fallback.unwrap();
+        assert_eq!(
+            (fallback.after, fallback.growth_after),
+            (Duration::from(seconds(0)), Duration::from(seconds(300)))
+        );
+        assert_eq!(spec.drain.escalate_after, Duration::from(seconds(8)));
+        assert_eq!(spec.drain.reserve, Duration::from(seconds(2)));
+        assert_eq!(spec.drain.blocked_by_pdb, BlockedByPdb::DeleteAtDeadline);
+        assert_eq!(spec.failback.max_concurrent, 1);
+    }
+}
