@@ -1,1 +1,8 @@
-//! placeholder
+//! What both programs share: flags, logs, the Kubernetes client, the admin server, and how they end.
+
+pub mod admin;
+pub mod args;
+pub mod client;
+pub mod exit;
+pub mod shutdown;
+pub mod telemetry;
