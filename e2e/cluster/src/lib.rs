@@ -1,1 +1,29 @@
-//! placeholder
+//! A real Kubernetes control plane on this machine, without containers and without root: etcd, the API server, the
+//! controller manager and the scheduler, built from source, and KWOK to play the kubelets of fake nodes.
+//!
+//! ```no_run
+//! # async fn example() -> anyhow::Result<()> {
+//! use spotpool_e2e_cluster::{Cluster, ClusterOptions};
+//!
+//! let cluster = Cluster::start(ClusterOptions::default()).await?;
+//! let client = cluster.client().await?;
+//! // … create nodes with the label `type=kwok`, run programs with `cluster.admin_kubeconfig()` …
+//! cluster.stop().await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Every process that is started here, see [`Program`] and [`Supervised`], ends with the process that started it,
+//! even if that one is killed.
+
+mod cluster;
+mod kwok;
+mod pki;
+mod progress;
+mod supervise;
+mod tools;
+
+pub use cluster::{Cluster, ClusterOptions};
+pub use kwok::{NODE_AGENT_NAME, NODE_LABEL, STOP_AFTER_ANNOTATION};
+pub use supervise::{Program, Signal, Supervised};
+pub use tools::{ASSETS_ENV, TOOLS_DIR_ENV, Tools};
