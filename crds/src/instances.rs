@@ -98,9 +98,7 @@ impl Serialize for InstanceRanges {
 
 impl<'de> Deserialize<'de> for InstanceRanges {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(de::Error::custom)
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
     }
 }
 
@@ -111,12 +109,9 @@ mod tests {
 
     #[test]
     fn reads_what_people_write() {
-        for (text, ids) in [
-            ("", vec![]),
-            ("0", vec![0]),
-            ("3-5,14", vec![3, 4, 5, 14]),
-            ("7,5,6", vec![5, 6, 7]),
-        ] {
+        for (text, ids) in
+            [("", vec![]), ("0", vec![0]), ("3-5,14", vec![3, 4, 5, 14]), ("7,5,6", vec![5, 6, 7])]
+        {
             let ranges: InstanceRanges = text.parse().unwrap();
             assert_eq!(ranges.iter().collect::<Vec<_>>(), ids, "{text}");
         }
@@ -124,15 +119,7 @@ mod tests {
 
     #[test]
     fn refuses_nonsense_without_filling_memory() {
-        for text in [
-            "x",
-            "5-3",
-            "1-",
-            "-",
-            "1-99999999999",
-            "0-6000",
-            "18446744073709551616",
-        ] {
+        for text in ["x", "5-3", "1-", "-", "1-99999999999", "0-6000", "18446744073709551616"] {
             assert!(text.parse::<InstanceRanges>().is_err(), "{text}");
         }
     }

@@ -42,10 +42,7 @@ impl FromStr for ProviderId {
         {
             return Err(wrong());
         }
-        Ok(Self {
-            scale_set: scale_set.to_owned(),
-            instance: instance.parse().map_err(|_| wrong())?,
-        })
+        Ok(Self { scale_set: scale_set.to_owned(), instance: instance.parse().map_err(|_| wrong())? })
     }
 }
 
@@ -58,9 +55,7 @@ impl ProviderId {
     /// The instance id if `resource`, a name from a Scheduled Events document, is a VM of this scale set.
     pub fn sibling(&self, resource: &str) -> Option<u64> {
         let (scale_set, instance) = resource.rsplit_once('_')?;
-        (scale_set.eq_ignore_ascii_case(&self.scale_set))
-            .then(|| instance.parse().ok())
-            .flatten()
+        (scale_set.eq_ignore_ascii_case(&self.scale_set)).then(|| instance.parse().ok()).flatten()
     }
 }
 
@@ -82,10 +77,7 @@ mod tests {
             format!("{PREFIX}virtualMachineScaleSets/aks-spot-12345678-vmss/virtualMachines/13")
                 .parse()
                 .unwrap();
-        assert_eq!(
-            (id.scale_set.as_str(), id.instance),
-            ("aks-spot-12345678-vmss", 13)
-        );
+        assert_eq!((id.scale_set.as_str(), id.instance), ("aks-spot-12345678-vmss", 13));
         assert_eq!(id.imds_name(), "aks-spot-12345678-vmss_13");
         assert_eq!(id.sibling("AKS-spot-12345678-VMSS_40"), Some(40));
         assert_eq!(id.sibling("aks-other-12345678-vmss_40"), None);

@@ -2,7 +2,7 @@
 //! spot VMs back.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use kube::core::Duration;
+pub use kube::core::Duration;
 use kube::{CustomResource, KubeSchema};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
@@ -327,8 +327,8 @@ pub struct Capacity {
     /// Under notice: still there, worth nothing.
     #[serde(default)]
     pub evicting: i32,
-    /// The most that was ready since the pool last grew: what lies below it was lost, what lies above it is
-    /// growth.
+    /// The most that has been ready at once, at most what is wanted: what is missing below it was lost, what
+    /// is missing above it is growth.
     #[serde(default)]
     pub established: i32,
     /// Since when established capacity is missing.
@@ -402,8 +402,10 @@ pub enum Role {
 pub struct Operation {
     /// What was asked.
     pub kind: OperationKind,
-    /// The agent pool's count that was asked for, or the machines to delete.
+    /// The agent pool's count that was asked for; for `DeleteMachines` what is left after it.
     pub count: i32,
+    /// Machines asked for beyond those that existed; for `DeleteMachines` those to delete.
+    pub machines: i32,
     /// When.
     pub since: Time,
 }
@@ -439,9 +441,10 @@ pub struct FallbackStatus {
     /// Since when there are any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<Time>,
-    /// Since when spot has carried the whole pool: failback begins `failback.stabilization` later.
+    /// Since when more nodes are there than needed, without a spot node under notice: the first is asked
+    /// to drain `failback.stabilization` later.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub spot_whole_since: Option<Time>,
+    pub surplus_since: Option<Time>,
     /// Nodes that have been asked to drain.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Set)]

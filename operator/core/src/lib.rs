@@ -1,1 +1,15 @@
-//! placeholder
+//! The operator's decisions: pure functions of what is known and of `now`. No client, no clock, no async.
+//!
+//! [`plan()`] is the whole of it. It never fails and never waits; what cannot be done now is a step with a
+//! reason and a time at which to look again.
+
+pub mod avoidance;
+pub mod claims;
+mod failback;
+mod fallback;
+mod placement;
+mod plan;
+mod snapshot;
+
+pub use plan::{Action, Memory, Plan, plan};
+pub use snapshot::{AgentPoolView, DrainView, NodeView, Snapshot};

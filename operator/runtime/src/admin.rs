@@ -20,10 +20,7 @@ pub struct Readiness(Arc<Mutex<BTreeMap<&'static str, Option<String>>>>);
 impl Readiness {
     /// Adds something to wait for: closed until its gate is opened.
     pub fn gate(&self, name: &'static str) -> Gate {
-        let gate = Gate {
-            name,
-            readiness: self.clone(),
-        };
+        let gate = Gate { name, readiness: self.clone() };
         gate.close("starting");
         gate
     }
@@ -85,9 +82,7 @@ pub async fn serve(
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .with_state(Admin { readiness, registry });
-    axum::serve(listener, app)
-        .with_graceful_shutdown(shutdown.cancelled_owned())
-        .await
+    axum::serve(listener, app).with_graceful_shutdown(shutdown.cancelled_owned()).await
 }
 
 async fn readyz(State(admin): State<Admin>) -> impl IntoResponse {
@@ -104,10 +99,7 @@ async fn metrics(State(admin): State<Admin>, headers: HeaderMap) -> impl IntoRes
     if prometheus_client::encoding::text::encode(&mut text, &admin.registry).is_err() {
         return (StatusCode::INTERNAL_SERVER_ERROR, "metrics cannot be written\n").into_response();
     }
-    let accept = headers
-        .get(header::ACCEPT)
-        .and_then(|accept| accept.to_str().ok())
-        .unwrap_or_default();
+    let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
     if accept.contains(OPEN_METRICS) {
         let kind = format!("{OPEN_METRICS}; version=1.0.0; charset=utf-8");
         ([(header::CONTENT_TYPE, kind)], text).into_response()

@@ -55,10 +55,7 @@ pub fn parse<T: clap::Parser>() -> T {
 /// The part of clap's message that says what is wrong, without usage.
 fn summary(message: &str) -> String {
     let message = message.split("\n\nUsage:").next().unwrap_or(message);
-    let message = message
-        .split("\n\nFor more information")
-        .next()
-        .unwrap_or(message);
+    let message = message.split("\n\nFor more information").next().unwrap_or(message);
     one_line(message.trim().trim_start_matches("error: "))
 }
 
@@ -79,10 +76,7 @@ mod tests {
     #[test]
     fn a_wrong_flag_is_one_line_that_names_it() {
         for (line, wanted) in [
-            (
-                vec!["p", "--node-name", "n", "--log-format", "xml"],
-                "--log-format",
-            ),
+            (vec!["p", "--node-name", "n", "--log-format", "xml"], "--log-format"),
             (vec!["p"], "--node-name"),
             (vec!["p", "--nodename", "n"], "--nodename"),
         ] {
@@ -91,9 +85,6 @@ mod tests {
             assert!(summary.contains(wanted) && !summary.contains('\n'), "{summary}");
         }
         let args = Args::try_parse_from(["p", "--node-name", "n"]).unwrap();
-        assert_eq!(
-            (args.common.log_format, args.node_name.as_str()),
-            (LogFormat::Json, "n")
-        );
+        assert_eq!((args.common.log_format, args.node_name.as_str()), (LogFormat::Json, "n"));
     }
 }

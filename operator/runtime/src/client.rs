@@ -66,10 +66,7 @@ fn client(config: &Config) -> Result<Client, kube::Error> {
         .timeout(RESPONSE_TIMEOUT)
         .map_err(BoxError::from)
         .service(hyper);
-    Ok(Client::new(
-        service.boxed_clone(),
-        config.default_namespace.clone(),
-    ))
+    Ok(Client::new(service.boxed_clone(), config.default_namespace.clone()))
 }
 
 async fn load(kubeconfig: Option<&Path>) -> Result<Config, ConfigError> {
@@ -84,9 +81,7 @@ async fn load(kubeconfig: Option<&Path>) -> Result<Config, ConfigError> {
                 .map_err(|error| wrong(&error))
         }
         None => Config::incluster().map_err(|error| {
-            ConfigError(format!(
-                "not in a cluster ({error}); outside of one give --kubeconfig FILE"
-            ))
+            ConfigError(format!("not in a cluster ({error}); outside of one give --kubeconfig FILE"))
         }),
     }
 }
@@ -99,8 +94,5 @@ fn certificates(bundle: &Path) -> Result<Vec<Vec<u8>>, ConfigError> {
     if certificates.is_empty() {
         return Err(wrong("holds no certificate in PEM form".into()));
     }
-    Ok(certificates
-        .into_iter()
-        .map(|certificate| certificate.to_vec())
-        .collect())
+    Ok(certificates.into_iter().map(|certificate| certificate.to_vec()).collect())
 }

@@ -12,16 +12,11 @@ pub fn init(args: &CommonArgs) -> Result<(), ConfigError> {
     // kube's watcher logs every lost connection as an error although it recovers; we log our own word.
     let filter = EnvFilter::try_new(format!("kube_client=warn,{}", args.log_level))
         .map_err(|error| ConfigError(format!("--log-level {}: {error}", args.log_level)))?;
-    let logs = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match args.log_format {
-        LogFormat::Json => logs
-            .json()
-            .flatten_event(true)
-            .with_current_span(false)
-            .with_span_list(false)
-            .init(),
+        LogFormat::Json => {
+            logs.json().flatten_event(true).with_current_span(false).with_span_list(false).init()
+        }
         LogFormat::Text => logs.with_ansi(std::io::stderr().is_terminal()).init(),
     }
     Ok(())

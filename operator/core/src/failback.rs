@@ -1,0 +1,228 @@
+//! Giving back what is no longer needed: on-demand first, one drain after another, never in a hurry.
+
+use std::collections::BTreeSet;
+
+use jiff::SignedDuration;
+use spotpool_crds::Reason;
+use spotpool_crds::spot_pool::Role;
+use spotpool_crds::voluntary_drain::{DrainPhase, DrainReason};
+
+use crate::plan::{Action, Draft, Situation, kept, later};
+use crate::snapshot::NodeView;
+
+/// An agent that has not answered this long after `notAfter` does not live.
+const AGENT_SILENCE: SignedDuration = SignedDuration::from_secs(60);
+
+/// The voluntary drains that are under way.
+pub(crate) struct Drains<'a> {
+    /// Draining or drained, and still asked for.
+    open: Vec<(&'a NodeView, Role)>,
+    failed: Vec<&'a NodeView>,
+}
+
+impl<'a> Drains<'a> {
+    pub fn of(situation: &Situation<'a>) -> Self {
+        let (snapshot, now) = (situation.snapshot, situation.now);
+        let mut drains = Self { open: Vec::new(), failed: Vec::new() };
+        for pool in &snapshot.agent_pools {
+            let Ok(role) = pool.role else { continue };
+            for node in snapshot.nodes_of(pool).filter(|node| !node.noticed) {
+                let Some(drain) = &node.drain else { continue };
+                let given_up = match drain.phase {
+                    Some(DrainPhase::TimedOut | DrainPhase::Cancelled) => true,
+                    Some(DrainPhase::Drained) => false,
+                    Some(DrainPhase::Draining) | None => {
+                        drain.not_after.saturating_add(AGENT_SILENCE).is_ok_and(|end| end < now)
+                    }
+                };
+                if given_up {
+                    drains.failed.push(node);
+                } else {
+                    drains.open.push((node, role));
+                }
+            }
+        }
+        // Those that have got least far are taken back first.
+        drains.open.sort_by_key(|(node, _)| {
+            (node.drain.as_ref().map(|drain| drain.phase == Some(DrainPhase::Drained)), node.name.clone())
+        });
+        drains
+    }
+
+    /// Takes back up to `needed` requests on nodes of `role`: quicker than any new machine.
+    pub fn withdraw(&mut self, role: Role, needed: u32, draft: &mut Draft) -> u32 {
+        let mut taken = 0;
+        self.open.retain(|(node, of)| {
+            if *of != role || taken == needed {
+                return true;
+            }
+            taken += 1;
+            draft.step(
+                Reason::NodeNeededAgain,
+                Some(&node.agent_pool),
+                format!("{} is needed again", node.name),
+            );
+            draft
+                .actions
+                .push(Action::WithdrawDrain { node: node.name.clone(), reason: Reason::NodeNeededAgain });
+            false
+        });
+        taken
+    }
+}
+
+pub(crate) fn decide(
+    situation: &Situation<'_>,
+    fallback_wanted: u32,
+    drains: &Drains<'_>,
+    draft: &mut Draft,
+) {
+    let now = situation.now;
+    for node in &drains.failed {
+        let until = later(now, situation.spec.failback.stabilization);
+        draft.memory.paused_until = Some(draft.memory.paused_until.map_or(until, |paused| paused.max(until)));
+        draft.step(
+            Reason::DrainTimedOut,
+            Some(&node.agent_pool),
+            format!("{} could not be drained in time; its request is withdrawn", node.name),
+        );
+        draft.actions.push(Action::WithdrawDrain { node: node.name.clone(), reason: Reason::DrainTimedOut });
+    }
+    draft.memory.paused_until = draft.memory.paused_until.filter(|until| *until > now);
+
+    return_drained(situation, drains, draft);
+    request_drains(situation, fallback_wanted, drains, draft);
+}
+
+/// Deletes the machines that are drained, all of an agent pool in one request.
+fn return_drained(situation: &Situation<'_>, drains: &Drains<'_>, draft: &mut Draft) {
+    let (snapshot, now) = (situation.snapshot, situation.now);
+    let scaled: BTreeSet<String> = draft
+        .actions
+        .iter()
+        .filter_map(|action| match action {
+            Action::ScaleUp { agent_pool, .. } => Some(agent_pool.clone()),
+            _ => None,
+        })
+        .collect();
+    for pool in &snapshot.agent_pools {
+        let mut nodes: Vec<String> = drains
+            .open
+            .iter()
+            .filter(|(node, _)| node.agent_pool == pool.name)
+            .filter(|(node, _)| {
+                node.drain.as_ref().is_some_and(|drain| drain.phase == Some(DrainPhase::Drained))
+            })
+            .map(|(node, _)| node.name.clone())
+            .collect();
+        if nodes.is_empty() {
+            continue;
+        }
+        nodes.sort();
+        let names = nodes.join(", ");
+        if pool.busy || scaled.contains(&pool.name) {
+            draft.step(
+                Reason::AgentPoolBusy,
+                Some(&pool.name),
+                format!("{names} drained; {} has an operation running", pool.name),
+            );
+        } else if let Some(until) = pool.avoided_until.filter(|until| *until > now) {
+            draft.wake_at(until);
+            draft.step(
+                Reason::AgentPoolAvoided,
+                Some(&pool.name),
+                format!("{names} drained; {} is avoided until {until:.0}", pool.name),
+            );
+        } else {
+            draft.step(Reason::ReturnDrained, Some(&pool.name), format!("return {names}"));
+            let remaining = snapshot.existing(pool).saturating_sub(nodes.len() as u32);
+            draft.actions.push(Action::DeleteMachines { agent_pool: pool.name.clone(), nodes, remaining });
+        }
+    }
+}
+
+fn request_drains(situation: &Situation<'_>, fallback_wanted: u32, drains: &Drains<'_>, draft: &mut Draft) {
+    let Situation { spec, tally, now, .. } = situation;
+    let now = *now;
+    let candidates = surplus(situation, fallback_wanted);
+    // Any spot node under notice starts the wait anew: spot that is being taken is not stable.
+    if candidates.is_empty() || tally.evicting > 0 {
+        draft.memory.surplus_since = None;
+        return;
+    }
+    let since = *draft.memory.surplus_since.get_or_insert(now);
+    let from = draft.memory.paused_until.unwrap_or(now).max(later(since, spec.failback.stabilization));
+    if from > now {
+        draft.wake_at(from);
+        draft.step(
+            Reason::Stabilizing,
+            None,
+            format!("{} more than needed; the first is drained from {from:.0}", candidates.len()),
+        );
+        return;
+    }
+    // Voluntary: what stays must carry the pool by itself.
+    let mut spare = tally.ready().saturating_sub(tally.wanted);
+    let returned: usize = draft.actions.iter().map(Action::machines_deleted).sum();
+    let under_way = drains.open.len() - returned;
+    let mut slots = (spec.failback.max_concurrent.max(1) as usize).saturating_sub(under_way);
+    for (node, role) in candidates {
+        if slots == 0 {
+            break;
+        }
+        let reason = match role {
+            Role::OnDemand => DrainReason::Failback,
+            Role::Spot => DrainReason::ScaleDown,
+        };
+        let old_enough = later(node.created, spec.failback.min_on_demand_lifetime);
+        if role == Role::OnDemand && old_enough > now {
+            draft.wake_at(old_enough);
+            draft.step(
+                Reason::MinimumLifetime,
+                Some(&node.agent_pool),
+                format!("{} is kept until {old_enough:.0}, its minimum lifetime", node.name),
+            );
+            continue;
+        }
+        if node.ready {
+            if spare == 0 {
+                continue;
+            }
+            spare -= 1;
+        }
+        slots -= 1;
+        let step = if role == Role::OnDemand { Reason::Failback } else { Reason::ScaleDown };
+        draft.step(step, Some(&node.agent_pool), format!("drain {}: it is no longer needed", node.name));
+        draft.actions.push(Action::RequestDrain {
+            node: node.name.clone(),
+            reason,
+            not_after: later(now, spec.failback.drain_timeout),
+        });
+    }
+}
+
+/// Nodes beyond need, in the order in which they go: bought on-demand nodes, oldest first, then spot nodes,
+/// those that do not work and the youngest first.
+fn surplus<'a>(situation: &Situation<'a>, fallback_wanted: u32) -> Vec<(&'a NodeView, Role)> {
+    let Situation { spec, snapshot, tally, .. } = situation;
+    let mut on_demand = Vec::new();
+    let mut spot = Vec::new();
+    for pool in &snapshot.agent_pools {
+        let mut nodes: Vec<_> = snapshot.nodes_of(pool).filter(|node| node.stays()).collect();
+        nodes.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
+        match pool.role {
+            Ok(Role::OnDemand) => {
+                // Those found at adoption are the oldest.
+                on_demand.extend(nodes.into_iter().skip(kept(spec, pool) as usize));
+            }
+            Ok(Role::Spot) => spot.extend(nodes),
+            Err(_) => {}
+        }
+    }
+    on_demand.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
+    spot.sort_by(|a, b| (a.ready, b.created, &a.name).cmp(&(b.ready, a.created, &b.name)));
+    let too_much_on_demand = tally.on_demand_have.saturating_sub(tally.kept + fallback_wanted) as usize;
+    let too_much_spot = tally.spot_have.saturating_sub(tally.spot_target) as usize;
+    let on_demand = on_demand.into_iter().take(too_much_on_demand).map(|node| (node, Role::OnDemand));
+    on_demand.chain(spot.into_iter().take(too_much_spot).map(|node| (node, Role::Spot))).collect()
+}

@@ -1,0 +1,86 @@
+//! On-demand in the stead of spot: how much, and from when.
+
+use spotpool_crds::Reason;
+
+use crate::plan::{Draft, Memory, Situation, later};
+
+/// What spot (and kept on-demand) does not carry.
+pub(crate) struct Shortfall {
+    /// Was there once and is not ready now. A spot node on its way counts for nothing until it is Ready.
+    pub lost: u32,
+    /// Never was there, and spot is on its way for it.
+    pub growth_on_its_way: u32,
+    /// Never was there, and no agent pool could be asked for it.
+    pub growth_refused: u32,
+}
+
+impl Shortfall {
+    /// Measures the shortfall and keeps the clocks of `memory`.
+    pub fn of(situation: &Situation<'_>, asked_now: u32, memory: &mut Memory) -> Self {
+        let (tally, now) = (&situation.tally, situation.now);
+        memory.established = memory.established.max(tally.ready()).min(tally.wanted);
+        let carried = tally.spot_ready + tally.on_demand_ready.min(tally.kept);
+        let lost = memory.established.saturating_sub(carried);
+        let growth = tally.wanted.saturating_sub(carried).saturating_sub(lost);
+        let on_its_way = (tally.spot_have + asked_now).saturating_sub(tally.spot_ready);
+        let growth_on_its_way = growth.min(on_its_way);
+        memory.lost_since = (lost > 0).then(|| memory.lost_since.unwrap_or(now));
+        memory.growth_since = (growth > 0).then(|| memory.growth_since.unwrap_or(now));
+        Self { lost, growth_on_its_way, growth_refused: growth - growth_on_its_way }
+    }
+}
+
+/// How much on-demand there should be beyond the kept nodes.
+pub(crate) struct Fallback {
+    /// Nodes that should stand in now.
+    pub nodes: u32,
+    /// Nodes that may be bought without passing `fallback.maxNodes`, counting all that run or are on their
+    /// way, those that leave included.
+    pub may_buy: u32,
+}
+
+pub(crate) fn decide(situation: &Situation<'_>, shortfall: &Shortfall, draft: &mut Draft) -> Fallback {
+    let (tally, now) = (&situation.tally, situation.now);
+    let short = shortfall.lost + shortfall.growth_on_its_way + shortfall.growth_refused;
+    let Some(fallback) = &situation.spec.fallback else {
+        if shortfall.lost + shortfall.growth_refused > 0 {
+            draft.step(
+                Reason::FallbackAtLimit,
+                None,
+                format!("{short} nodes short and no fallback configured: set spec.fallback.maxNodes to allow on-demand"),
+            );
+        }
+        return Fallback { nodes: 0, may_buy: 0 };
+    };
+
+    let mut due = 0;
+    let parts = [
+        (shortfall.lost, draft.memory.lost_since, fallback.after, "lost"),
+        (shortfall.growth_refused, draft.memory.growth_since, fallback.after, "refused"),
+        (shortfall.growth_on_its_way, draft.memory.growth_since, fallback.growth_after, "growth"),
+    ];
+    for (nodes, since, wait, what) in parts.into_iter().filter(|(nodes, ..)| *nodes > 0) {
+        let from = since.map_or(now, |since| later(since, wait));
+        if from <= now {
+            due += nodes;
+        } else {
+            draft.wake_at(from);
+            draft.step(
+                Reason::WaitingForSpot,
+                None,
+                format!("{nodes} nodes short ({what}): on-demand from {from:.0} unless spot is ready before"),
+            );
+        }
+    }
+
+    let limit = fallback.max_nodes.max(0) as u32;
+    if due > limit {
+        draft.step(
+            Reason::FallbackAtLimit,
+            None,
+            format!("{due} nodes should fall back, fallback.maxNodes is {limit}"),
+        );
+    }
+    let paid_for = tally.on_demand_committed.saturating_sub(tally.kept);
+    Fallback { nodes: due.min(limit), may_buy: limit.saturating_sub(paid_for) }
+}

@@ -1,0 +1,339 @@
+//! One plan: what to do now, why, what to remember, and when to look again.
+
+use jiff::{SignedDuration, Timestamp};
+use spotpool_crds::Reason;
+use spotpool_crds::spot_pool::{Adoption, Capacity, Duration, Mode, PlanStep, Role, SpotPoolSpec};
+use spotpool_crds::voluntary_drain::DrainReason;
+
+use crate::failback::{self, Drains};
+use crate::fallback::{self, Shortfall};
+use crate::placement::{Placement, place};
+use crate::snapshot::{AgentPoolView, Snapshot};
+
+/// One thing to do. At most one write to an agent pool in a plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// PUT the agent pool with a higher count.
+    ScaleUp {
+        /// The agent pool.
+        agent_pool: String,
+        /// Machines beyond those that exist.
+        new: u32,
+        /// The count to ask for: machines that exist, doomed ones included, and the new ones.
+        count: u32,
+        /// Why.
+        reason: Reason,
+    },
+    /// Delete drained machines by name.
+    DeleteMachines {
+        /// The agent pool.
+        agent_pool: String,
+        /// Names of nodes, which are also the machines' names.
+        nodes: Vec<String>,
+        /// Machines that remain.
+        remaining: u32,
+    },
+    /// Ask the node's agent to drain it, PDBs kept.
+    RequestDrain {
+        /// The node.
+        node: String,
+        /// Why.
+        reason: DrainReason,
+        /// When the agent gives up.
+        not_after: Timestamp,
+    },
+    /// Take the drain request back; the agent gives the node back.
+    WithdrawDrain {
+        /// The node.
+        node: String,
+        /// Why.
+        reason: Reason,
+    },
+}
+
+impl Action {
+    pub(crate) fn machines_deleted(&self) -> usize {
+        match self {
+            Self::DeleteMachines { nodes, .. } => nodes.len(),
+            _ => 0,
+        }
+    }
+}
+
+/// What one plan leaves for the next: kept in status, so that it survives restarts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// The most that has been ready at once, at most what is wanted.
+    pub established: u32,
+    /// Since when established capacity is missing.
+    pub lost_since: Option<Timestamp>,
+    /// Since when growth waits for capacity.
+    pub growth_since: Option<Timestamp>,
+    /// Since when more nodes are there than needed.
+    pub surplus_since: Option<Timestamp>,
+    /// No node is asked to drain before this time.
+    pub paused_until: Option<Timestamp>,
+    /// Since when on-demand stands in for spot.
+    pub fallback_since: Option<Timestamp>,
+}
+
+/// The outcome of [`plan()`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// What to do. Empty in `Observe` and while suspended.
+    pub actions: Vec<Action>,
+    /// What would be done if the SpotPool were enforced.
+    pub withheld: Vec<Action>,
+    /// Why, step by step, without anything that changes while nothing happens.
+    pub steps: Vec<PlanStep>,
+    /// The capacity in numbers.
+    pub capacity: Capacity,
+    /// Spot nodes that should exist.
+    pub spot_target: u32,
+    /// On-demand nodes beyond the kept ones, running or on their way.
+    pub fallback_nodes: u32,
+    /// What to remember.
+    pub memory: Memory,
+    /// When time alone changes the plan.
+    pub wake: Option<Timestamp>,
+}
+
+/// All that a decision looks at.
+pub(crate) struct Situation<'a> {
+    pub spec: &'a SpotPoolSpec,
+    pub snapshot: &'a Snapshot,
+    pub tally: Tally,
+    pub now: Timestamp,
+}
+
+/// Counts over the snapshot. Nodes under notice or asked to drain count in none but `evicting`.
+pub(crate) struct Tally {
+    pub wanted: u32,
+    /// On-demand nodes that were there at adoption and still are.
+    pub kept: u32,
+    pub spot_target: u32,
+    /// Spot nodes that stay, and those on their way.
+    pub spot_have: u32,
+    pub spot_ready: u32,
+    /// The same for on-demand, kept ones included.
+    pub on_demand_have: u32,
+    pub on_demand_ready: u32,
+    /// On-demand machines that may come to exist or still do, leaving ones included: what is paid for.
+    pub on_demand_committed: u32,
+    pub creating: u32,
+    pub evicting: u32,
+}
+
+impl Tally {
+    fn of(spec: &SpotPoolSpec, snapshot: &Snapshot) -> Self {
+        let wanted = spec.replicas.max(0) as u32;
+        let mut tally = Self {
+            wanted,
+            kept: 0,
+            spot_target: 0,
+            spot_have: 0,
+            spot_ready: 0,
+            on_demand_have: 0,
+            on_demand_ready: 0,
+            on_demand_committed: 0,
+            creating: 0,
+            evicting: 0,
+        };
+        for pool in &snapshot.agent_pools {
+            let stay = snapshot.nodes_of(pool).filter(|node| node.stays()).count() as u32;
+            let ready = snapshot.nodes_of(pool).filter(|node| node.serves()).count() as u32;
+            let creating = snapshot.creating(pool);
+            tally.evicting += snapshot.nodes_of(pool).filter(|node| node.noticed).count() as u32;
+            match pool.role {
+                Ok(Role::Spot) => {
+                    tally.spot_have += stay + creating;
+                    tally.spot_ready += ready;
+                }
+                Ok(Role::OnDemand) => {
+                    tally.kept += kept(spec, pool).min(stay);
+                    tally.on_demand_have += stay + creating;
+                    tally.on_demand_ready += ready;
+                    tally.on_demand_committed += snapshot.committed(pool);
+                }
+                Err(_) => continue,
+            }
+            tally.creating += creating;
+        }
+        tally.spot_target = wanted.saturating_sub(tally.kept);
+        tally
+    }
+
+    pub fn ready(&self) -> u32 {
+        self.spot_ready + self.on_demand_ready
+    }
+}
+
+/// On-demand nodes of the agent pool that failback never takes.
+pub(crate) fn kept(spec: &SpotPoolSpec, pool: &AgentPoolView) -> u32 {
+    match spec.adoption {
+        Adoption::Keep => pool.kept,
+        Adoption::Reclaim => 0,
+    }
+}
+
+/// Collects what the plan is made of while it is being made.
+pub(crate) struct Draft {
+    pub actions: Vec<Action>,
+    pub steps: Vec<PlanStep>,
+    pub memory: Memory,
+    wake: Option<Timestamp>,
+}
+
+impl Draft {
+    pub fn step(&mut self, reason: Reason, agent_pool: Option<&str>, message: impl Into<String>) {
+        self.steps.push(PlanStep {
+            reason,
+            agent_pool: agent_pool.map(str::to_owned),
+            message: message.into(),
+        });
+    }
+
+    pub fn wake_at(&mut self, time: Timestamp) {
+        self.wake = Some(self.wake.map_or(time, |wake| wake.min(time)));
+    }
+}
+
+pub(crate) fn later(time: Timestamp, by: Duration) -> Timestamp {
+    let by = SignedDuration::try_from(std::time::Duration::from(by)).unwrap_or(SignedDuration::MAX);
+    time.saturating_add(by).unwrap_or(Timestamp::MAX)
+}
+
+/// Decides what to do for one SpotPool.
+///
+/// In order: spot up to its target; on-demand for what is lost or refused, inside `fallback`; what is there
+/// beyond need is drained and returned, on-demand first, once nothing has happened for a while.
+pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
+    let situation = Situation { spec, snapshot, tally: Tally::of(spec, snapshot), now };
+    let tally = &situation.tally;
+    let mut draft =
+        Draft { actions: Vec::new(), steps: Vec::new(), memory: snapshot.memory.clone(), wake: None };
+    explain_unusable(snapshot, &mut draft);
+
+    let mut drains = Drains::of(&situation);
+    let missing_spot = tally.spot_target.saturating_sub(tally.spot_have);
+    let regained_spot = drains.withdraw(Role::Spot, missing_spot, &mut draft);
+    let spot = place(snapshot, Role::Spot, missing_spot - regained_spot, now);
+    let spot_reason = if tally.evicting > 0 { Reason::ReplaceEvicted } else { Reason::SpotBelowTarget };
+    request(&situation, &spot, spot_reason, &mut draft);
+
+    let shortfall = Shortfall::of(&situation, spot.total() + regained_spot, &mut draft.memory);
+    let fallback = fallback::decide(&situation, &shortfall, &mut draft);
+    let missing_on_demand = (tally.kept + fallback.nodes).saturating_sub(tally.on_demand_have);
+    let regained_on_demand = drains.withdraw(Role::OnDemand, missing_on_demand, &mut draft);
+    let to_buy = (missing_on_demand - regained_on_demand).min(fallback.may_buy);
+    let on_demand = place(snapshot, Role::OnDemand, to_buy, now);
+    request(&situation, &on_demand, Reason::FallbackForShortfall, &mut draft);
+
+    failback::decide(&situation, fallback.nodes, &drains, &mut draft);
+
+    let fallback_nodes = (tally.on_demand_committed + on_demand.total()).saturating_sub(tally.kept);
+    draft.memory.fallback_since = (fallback_nodes > 0).then(|| draft.memory.fallback_since.unwrap_or(now));
+    let capacity = capacity(tally, &draft.memory, spot.total() + on_demand.total());
+    conclude(spec, &capacity, &mut draft);
+
+    let (actions, withheld) = match spec.mode {
+        Mode::Enforce if !spec.suspend => (draft.actions, Vec::new()),
+        _ => (Vec::new(), draft.actions),
+    };
+    Plan {
+        actions,
+        withheld,
+        steps: draft.steps,
+        capacity,
+        spot_target: tally.spot_target,
+        fallback_nodes,
+        memory: draft.memory,
+        wake: draft.wake.filter(|wake| *wake > now),
+    }
+}
+
+fn explain_unusable(snapshot: &Snapshot, draft: &mut Draft) {
+    for pool in &snapshot.agent_pools {
+        if let Err(reason) = pool.role {
+            let why = match reason {
+                Reason::AgentPoolNotFound => "does not exist in the cluster",
+                Reason::AgentPoolClaimed => "belongs to an older SpotPool",
+                Reason::AgentPoolUnsuitable => "is a System or Gateway pool or is autoscaled",
+                Reason::AzureUnreachable => "is unknown: Azure has not answered yet",
+                _ => "cannot be used",
+            };
+            draft.step(reason, Some(&pool.name), format!("agent pool {} {why}", pool.name));
+        }
+    }
+}
+
+/// Turns a placement into actions, and says what could not be placed.
+fn request(situation: &Situation<'_>, placement: &Placement, reason: Reason, draft: &mut Draft) {
+    let snapshot = situation.snapshot;
+    for placed in &placement.placed {
+        let pool = &snapshot.agent_pools[placed.pool];
+        let exist = snapshot.existing(pool);
+        let count = exist + placed.new;
+        draft.step(
+            reason,
+            Some(&pool.name),
+            format!("ask {} for {} more ({exist} exist)", pool.name, placed.new),
+        );
+        draft.actions.push(Action::ScaleUp { agent_pool: pool.name.clone(), new: placed.new, count, reason });
+    }
+    if placement.unplaced == 0 {
+        return;
+    }
+    for (index, reason) in &placement.passed_over {
+        let pool = &snapshot.agent_pools[*index];
+        let why = match reason {
+            Reason::AgentPoolAvoided => {
+                let until = pool.avoided_until.unwrap_or(situation.now);
+                draft.wake_at(until);
+                format!("{} is avoided until {until:.0} after an error", pool.name)
+            }
+            Reason::AgentPoolBusy => format!("{} has an operation running", pool.name),
+            _ => format!("{} is at its maxNodes of {}", pool.name, pool.max_nodes),
+        };
+        draft.step(*reason, Some(&pool.name), why);
+    }
+    draft.step(
+        Reason::NoCandidateWithRoom,
+        None,
+        format!("{} nodes wanted that no agent pool can take now", placement.unplaced),
+    );
+}
+
+fn capacity(tally: &Tally, memory: &Memory, asked_now: u32) -> Capacity {
+    let not_ready = (tally.spot_have + tally.on_demand_have).saturating_sub(tally.ready() + tally.creating);
+    Capacity {
+        wanted: tally.wanted as i32,
+        ready_spot: tally.spot_ready as i32,
+        ready_on_demand: tally.on_demand_ready as i32,
+        on_the_way: (tally.creating + not_ready + asked_now) as i32,
+        evicting: tally.evicting as i32,
+        established: memory.established as i32,
+        lost_since: memory.lost_since.map(Into::into),
+        growth_since: memory.growth_since.map(Into::into),
+    }
+}
+
+/// The step that sums up, first in the list.
+fn conclude(spec: &SpotPoolSpec, capacity: &Capacity, draft: &mut Draft) {
+    let ready = capacity.ready_spot + capacity.ready_on_demand;
+    let numbers = format!("{ready} of {} ready", capacity.wanted);
+    let (reason, message) = if spec.suspend {
+        (Reason::Suspended, format!("{numbers}; suspended: nothing is written"))
+    } else if spec.mode == Mode::Observe {
+        (Reason::Observing, format!("{numbers}; Observe: planned, not done"))
+    } else if ready >= capacity.wanted && draft.steps.is_empty() {
+        (Reason::AsWanted, numbers)
+    } else if ready >= capacity.wanted {
+        (draft.steps[0].reason, numbers)
+    } else if capacity.on_the_way > 0 {
+        (Reason::Progressing, format!("{numbers}, {} on the way", capacity.on_the_way))
+    } else {
+        (Reason::CapacityShort, numbers)
+    };
+    draft.steps.insert(0, PlanStep { reason, agent_pool: None, message });
+}

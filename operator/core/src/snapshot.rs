@@ -1,0 +1,117 @@
+//! What a plan is made from: one consistent view of a SpotPool's nodes and agent pools.
+
+use jiff::Timestamp;
+use spotpool_crds::Reason;
+use spotpool_crds::spot_pool::{Operation, Role};
+use spotpool_crds::voluntary_drain::DrainPhase;
+
+use crate::plan::Memory;
+
+/// Everything that [`crate::plan()`] looks at besides the spec and the time.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// The agent pools of the spec, in its order.
+    pub agent_pools: Vec<AgentPoolView>,
+    /// The nodes of these agent pools, in any order.
+    pub nodes: Vec<NodeView>,
+    /// What the last plan left to remember.
+    pub memory: Memory,
+}
+
+/// One agent pool.
+#[derive(Clone, Debug)]
+pub struct AgentPoolView {
+    /// Its name.
+    pub name: String,
+    /// Most machines that may exist in it.
+    pub max_nodes: u32,
+    /// What it sells, or why it must not be used.
+    pub role: Result<Role, Reason>,
+    /// Azure's `count`. May be stale after evictions: [`Self::machines`] is the truth.
+    pub count: u32,
+    /// Names of the machines that Azure listed and that are not known to be gone since.
+    pub machines: Vec<String>,
+    /// Whether a write would be refused: an operation runs, or its outcome is not known yet.
+    pub busy: bool,
+    /// What we asked for and have not seen finished.
+    pub operation: Option<Operation>,
+    /// Nothing new is asked of it before this time.
+    pub avoided_until: Option<Timestamp>,
+    /// On-demand nodes found at adoption that failback never takes.
+    pub kept: u32,
+}
+
+/// One node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeView {
+    /// Its name, which is also its machine's.
+    pub name: String,
+    /// Its agent pool.
+    pub agent_pool: String,
+    /// When the Node object was made.
+    pub created: Timestamp,
+    /// Ready for pods: condition Ready, and nobody has cordoned it.
+    pub ready: bool,
+    /// Under notice, by its own agent's word or by a sibling's. Worth nothing from that moment.
+    pub noticed: bool,
+    /// The voluntary drain that we asked for.
+    pub drain: Option<DrainView>,
+}
+
+/// A voluntary drain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DrainView {
+    /// When the agent gives up.
+    pub not_after: Timestamp,
+    /// The agent's answer to this very request; none yet if absent.
+    pub phase: Option<DrainPhase>,
+}
+
+impl NodeView {
+    /// Whether it counts as capacity that is there or coming: not under notice, not asked to leave.
+    pub fn stays(&self) -> bool {
+        !self.noticed && self.drain.is_none()
+    }
+
+    /// Whether pods can run on it, today and tomorrow.
+    pub fn serves(&self) -> bool {
+        self.stays() && self.ready
+    }
+}
+
+impl Snapshot {
+    pub(crate) fn nodes_of<'a>(&'a self, pool: &'a AgentPoolView) -> impl Iterator<Item = &'a NodeView> {
+        self.nodes.iter().filter(move |node| node.agent_pool == pool.name)
+    }
+
+    /// Machines that exist: every node that is there, and every listed machine that is no node yet.
+    pub(crate) fn existing(&self, pool: &AgentPoolView) -> u32 {
+        (self.nodes_of(pool).count() + self.without_node(pool)) as u32
+    }
+
+    fn without_node(&self, pool: &AgentPoolView) -> usize {
+        pool.machines.iter().filter(|machine| self.nodes_of(pool).all(|node| node.name != **machine)).count()
+    }
+
+    /// Machines that are asked for and no node yet.
+    pub(crate) fn creating(&self, pool: &AgentPoolView) -> u32 {
+        let listed = self.without_node(pool) as u32;
+        let asked = match &pool.operation {
+            // Counted by the nodes that came since: Azure's count falls with evictions meanwhile, or not.
+            Some(operation) if operation.kind == spotpool_crds::spot_pool::OperationKind::ScaleUp => {
+                let since = operation.since.0;
+                let came = self.nodes_of(pool).filter(|node| node.created >= since).count() as u32;
+                (operation.machines.max(0) as u32).saturating_sub(came)
+            }
+            // Somebody else's operation: believe Azure's count.
+            None if pool.busy => pool.count.saturating_sub(self.existing(pool)),
+            _ => 0,
+        };
+        listed.max(asked)
+    }
+
+    /// Machines that may come to exist without anything further being asked.
+    pub(crate) fn committed(&self, pool: &AgentPoolView) -> u32 {
+        self.nodes_of(pool).count() as u32 + self.creating(pool)
+    }
+}

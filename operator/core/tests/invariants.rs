@@ -1,0 +1,90 @@
+//! What holds whatever happens: random evictions, resizes and waits against the model of AKS.
+
+mod world;
+
+use proptest::prelude::*;
+use spotpool_core::plan;
+use spotpool_crds::spot_pool::Role::{OnDemand, Spot};
+use world::World;
+
+const SPEC: &str = "
+replicas: 5
+agentPools: [{name: spota, maxNodes: 6}, {name: spotb, maxNodes: 5}, {name: rega, maxNodes: 2}, {name: regb, maxNodes: 4}]
+fallback: {maxNodes: 4, growthAfter: 2m}
+failback: {stabilization: 3m, minOnDemandLifetime: 5m, maxConcurrent: 2}
+";
+
+#[derive(Clone, Debug)]
+enum Happens {
+    Notice { pool: usize, many: usize, seconds: i64 },
+    Resize(i32),
+    Pass(i64),
+}
+
+fn happens() -> impl Strategy<Value = Happens> {
+    prop_oneof![
+        3 => (0usize..2, 1usize..6, 0i64..40).prop_map(|(pool, many, seconds)| Happens::Notice { pool, many, seconds }),
+        1 => (0i32..9).prop_map(Happens::Resize),
+        4 => (1i64..400).prop_map(Happens::Pass),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+
+    /// `World::reconcile` asserts at each step: no pool above maxNodes, no fallback above its limit, busy
+    /// pools not written, only drained machines deleted, and that a plan carried out leaves nothing to do.
+    #[test]
+    fn limits_hold_and_the_pool_recovers(events in proptest::collection::vec(happens(), 1..40), follows: bool) {
+        let mut world = World::new(SPEC, &[Spot, Spot, OnDemand, OnDemand]).with("rega", 1, 1);
+        world.count_follows_evictions = follows;
+        world.reconcile();
+        for event in events {
+            match event {
+                Happens::Notice { pool, many, seconds } => {
+                    let name = world.pools[pool].name.clone();
+                    world.notice(&name, many, seconds);
+                }
+                Happens::Resize(replicas) => world.spec.replicas = replicas,
+                Happens::Pass(seconds) => world.pass(seconds),
+            }
+            world.reconcile();
+            prop_assert!(world.pools[2].machines.iter().any(|machine| machine.name == "rega-000000"));
+        }
+        // Nothing more happens: spot carries all, fallback is gone, and nothing is left to do.
+        for _ in 0..200 {
+            world.pass(60);
+            world.reconcile();
+        }
+        let wanted = world.spec.replicas.max(1) as u32;
+        prop_assert_eq!((world.ready(Spot), world.ready(OnDemand)), (wanted - 1, 1));
+        let plan = world.reconcile();
+        prop_assert!(plan.actions.is_empty());
+        prop_assert_eq!(plan.wake, None);
+    }
+
+    #[test]
+    fn order_of_inputs_is_irrelevant(events in proptest::collection::vec(happens(), 1..10), seed: u64) {
+        let mut world = World::new(SPEC, &[Spot, Spot, OnDemand, OnDemand]);
+        for event in events {
+            match event {
+                Happens::Notice { pool, many, seconds } => {
+                    let name = world.pools[pool].name.clone();
+                    world.notice(&name, many, seconds);
+                }
+                Happens::Resize(replicas) => world.spec.replicas = replicas,
+                Happens::Pass(seconds) => world.pass(seconds),
+            }
+            let snapshot = world.snapshot();
+            let mut shuffled = snapshot.clone();
+            let length = shuffled.nodes.len().max(1);
+            shuffled.nodes.rotate_left((seed % length as u64) as usize);
+            shuffled.nodes.reverse();
+            for pool in &mut shuffled.agent_pools {
+                pool.machines.reverse();
+            }
+            prop_assert_eq!(plan(&world.spec, &snapshot, world.now), plan(&world.spec, &shuffled, world.now));
+            world.reconcile();
+        }
+    }
+}

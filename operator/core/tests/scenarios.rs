@@ -1,0 +1,200 @@
+//! What a pool does, minute by minute.
+
+mod world;
+
+use spotpool_core::Action;
+use spotpool_crds::Reason;
+use spotpool_crds::spot_pool::Role::{OnDemand, Spot};
+use world::{BOOT, World};
+
+const SPEC: &str = "
+replicas: 4
+agentPools: [{name: spota, maxNodes: 6}, {name: spotb, maxNodes: 6}, {name: reg, maxNodes: 4}]
+fallback: {maxNodes: 3, growthAfter: 5m}
+failback: {stabilization: 10m, minOnDemandLifetime: 20m}
+";
+
+fn world() -> World {
+    World::new(SPEC, &[Spot, Spot, OnDemand])
+}
+
+fn asked(actions: &[Action]) -> Vec<(&str, u32, u32)> {
+    let mut asked: Vec<_> = actions
+        .iter()
+        .filter_map(|action| match action {
+            Action::ScaleUp { agent_pool, new, count, .. } => Some((agent_pool.as_str(), *new, *count)),
+            _ => None,
+        })
+        .collect();
+    asked.sort_unstable();
+    asked
+}
+
+#[test]
+fn a_first_start_spreads_over_spot_and_buys_nothing_while_spot_is_on_its_way() {
+    let mut world = world();
+    assert_eq!(asked(&world.reconcile().actions), [("spota", 2, 2), ("spotb", 2, 2)]);
+    world.pass(BOOT);
+    let plan = world.reconcile();
+    assert!(plan.actions.is_empty());
+    assert_eq!((plan.steps[0].reason, plan.steps[0].message.as_str()), (Reason::AsWanted, "4 of 4 ready"));
+    assert_eq!(world.launches.get("reg"), None);
+}
+
+#[test]
+fn growth_falls_back_after_growth_after() {
+    let mut world = world();
+    world.pool("spota").max_nodes = 1;
+    world.pool("spotb").max_nodes = 1;
+    world.spec.replicas = 3;
+    // Two can be asked of spot, the third was refused: on-demand at once.
+    assert_eq!(asked(&world.reconcile().actions), [("reg", 1, 1), ("spota", 1, 1), ("spotb", 1, 1)]);
+}
+
+#[test]
+fn at_the_notice_spot_is_replaced_elsewhere_and_on_demand_stands_in() {
+    let mut world = world().with("spota", 2, 0).with("spotb", 2, 0);
+    world.reconcile();
+    world.notice("spota", 2, 30);
+    let plan = world.reconcile();
+    // spota is losing nodes: its replacements go to spotb; two on-demand cover what is lost until then.
+    assert_eq!(asked(&plan.actions), [("reg", 2, 2), ("spotb", 2, 4)]);
+    assert_eq!((plan.capacity.evicting, plan.capacity.ready_spot), (2, 2));
+
+    world.pass(30);
+    assert!(world.reconcile().actions.is_empty());
+    world.pass(30);
+    assert!(world.reconcile().actions.is_empty());
+    assert_eq!((world.ready(Spot), world.ready(OnDemand)), (4, 2));
+}
+
+#[test]
+fn a_second_wave_goes_where_no_operation_runs() {
+    let mut world = world().with("spota", 2, 0).with("spotb", 2, 0);
+    world.reconcile();
+    world.notice("spota", 2, 30);
+    world.reconcile();
+    world.pass(1);
+    world.notice("spotb", 1, 30);
+    let plan = world.reconcile();
+    // spotb and reg have an operation running: only spota can take the third now, and the plan says why.
+    assert_eq!(asked(&plan.actions), [("spota", 1, 3)]);
+    assert!(plan.steps.iter().any(|step| step.reason == Reason::AgentPoolBusy), "{:?}", plan.steps);
+}
+
+#[test]
+fn failback_waits_for_stability_and_lifetime_and_goes_one_by_one() {
+    let mut world = world().with("spota", 2, 0).with("spotb", 2, 0);
+    world.reconcile();
+    world.notice("spota", 2, 30);
+    world.reconcile();
+    world.pass(BOOT);
+    let plan = world.reconcile();
+    assert!(plan.actions.is_empty() && plan.steps.iter().any(|step| step.reason == Reason::Stabilizing));
+    world.pass(601);
+    let plan = world.reconcile();
+    assert!(plan.actions.is_empty() && plan.steps.iter().any(|step| step.reason == Reason::MinimumLifetime));
+    assert_eq!(plan.wake.map(|wake| wake > world.now), Some(true));
+    world.pass(600);
+    assert!(matches!(world.reconcile().actions[..], [Action::RequestDrain { .. }]));
+    world.pass(10);
+    assert!(
+        matches!(&world.reconcile().actions[..], [Action::DeleteMachines { nodes, .. }, Action::RequestDrain { .. }] if nodes.len() == 1)
+    );
+    world.pass(60);
+    assert!(matches!(world.reconcile().actions[..], [Action::DeleteMachines { .. }]));
+    world.pass(60);
+    assert!(world.reconcile().actions.is_empty());
+    assert_eq!((world.ready(Spot), world.ready(OnDemand)), (4, 0));
+}
+
+#[test]
+fn a_node_that_is_draining_is_kept_when_spot_is_lost_again() {
+    let mut world = world().with("spota", 2, 0).with("spotb", 2, 0);
+    world.reconcile();
+    world.notice("spota", 2, 30);
+    world.reconcile();
+    world.pass(BOOT);
+    world.reconcile();
+    world.pass(1300);
+    let draining = match &world.reconcile().actions[..] {
+        [Action::RequestDrain { node, .. }] => node.clone(),
+        other => panic!("{other:?}"),
+    };
+    world.notice("spotb", 2, 30);
+    let plan = world.reconcile();
+    assert!(
+        plan.actions.contains(&Action::WithdrawDrain { node: draining, reason: Reason::NodeNeededAgain }),
+        "{:?}",
+        plan.actions
+    );
+    assert!(asked(&plan.actions).iter().all(|(pool, ..)| *pool != "reg"), "{:?}", plan.actions);
+}
+
+#[test]
+fn nodes_found_at_adoption_are_never_taken() {
+    let mut world = world().with("spota", 2, 0).with("spotb", 2, 0).with("reg", 2, 2);
+    world.spec.replicas = 6;
+    for _ in 0..200 {
+        let plan = world.reconcile();
+        assert!(plan.actions.is_empty(), "{:?}", plan.actions);
+        world.pass(60);
+    }
+    world.spec.adoption = spotpool_crds::spot_pool::Adoption::Reclaim;
+    world.spec.replicas = 4;
+    let mut returned = 0;
+    for _ in 0..200 {
+        let plan = world.reconcile();
+        returned += plan.actions.iter().filter(|a| matches!(a, Action::DeleteMachines { .. })).count();
+        world.pools[2].kept = 0;
+        world.pass(60);
+    }
+    assert_eq!(returned, 2);
+}
+
+#[test]
+fn a_pool_that_decayed_heals_itself() {
+    let mut world = world().with("spota", 2, 0).with("spotb", 2, 0);
+    world.reconcile();
+    world.pool("spota").machines.clear();
+    assert_eq!(asked(&world.reconcile().actions), [("reg", 2, 2), ("spota", 2, 2)]);
+}
+
+#[test]
+fn without_fallback_nothing_is_bought_and_the_plan_says_how_to_allow_it() {
+    let mut world = world().with("spota", 2, 0).with("spotb", 2, 0);
+    world.spec.fallback = None;
+    world.reconcile();
+    world.notice("spota", 2, 30);
+    let plan = world.reconcile();
+    assert_eq!(asked(&plan.actions), [("spotb", 2, 4)]);
+    let step = plan.steps.iter().find(|step| step.reason == Reason::FallbackAtLimit).unwrap();
+    assert!(step.message.contains("spec.fallback.maxNodes"), "{}", step.message);
+}
+
+#[test]
+fn a_smaller_pool_gives_spot_nodes_back_after_stabilization() {
+    let mut world = world().with("spota", 2, 0).with("spotb", 2, 0);
+    world.reconcile();
+    world.spec.replicas = 2;
+    assert!(world.reconcile().actions.is_empty());
+    for _ in 0..40 {
+        world.pass(60);
+        world.reconcile();
+    }
+    assert_eq!((world.ready(Spot), world.pools[0].machines.len() + world.pools[1].machines.len()), (2, 2));
+}
+
+#[test]
+fn observe_and_suspend_plan_but_do_nothing() {
+    for change in [true, false] {
+        let mut world = world();
+        if change {
+            world.spec.suspend = true;
+        } else {
+            world.spec.mode = spotpool_crds::spot_pool::Mode::Observe;
+        }
+        let plan = world.reconcile();
+        assert!(plan.actions.is_empty() && plan.withheld.len() == 2);
+    }
+}

@@ -1,0 +1,257 @@
+//! A small model of AKS and of the agents, in which plans are carried out in simulated time.
+
+use std::collections::BTreeMap;
+
+use jiff::{SignedDuration, Timestamp};
+use spotpool_core::{Action, AgentPoolView, DrainView, Memory, NodeView, Plan, Snapshot, plan};
+use spotpool_crds::SpotPoolSpec;
+use spotpool_crds::spot_pool::{Operation, OperationKind, Role};
+use spotpool_crds::voluntary_drain::DrainPhase;
+
+pub const BOOT: i64 = 60;
+const DRAIN: i64 = 5;
+
+#[derive(Clone, Debug)]
+pub struct Machine {
+    pub name: String,
+    pub node_at: Timestamp,
+    pub dies_at: Option<Timestamp>,
+    pub drain: Option<(Timestamp, Timestamp)>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Pool {
+    pub name: String,
+    pub role: Role,
+    pub max_nodes: u32,
+    pub kept: u32,
+    pub machines: Vec<Machine>,
+    pub operation: Option<(Operation, Timestamp)>,
+    pub created: u32,
+    pub count: u32,
+}
+
+pub struct World {
+    pub spec: SpotPoolSpec,
+    pub now: Timestamp,
+    pub pools: Vec<Pool>,
+    pub memory: Memory,
+    /// Whether Azure's count falls when a VM is evicted.
+    pub count_follows_evictions: bool,
+    pub launches: BTreeMap<String, u32>,
+}
+
+impl World {
+    pub fn new(yaml: &str, roles: &[Role]) -> Self {
+        let spec: SpotPoolSpec = serde_yaml(yaml);
+        let pools = spec
+            .agent_pools
+            .iter()
+            .zip(roles)
+            .map(|(pool, role)| Pool {
+                name: pool.name.clone(),
+                role: *role,
+                max_nodes: pool.max_nodes as u32,
+                kept: 0,
+                machines: Vec::new(),
+                operation: None,
+                created: 0,
+                count: 0,
+            })
+            .collect();
+        Self {
+            spec,
+            now: "2026-01-01T00:00:00Z".parse().unwrap(),
+            pools,
+            memory: Memory::default(),
+            count_follows_evictions: true,
+            launches: BTreeMap::new(),
+        }
+    }
+
+    pub fn pool(&mut self, name: &str) -> &mut Pool {
+        self.pools.iter_mut().find(|pool| pool.name == name).unwrap()
+    }
+
+    /// Machines that are there from the start, ready.
+    pub fn with(mut self, pool: &str, machines: u32, kept: u32) -> Self {
+        let now = self.now - SignedDuration::from_hours(10);
+        let pool = self.pool(pool);
+        for _ in 0..machines {
+            pool.launch(now);
+        }
+        pool.kept = kept;
+        self
+    }
+
+    pub fn snapshot(&self) -> Snapshot {
+        let mut snapshot = Snapshot { memory: self.memory.clone(), ..Snapshot::default() };
+        for pool in &self.pools {
+            snapshot.agent_pools.push(AgentPoolView {
+                name: pool.name.clone(),
+                max_nodes: pool.max_nodes,
+                role: Ok(pool.role),
+                count: pool.count,
+                machines: pool.machines.iter().map(|machine| machine.name.clone()).collect(),
+                busy: pool.operation.is_some(),
+                operation: pool.operation.as_ref().map(|(operation, _)| operation.clone()),
+                avoided_until: None,
+                kept: pool.kept,
+            });
+            for machine in pool.machines.iter().filter(|machine| machine.node_at <= self.now) {
+                snapshot.nodes.push(NodeView {
+                    name: machine.name.clone(),
+                    agent_pool: pool.name.clone(),
+                    created: machine.node_at,
+                    ready: machine.drain.is_none(),
+                    noticed: machine.dies_at.is_some(),
+                    drain: machine.drain.map(|(asked, not_after)| DrainView {
+                        not_after,
+                        phase: Some(if asked + SignedDuration::from_secs(DRAIN) <= self.now {
+                            DrainPhase::Drained
+                        } else {
+                            DrainPhase::Draining
+                        }),
+                    }),
+                });
+            }
+        }
+        snapshot
+    }
+
+    /// Plans, carries the plan out, and checks what must always hold.
+    pub fn reconcile(&mut self) -> Plan {
+        let plan = self.plan();
+        for action in &plan.actions {
+            self.carry_out(action);
+        }
+        self.memory = plan.memory.clone();
+        self.check();
+        let again = self.plan();
+        assert!(
+            again.actions.is_empty(),
+            "plan of an applied plan: {:?} after {:?}",
+            again.actions,
+            plan.actions
+        );
+        plan
+    }
+
+    pub fn plan(&self) -> Plan {
+        plan(&self.spec, &self.snapshot(), self.now)
+    }
+
+    fn carry_out(&mut self, action: &Action) {
+        let now = self.now;
+        match action {
+            Action::ScaleUp { agent_pool, new, count, .. } => {
+                *self.launches.entry(agent_pool.clone()).or_default() += new;
+                let pool = self.pool(agent_pool);
+                assert!(pool.operation.is_none(), "{agent_pool} is busy");
+                assert_eq!(
+                    *count,
+                    pool.machines.len() as u32 + new,
+                    "count is machines that exist and new ones"
+                );
+                for _ in 0..*new {
+                    pool.launch(now + SignedDuration::from_secs(BOOT));
+                }
+                let (machines, count) = (*new as i32, *count as i32);
+                let operation =
+                    Operation { kind: OperationKind::ScaleUp, count, machines, since: now.into() };
+                pool.operation = Some((operation, now + SignedDuration::from_secs(BOOT)));
+                pool.count = count as u32;
+            }
+            Action::DeleteMachines { agent_pool, nodes, .. } => {
+                let pool = self.pool(agent_pool);
+                assert!(pool.operation.is_none(), "{agent_pool} is busy");
+                for node in nodes {
+                    let at = pool.machines.iter().position(|machine| machine.name == *node).unwrap();
+                    let machine = pool.machines.remove(at);
+                    let (asked, _) = machine.drain.expect("only drained machines are deleted");
+                    assert!(asked + SignedDuration::from_secs(DRAIN) <= now, "{node} is still draining");
+                }
+                pool.count = pool.machines.len() as u32;
+                let (count, machines) = (pool.count as i32, nodes.len() as i32);
+                let operation =
+                    Operation { kind: OperationKind::DeleteMachines, count, machines, since: now.into() };
+                pool.operation = Some((operation, now + SignedDuration::from_secs(30)));
+            }
+            Action::RequestDrain { node, not_after, .. } => {
+                self.machine(node).drain = Some((now, *not_after));
+            }
+            Action::WithdrawDrain { node, .. } => self.machine(node).drain = None,
+        }
+    }
+
+    fn machine(&mut self, name: &str) -> &mut Machine {
+        self.pools
+            .iter_mut()
+            .flat_map(|pool| &mut pool.machines)
+            .find(|machine| machine.name == name)
+            .unwrap()
+    }
+
+    fn check(&self) {
+        for pool in &self.pools {
+            assert!(
+                pool.machines.len() as u32 <= pool.max_nodes.max(pool.kept),
+                "{} above maxNodes",
+                pool.name
+            );
+        }
+        let bought: u32 = self
+            .pools
+            .iter()
+            .filter(|pool| pool.role == Role::OnDemand)
+            .map(|pool| (pool.machines.len() as u32).saturating_sub(pool.kept))
+            .sum();
+        let limit = self.spec.fallback.as_ref().map_or(0, |fallback| fallback.max_nodes);
+        assert!(bought <= limit as u32, "{bought} bought, {limit} allowed");
+    }
+
+    /// A notice for up to `many` of the pool's nodes.
+    pub fn notice(&mut self, pool: &str, many: usize, seconds: i64) {
+        let now = self.now;
+        let healthy = |machine: &&mut Machine| machine.dies_at.is_none() && machine.node_at <= now;
+        for machine in self.pool(pool).machines.iter_mut().filter(healthy).take(many) {
+            machine.dies_at = Some(now + SignedDuration::from_secs(seconds));
+        }
+    }
+
+    pub fn pass(&mut self, seconds: i64) {
+        self.now += SignedDuration::from_secs(seconds);
+        let (now, follows) = (self.now, self.count_follows_evictions);
+        for pool in &mut self.pools {
+            let before = pool.machines.len();
+            pool.machines.retain(|machine| machine.dies_at.is_none_or(|at| at > now));
+            if follows {
+                pool.count -= (before - pool.machines.len()) as u32;
+            }
+            if pool.operation.as_ref().is_some_and(|(_, ends)| *ends <= now) {
+                pool.operation = None;
+            }
+        }
+    }
+
+    pub fn ready(&self, role: Role) -> u32 {
+        let serving = |machine: &&Machine| {
+            machine.node_at <= self.now && machine.dies_at.is_none() && machine.drain.is_none()
+        };
+        let pools = self.pools.iter().filter(|pool| pool.role == role);
+        pools.map(|pool| pool.machines.iter().filter(serving).count() as u32).sum()
+    }
+}
+
+impl Pool {
+    fn launch(&mut self, node_at: Timestamp) {
+        let name = format!("{}-{:06}", self.name, self.created);
+        self.created += 1;
+        self.machines.push(Machine { name, node_at, dies_at: None, drain: None });
+        self.count = self.machines.len() as u32;
+    }
+}
+
+fn serde_yaml(yaml: &str) -> SpotPoolSpec {
+    serde_yaml_ng::from_str(yaml).unwrap()
+}
