@@ -1,0 +1,64 @@
+//! Following objects through outages of the API server.
+
+use std::convert::Infallible;
+use std::fmt::Debug;
+use std::pin::pin;
+use std::time::Duration;
+
+use futures::StreamExt;
+use kube::runtime::watcher::{self, watcher};
+use kube::{Api, Resource};
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+
+use crate::jitter::jittered;
+
+/// First wait after an error.
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+/// Longest wait while a notice is on.
+const LONGEST_URGENT_WAIT: Duration = Duration::from_millis(800);
+/// Longest wait otherwise: many agents must not trample an API server that comes back.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+
+/// Gives every event of a watch to `apply`, and goes on after errors. Never ends.
+pub async fn follow<K>(
+    api: Api<K>,
+    config: watcher::Config,
+    mut urgent: watch::Receiver<bool>,
+    what: &'static str,
+    mut apply: impl FnMut(watcher::Event<K>),
+) -> Infallible
+where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let mut events = pin!(watcher(api, config));
+    let mut wait = FIRST_WAIT;
+    loop {
+        match events.next().await {
+            Some(Ok(event)) => {
+                // Init says that a list is about to be tried, not that it worked.
+                if wait != FIRST_WAIT && !matches!(event, watcher::Event::Init) {
+                    tracing::info!(what, "watch works again");
+                    wait = FIRST_WAIT;
+                }
+                apply(event);
+            }
+            Some(Err(error)) => {
+                if wait == FIRST_WAIT {
+                    tracing::warn!(what, %error, "watch interrupted, trying again");
+                } else {
+                    tracing::debug!(what, %error, "watch still interrupted");
+                }
+                let is_urgent = *urgent.borrow_and_update();
+                let longest = if is_urgent { LONGEST_URGENT_WAIT } else { LONGEST_WAIT };
+                tokio::select! {
+                    () = tokio::time::sleep(jittered(wait.min(longest))) => {}
+                    Ok(()) = urgent.changed() => {}
+                }
+                wait = (wait * 2).min(LONGEST_WAIT);
+            }
+            // A watcher has no end; should one come to have it, do not spin.
+            None => std::future::pending().await,
+        }
+    }
+}
