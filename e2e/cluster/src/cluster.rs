@@ -120,26 +120,12 @@ struct Processes {
 
 impl Processes {
     fn check_running(&self) -> Result<()> {
-        let all = [
-            &self.etcd,
-            &self.apiserver,
-            &self.controller_manager,
-            &self.scheduler,
-            &self.kwok,
-        ];
+        let all = [&self.etcd, &self.apiserver, &self.controller_manager, &self.scheduler, &self.kwok];
         all.into_iter().flatten().try_for_each(Supervised::check_running)
     }
 
     fn in_order_of_end(self) -> impl Iterator<Item = Supervised> {
-        [
-            self.kwok,
-            self.scheduler,
-            self.controller_manager,
-            self.apiserver,
-            self.etcd,
-        ]
-        .into_iter()
-        .flatten()
+        [self.kwok, self.scheduler, self.controller_manager, self.apiserver, self.etcd].into_iter().flatten()
     }
 }
 
@@ -170,11 +156,7 @@ impl Ports {
                     return Ok(port);
                 }
             }
-            bail!(
-                "no free port on {bind} between {} and {}",
-                Self::RANGE.start,
-                Self::RANGE.end
-            )
+            bail!("no free port on {bind} between {} and {}", Self::RANGE.start, Self::RANGE.end)
         };
         Ok(Self {
             etcd: pick()?,
@@ -234,10 +216,7 @@ impl Layout {
             .arg(format!("--tls-cert-file={}", self.pki("apiserver.crt")))
             .arg(format!("--tls-private-key-file={}", self.pki("apiserver.key")))
             .arg(format!("--client-ca-file={}", self.pki("ca.crt")))
-            .arg(format!(
-                "--kubelet-client-certificate={}",
-                self.pki("kubelet-client.crt")
-            ))
+            .arg(format!("--kubelet-client-certificate={}", self.pki("kubelet-client.crt")))
             .arg(format!("--kubelet-client-key={}", self.pki("kubelet-client.key")))
             .arg("--kubelet-preferred-address-types=InternalIP")
             // Nobody uses these, but without them the others log an error several times a second.
@@ -250,10 +229,7 @@ impl Layout {
                 "--service-account-issuer=https://kubernetes.default.svc",
             ])
             .arg(format!("--service-account-key-file={}", self.pki("sa.pub")))
-            .arg(format!(
-                "--service-account-signing-key-file={}",
-                self.pki("sa.key")
-            ))
+            .arg(format!("--service-account-signing-key-file={}", self.pki("sa.key")))
             .arg(format!("--service-cluster-ip-range={SERVICE_NETWORK}"))
             .args([
                 "--authorization-mode=Node,RBAC",
@@ -262,10 +238,7 @@ impl Layout {
             ]);
         if self.options.audit_log {
             program = program
-                .arg(format!(
-                    "--audit-policy-file={}",
-                    self.file("audit-policy.yaml").display()
-                ))
+                .arg(format!("--audit-policy-file={}", self.file("audit-policy.yaml").display()))
                 .arg(format!("--audit-log-path={}", self.audit_log().display()))
                 // In megabytes; by default the file is moved away at 100, and counts would be wrong.
                 .args(["--audit-log-format=json", "--audit-log-maxsize=1000000"]);
@@ -281,10 +254,7 @@ impl Layout {
         self.with_kubeconfig("kube-controller-manager", &self.tools.controller_manager)
             .arg(format!("--secure-port={}", self.ports.controller_manager))
             .arg("--use-service-account-credentials=true")
-            .arg(format!(
-                "--service-account-private-key-file={}",
-                self.pki("sa.key")
-            ))
+            .arg(format!("--service-account-private-key-file={}", self.pki("sa.key")))
             .arg(format!("--root-ca-file={}", self.pki("ca.crt")))
             .arg(format!("--cluster-signing-cert-file={}", self.pki("ca.crt")))
             .arg(format!("--cluster-signing-key-file={}", self.pki("ca.key")))
@@ -335,9 +305,7 @@ impl Layout {
         let addresses = [LOOPBACK, FIRST_SERVICE, self.options.bind_address];
         authority.server(&addresses)?.write(&pki, "apiserver")?;
         let masters = Some("system:masters");
-        authority
-            .client("apiserver-kubelet-client", masters)?
-            .write(&pki, "kubelet-client")?;
+        authority.client("apiserver-kubelet-client", masters)?.write(&pki, "kubelet-client")?;
         pki::write_token_keys(&pki)?;
         let users = [
             ("admin", "admin", masters),
@@ -346,13 +314,7 @@ impl Layout {
         ];
         for (file, name, group) in users {
             let user = pki::certificate_user(&authority.client(name, group)?);
-            pki::write_kubeconfig(
-                &self.kubeconfig(file),
-                &self.server_url,
-                &ca.cert,
-                &user,
-                "default",
-            )?;
+            pki::write_kubeconfig(&self.kubeconfig(file), &self.server_url, &ca.cert, &user, "default")?;
         }
         if self.options.audit_log {
             let policy = json!({
@@ -372,15 +334,7 @@ impl Layout {
 
     /// Whether one of our servers ended because somebody else has its port.
     fn lost_a_port(&self) -> bool {
-        [
-            "etcd",
-            "kube-apiserver",
-            "kube-controller-manager",
-            "kube-scheduler",
-            "kwok",
-        ]
-        .iter()
-        .any(|name| {
+        ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kwok"].iter().any(|name| {
             let log = std::fs::read(self.log(name)).unwrap_or_default();
             String::from_utf8_lossy(&log).contains("address already in use")
         })
@@ -416,32 +370,16 @@ impl Cluster {
         let kubeconfig = std::path::absolute(kubeconfig)?;
         let config = read_kubeconfig(&kubeconfig)?;
         let context = config.current_context.as_ref().and_then(|current| {
-            config
-                .contexts
-                .iter()
-                .find(|context| context.name == *current)?
-                .context
-                .as_ref()
+            config.contexts.iter().find(|context| context.name == *current)?.context.as_ref()
         });
         let cluster = context.and_then(|context| {
-            config
-                .clusters
-                .iter()
-                .find(|cluster| cluster.name == context.cluster)?
-                .cluster
-                .as_ref()
+            config.clusters.iter().find(|cluster| cluster.name == context.cluster)?.cluster.as_ref()
         });
         let cluster = cluster.with_context(|| {
-            format!(
-                "{} has no current context that names a cluster",
-                kubeconfig.display()
-            )
+            format!("{} has no current context that names a cluster", kubeconfig.display())
         })?;
         let server_url = cluster.server.clone().context("the kubeconfig names no server")?;
-        let ca_pem = match (
-            &cluster.certificate_authority_data,
-            &cluster.certificate_authority,
-        ) {
+        let ca_pem = match (&cluster.certificate_authority_data, &cluster.certificate_authority) {
             (Some(data), _) => {
                 let ByteString(pem) = serde_json::from_value(json!(data)).context("the CA is not base64")?;
                 String::from_utf8(pem).context("the CA is not PEM")?
@@ -451,26 +389,12 @@ impl Cluster {
             }
             (None, None) => String::new(),
         };
-        let dir = tempfile::Builder::new()
-            .prefix("spotpool-attached-")
-            .tempdir()?
-            .keep();
-        Ok(Self {
-            kubeconfig,
-            config,
-            server_url,
-            ca_pem,
-            kubectl: Tools::kubectl().await?,
-            dir,
-            own: None,
-        })
+        let dir = tempfile::Builder::new().prefix("spotpool-attached-").tempdir()?.keep();
+        Ok(Self { kubeconfig, config, server_url, ca_pem, kubectl: Tools::kubectl().await?, dir, own: None })
     }
 
     fn new(options: ClusterOptions, tools: Tools, parent: &Path) -> Result<Self> {
-        let dir = tempfile::Builder::new()
-            .prefix(FOLDER_PREFIX)
-            .tempdir_in(parent)?
-            .keep();
+        let dir = tempfile::Builder::new().prefix(FOLDER_PREFIX).tempdir_in(parent)?.keep();
         let lock = File::create(dir.join("lock"))?;
         lock.lock()?;
         // Large and never looked at; the logs are what is kept.
@@ -478,35 +402,14 @@ impl Cluster {
             remove_at_exit(&dir.join("etcd"))?;
         }
         let ports = Ports::pick(options.bind_address)?;
-        let server_url = format!(
-            "https://{}",
-            SocketAddr::new(options.bind_address, ports.apiserver)
-        );
+        let server_url = format!("https://{}", SocketAddr::new(options.bind_address, ports.apiserver));
         let kubectl = tools.kubectl.clone();
-        let layout = Layout {
-            options,
-            tools,
-            ports,
-            dir: dir.clone(),
-            server_url: server_url.clone(),
-        };
+        let layout = Layout { options, tools, ports, dir: dir.clone(), server_url: server_url.clone() };
         let ca_pem = layout.write_files()?;
         let kubeconfig = layout.kubeconfig("admin");
         let config = read_kubeconfig(&kubeconfig)?;
-        let own = Some(Own {
-            layout,
-            processes: Mutex::default(),
-            _lock: lock,
-        });
-        Ok(Self {
-            kubeconfig,
-            config,
-            server_url,
-            ca_pem,
-            kubectl,
-            dir,
-            own,
-        })
+        let own = Some(Own { layout, processes: Mutex::default(), _lock: lock });
+        Ok(Self { kubeconfig, config, server_url, ca_pem, kubectl, dir, own })
     }
 
     async fn boot(&self) -> Result<()> {
@@ -523,10 +426,9 @@ impl Cluster {
             }
         }
         let accounts: Api<ServiceAccount> = Api::namespaced(self.client().await?, "default");
-        self.wait_for(
-            "the controller manager to make the ServiceAccount `default`",
-            async || Ok(accounts.get_opt("default").await?.is_some()),
-        )
+        self.wait_for("the controller manager to make the ServiceAccount `default`", async || {
+            Ok(accounts.get_opt("default").await?.is_some())
+        })
         .await?;
         // Its health is behind a certificate of its own making; that it listens says that it has its port.
         self.wait_for("kube-scheduler to listen", async || {
@@ -535,8 +437,7 @@ impl Cluster {
         })
         .await?;
         if layout.options.kwok {
-            self.wait_for_health("kwok", &format!("http://127.0.0.1:{}/readyz", layout.ports.kwok))
-                .await?;
+            self.wait_for_health("kwok", &format!("http://127.0.0.1:{}/readyz", layout.ports.kwok)).await?;
         }
         self.processes()?.check_running()
     }
@@ -547,11 +448,15 @@ impl Cluster {
     }
 
     /// A new client that acts as administrator, for the current runtime.
+    ///
+    /// It never sends a request again by itself. By default kube's client does so for 429, 503 and 504, up to 15
+    /// times, and an eviction that a disruption budget forbids would take minutes to say so.
     pub async fn client(&self) -> Result<Client> {
         let options = KubeConfigOptions::default();
         let mut config = Config::from_custom_kubeconfig(self.config.clone(), &options)
             .await
             .with_context(|| format!("{} cannot be used", self.kubeconfig.display()))?;
+        config.default_retry = false;
         if self.own.is_some() {
             // On this machine, whatever HTTPS_PROXY says.
             config.proxy_url = None;
@@ -597,10 +502,7 @@ impl Cluster {
             &processes.scheduler,
             &processes.kwok,
         ];
-        all.into_iter()
-            .flatten()
-            .map(|process| (process.name().to_owned(), process.id()))
-            .collect()
+        all.into_iter().flatten().map(|process| (process.name().to_owned(), process.id())).collect()
     }
 
     /// Ends the API server at once, as a crash does.
@@ -620,9 +522,7 @@ impl Cluster {
         }
         let client = self.client().await?;
         self.wait_for("kube-apiserver to be ready", async || {
-            client
-                .request_text(http::Request::get("/readyz").body(Vec::new())?)
-                .await?;
+            client.request_text(http::Request::get("/readyz").body(Vec::new())?).await?;
             Ok(true)
         })
         .await
@@ -643,8 +543,7 @@ impl Cluster {
                 processes.etcd = Some(layout.etcd()?);
             }
         }
-        self.wait_for_health("etcd", &format!("http://127.0.0.1:{}/health", layout.ports.etcd))
-            .await
+        self.wait_for_health("etcd", &format!("http://127.0.0.1:{}/health", layout.ports.etcd)).await
     }
 
     /// Writes a kubeconfig (0600) that signs in as a ServiceAccount, and beside it, as `PATH.token`, the token, which
@@ -718,10 +617,8 @@ impl Cluster {
             self.processes()?.check_running()?;
             if began.elapsed() > READY_TIMEOUT {
                 let seconds = READY_TIMEOUT.as_secs();
-                return Err(failure.context(format!(
-                    "waited {seconds} s for {what}; logs: {}/log",
-                    self.dir.display()
-                )));
+                return Err(failure
+                    .context(format!("waited {seconds} s for {what}; logs: {}/log", self.dir.display())));
             }
             tokio::time::sleep(POLL).await;
         }

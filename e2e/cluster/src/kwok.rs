@@ -49,8 +49,6 @@ fn without_agents(stage: &str) -> Result<String> {
     let expressions = stage["spec"]["selector"]["matchExpressions"]
         .as_sequence_mut()
         .context("the stage has no spec.selector.matchExpressions; has KWOK changed?")?;
-    expressions.push(serde_yaml_ng::from_str(
-        &NOT_AGENTS.replace("NAME", NODE_AGENT_NAME),
-    )?);
+    expressions.push(serde_yaml_ng::from_str(&NOT_AGENTS.replace("NAME", NODE_AGENT_NAME))?);
     Ok(serde_yaml_ng::to_string(&stage)?)
 }

@@ -35,22 +35,14 @@ impl Authority {
     pub(crate) fn new() -> Result<Self> {
         let mut params = subject("spotpool-e2e-ca", None);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![
-            KeyUsagePurpose::KeyCertSign,
-            KeyUsagePurpose::CrlSign,
-            KeyUsagePurpose::DigitalSignature,
-        ];
+        params.key_usages =
+            vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
         let key = KeyPair::generate().context("generate the CA's key")?;
-        Ok(Self(
-            CertifiedIssuer::self_signed(params, key).context("sign the CA's certificate")?,
-        ))
+        Ok(Self(CertifiedIssuer::self_signed(params, key).context("sign the CA's certificate")?))
     }
 
     pub(crate) fn identity(&self) -> Identity {
-        Identity {
-            cert: self.0.pem(),
-            key: self.0.key().serialize_pem(),
-        }
+        Identity { cert: self.0.pem(), key: self.0.key().serialize_pem() }
     }
 
     /// A client whose user is `name`, in `group` if one is given.
@@ -62,17 +54,9 @@ impl Authority {
 
     /// The API server's certificate.
     pub(crate) fn server(&self, addresses: &[IpAddr]) -> Result<Identity> {
-        let names = [
-            "localhost",
-            "kubernetes",
-            "kubernetes.default",
-            "kubernetes.default.svc",
-        ];
-        let names: Vec<String> = names
-            .into_iter()
-            .map(String::from)
-            .chain(addresses.iter().map(IpAddr::to_string))
-            .collect();
+        let names = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"];
+        let names: Vec<String> =
+            names.into_iter().map(String::from).chain(addresses.iter().map(IpAddr::to_string)).collect();
         let mut params = subject("kube-apiserver", None);
         params.subject_alt_names = CertificateParams::new(names)
             .context("name the API server in its certificate")?
@@ -82,16 +66,10 @@ impl Authority {
     }
 
     fn issue(&self, mut params: CertificateParams) -> Result<Identity> {
-        params.key_usages = vec![
-            KeyUsagePurpose::DigitalSignature,
-            KeyUsagePurpose::KeyEncipherment,
-        ];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
         let key = KeyPair::generate().context("generate a key")?;
         let cert = params.signed_by(&key, &self.0).context("sign a certificate")?;
-        Ok(Identity {
-            cert: cert.pem(),
-            key: key.serialize_pem(),
-        })
+        Ok(Identity { cert: cert.pem(), key: key.serialize_pem() })
     }
 }
 
@@ -142,10 +120,7 @@ pub(crate) fn write_kubeconfig(
         }}],
         "current-context": "spotpool-e2e",
     });
-    write_private(
-        path,
-        &serde_yaml_ng::to_string(&config).context("write a kubeconfig as YAML")?,
-    )
+    write_private(path, &serde_yaml_ng::to_string(&config).context("write a kubeconfig as YAML")?)
 }
 
 /// Writes a file that only its owner may read, also where one with other permissions was before.

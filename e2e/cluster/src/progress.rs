@@ -34,10 +34,7 @@ impl Progress {
                 say(&format!("{what} took {:.1} s", began.elapsed().as_secs_f64()));
             }
         });
-        Self {
-            stop: Some(stop),
-            printer: Some(printer),
-        }
+        Self { stop: Some(stop), printer: Some(printer) }
     }
 }
 

@@ -47,9 +47,7 @@ const GATE: &str = r#"read -r start || exit 125; exec "$@" </dev/null"#;
 static WATCHDOG_PIPE: Mutex<Option<ChildStdin>> = Mutex::new(None);
 
 fn tell_watchdog(line: &str) -> Result<()> {
-    let mut pipe = WATCHDOG_PIPE
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut pipe = WATCHDOG_PIPE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     if pipe.is_none() {
         // In a group of its own: a Ctrl-C meant for this process must not take the watchdog first.
         let mut watchdog = Command::new("/bin/sh")
@@ -63,9 +61,7 @@ fn tell_watchdog(line: &str) -> Result<()> {
             .context("cannot start /bin/sh as the watchdog of child processes")?;
         *pipe = watchdog.stdin.take();
     }
-    let Some(stdin) = pipe.as_mut() else {
-        bail!("the watchdog of child processes has no input")
-    };
+    let Some(stdin) = pipe.as_mut() else { bail!("the watchdog of child processes has no input") };
     stdin
         .write_all(format!("{line}\n").as_bytes())
         .context("the watchdog of child processes is gone; was it killed?")
@@ -90,14 +86,7 @@ pub struct Program {
 impl Program {
     /// `name` is how messages call it; `path` is a file, or a command to be found in `PATH`.
     pub fn new(name: impl Into<String>, path: impl Into<PathBuf>) -> Self {
-        Self {
-            name: name.into(),
-            path: path.into(),
-            args: Vec::new(),
-            env: Vec::new(),
-            dir: None,
-            log: None,
-        }
+        Self { name: name.into(), path: path.into(), args: Vec::new(), env: Vec::new(), dir: None, log: None }
     }
 
     /// Adds an argument.
@@ -110,16 +99,14 @@ impl Program {
     /// Adds arguments.
     #[must_use]
     pub fn args<A: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
-        self.args
-            .extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self.args.extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
         self
     }
 
     /// Sets an environment variable; the others are inherited.
     #[must_use]
     pub fn env(mut self, key: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
-        self.env
-            .push((key.as_ref().to_owned(), Some(value.as_ref().to_owned())));
+        self.env.push((key.as_ref().to_owned(), Some(value.as_ref().to_owned())));
         self
     }
 
@@ -146,8 +133,7 @@ impl Program {
 
     /// Starts the program in a process group of its own.
     pub fn spawn(self) -> Result<Supervised> {
-        self.start()
-            .with_context(|| format!("cannot start {} ({})", self.name, self.path.display()))
+        self.start().with_context(|| format!("cannot start {} ({})", self.name, self.path.display()))
     }
 
     fn start(&self) -> Result<Supervised> {
@@ -156,11 +142,7 @@ impl Program {
             bail!("there is no such file");
         }
         let mut command = Command::new("/bin/sh");
-        command
-            .args(["-c", GATE])
-            .arg(&self.name)
-            .arg(&self.path)
-            .args(&self.args);
+        command.args(["-c", GATE]).arg(&self.name).arg(&self.path).args(&self.args);
         for (key, value) in &self.env {
             match value {
                 Some(value) => command.env(key, value),
@@ -183,8 +165,7 @@ impl Program {
         let id = child.id();
         let started = tell_watchdog(&format!("+ {id}")).and_then(|()| {
             let mut gate = child.stdin.take().context("the gate has no input")?;
-            gate.write_all(b"start\n")
-                .context("the shell that starts it ended too soon")
+            gate.write_all(b"start\n").context("the shell that starts it ended too soon")
         });
         if let Err(error) = started {
             let _ = child.kill();
@@ -194,12 +175,7 @@ impl Program {
 
         let (tell, exit) = watch::channel(None);
         std::thread::spawn(move || tell.send_replace(Some(reap(child))));
-        Ok(Supervised {
-            name: self.name.clone(),
-            id,
-            log: self.log.clone(),
-            exit,
-        })
+        Ok(Supervised { name: self.name.clone(), id, log: self.log.clone(), exit })
     }
 }
 
@@ -280,11 +256,7 @@ impl Supervised {
     /// Waits until it has ended.
     pub async fn wait(&self) -> ExitStatus {
         let mut exit = self.exit.clone();
-        let ended = exit
-            .wait_for(Option::is_some)
-            .await
-            .ok()
-            .and_then(|status| *status);
+        let ended = exit.wait_for(Option::is_some).await.ok().and_then(|status| *status);
         ended.unwrap_or_else(|| ExitStatus::from_raw(0xff00))
     }
 
@@ -352,11 +324,7 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
         Err(error) => return Err(error).with_context(|| format!("cannot run {name}")),
     };
     if !output.status.success() {
-        bail!(
-            "{name} ended with {}: {}",
-            output.status,
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
+        bail!("{name} ended with {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

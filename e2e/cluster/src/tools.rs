@@ -56,10 +56,7 @@ const KWOK: Module = Module {
 const PROGRAMS: [(&str, &str); 5] = [
     ("etcd", "go.etcd.io/etcd/server/v3"),
     ("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"),
-    (
-        "kube-controller-manager",
-        "k8s.io/kubernetes/cmd/kube-controller-manager",
-    ),
+    ("kube-controller-manager", "k8s.io/kubernetes/cmd/kube-controller-manager"),
     ("kube-scheduler", "k8s.io/kubernetes/cmd/kube-scheduler"),
     ("kubectl", "k8s.io/kubernetes/cmd/kubectl"),
 ];
@@ -88,16 +85,8 @@ impl Tools {
     /// Finds the programs, and builds those that are not there yet: minutes the first time, nothing afterwards.
     pub async fn ensure() -> Result<Self> {
         let assets = std::env::var_os(ASSETS_ENV).map(PathBuf::from);
-        let given = |name: &str| {
-            assets
-                .as_ref()
-                .map(|dir| dir.join(name))
-                .filter(|path| path.is_file())
-        };
-        let missing: Vec<_> = PROGRAMS
-            .into_iter()
-            .filter(|(name, _)| given(name).is_none())
-            .collect();
+        let given = |name: &str| assets.as_ref().map(|dir| dir.join(name)).filter(|path| path.is_file());
+        let missing: Vec<_> = PROGRAMS.into_iter().filter(|(name, _)| given(name).is_none()).collect();
         let cache = cache_dir()?;
         let built = ensure(&cache, &KUBERNETES, &missing).await?;
         let kwok = ensure(&cache, &KWOK, &[("kwok", "sigs.k8s.io/kwok/cmd/kwok")]).await?;
@@ -117,25 +106,16 @@ impl Tools {
     pub(crate) async fn kubectl() -> Result<PathBuf> {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let assets = std::env::var_os(ASSETS_ENV).map(PathBuf::from);
-        let found = assets
-            .into_iter()
-            .chain(std::env::split_paths(&path))
-            .map(|dir| dir.join("kubectl"));
+        let found = assets.into_iter().chain(std::env::split_paths(&path)).map(|dir| dir.join("kubectl"));
         if let Some(kubectl) = found.into_iter().find(|path| path.is_file()) {
             return Ok(kubectl);
         }
-        Ok(ensure(&cache_dir()?, &KUBERNETES, &[PROGRAMS[4]])
-            .await?
-            .join("kubectl"))
+        Ok(ensure(&cache_dir()?, &KUBERNETES, &[PROGRAMS[4]]).await?.join("kubectl"))
     }
 }
 
 fn cache_dir() -> Result<PathBuf> {
-    let dir = |name| {
-        std::env::var_os(name)
-            .filter(|dir| !dir.is_empty())
-            .map(PathBuf::from)
-    };
+    let dir = |name| std::env::var_os(name).filter(|dir| !dir.is_empty()).map(PathBuf::from);
     if let Some(dir) = dir(TOOLS_DIR_ENV) {
         return std::path::absolute(&dir).with_context(|| format!("{TOOLS_DIR_ENV} is no usable path"));
     }
@@ -163,21 +143,14 @@ async fn ensure(cache: &Path, module: &Module, programs: &[(&str, &str)]) -> Res
         hash.update([0]);
     }
     // A number of twelve digits is enough to tell a handful of folders apart.
-    let hash = hash
-        .finalize()
-        .iter()
-        .take(6)
-        .fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
+    let hash = hash.finalize().iter().take(6).fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
     let dir = cache.join(format!("{}-{hash:012x}", module.name));
     if dir.is_dir() {
         return Ok(dir);
     }
 
     std::fs::create_dir_all(cache).with_context(|| {
-        format!(
-            "cannot make the folder for built programs, {} (or set {TOOLS_DIR_ENV})",
-            cache.display()
-        )
+        format!("cannot make the folder for built programs, {} (or set {TOOLS_DIR_ENV})", cache.display())
     })?;
     let _lock = lock(&cache.join("build.lock")).await?;
     if !dir.is_dir() {
@@ -236,8 +209,7 @@ async fn build(module: &Module, programs: &[(&str, &str)], dir: &Path) -> Result
     let list = |what: &str| {
         let _progress = Progress::new(format!("fetching {}", module.path));
         let mut go = Command::new("go");
-        go.current_dir(&source)
-            .args(["list", "-m", "-f", what, module.path]);
+        go.current_dir(&source).args(["list", "-m", "-f", what, module.path]);
         output(go.env("GOFLAGS", "-mod=mod").env("GOWORK", "off")).map(|text| text.trim().to_owned())
     };
     let mut flags = String::from("-s -w");
@@ -246,9 +218,8 @@ async fn build(module: &Module, programs: &[(&str, &str)], dir: &Path) -> Result
         flags += &stamp(&list("{{.Version}}")?)?;
     }
 
-    let (odd, whole): (Vec<_>, Vec<_>) = programs
-        .iter()
-        .partition(|(name, package)| !package.ends_with(name));
+    let (odd, whole): (Vec<_>, Vec<_>) =
+        programs.iter().partition(|(name, package)| !package.ends_with(name));
     let singles = odd.into_iter().map(|program| vec![program]);
     for batch in singles.chain((!whole.is_empty()).then_some(whole)) {
         let names: Vec<&str> = batch.iter().map(|(name, _)| *name).collect();
@@ -258,15 +229,7 @@ async fn build(module: &Module, programs: &[(&str, &str)], dir: &Path) -> Result
             _ => dir.join(""),
         };
         let go = Program::new("go build", "go")
-            .args([
-                "build",
-                "-mod=readonly",
-                "-trimpath",
-                "-buildvcs=false",
-                "-ldflags",
-                &flags,
-                "-o",
-            ])
+            .args(["build", "-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags", &flags, "-o"])
             .arg(target)
             .args(batch.iter().map(|(_, package)| package))
             .dir(&source)

@@ -24,9 +24,7 @@ const GENEROUS: Duration = Duration::from_secs(120);
 static SHARED: OnceCell<RwLock<Cluster>> = OnceCell::const_new();
 
 async fn lock() -> &'static RwLock<Cluster> {
-    SHARED
-        .get_or_init(async || RwLock::new(Cluster::start(ClusterOptions::default()).await.unwrap()))
-        .await
+    SHARED.get_or_init(async || RwLock::new(Cluster::start(ClusterOptions::default()).await.unwrap())).await
 }
 
 async fn shared() -> RwLockReadGuard<'static, Cluster> {
@@ -60,11 +58,7 @@ async fn stage(client: &Client, name: &str) {
     create(&nodes, json!({"metadata": {"name": name, "labels": labels}})).await;
     eventually("the node to be Ready", async || {
         let status = nodes.get(name).await.unwrap().status.unwrap_or_default();
-        status
-            .conditions
-            .unwrap_or_default()
-            .iter()
-            .any(|c| c.type_ == "Ready" && c.status == "True")
+        status.conditions.unwrap_or_default().iter().any(|c| c.type_ == "Ready" && c.status == "True")
     })
     .await;
 }
@@ -119,24 +113,14 @@ async fn pods_of_the_node_agent_are_left_to_the_harness() {
     stage(&client, "agents").await;
     let pods: Api<Pod> = Api::namespaced(client, "agents");
     let labels = json!({"app.kubernetes.io/name": NODE_AGENT_NAME});
-    create(
-        &pods,
-        json!({"metadata": {"name": "agent", "labels": labels}, "spec": on("agents", json!({}))}),
-    )
-    .await;
+    create(&pods, json!({"metadata": {"name": "agent", "labels": labels}, "spec": on("agents", json!({}))}))
+        .await;
     eventually("the agent's pod to be scheduled", async || {
         pods.get("agent").await.unwrap().spec.unwrap().node_name.is_some()
     })
     .await;
-    create(
-        &pods,
-        json!({"metadata": {"name": "other"}, "spec": on("agents", json!({}))}),
-    )
-    .await;
-    eventually("a later pod to be Running", async || {
-        running(&pods.get("other").await.unwrap())
-    })
-    .await;
+    create(&pods, json!({"metadata": {"name": "other"}, "spec": on("agents", json!({}))})).await;
+    eventually("a later pod to be Running", async || running(&pods.get("other").await.unwrap())).await;
     assert!(!running(&pods.get("agent").await.unwrap()));
 }
 
@@ -153,23 +137,15 @@ async fn who_has_no_role_may_nothing() {
         .status
         .unwrap();
     let path = cluster.dir().join("nobody.kubeconfig");
-    cluster
-        .service_account_kubeconfig("default", "default", &token.token, &path)
-        .unwrap();
+    cluster.service_account_kubeconfig("default", "default", &token.token, &path).unwrap();
     let kubeconfig = Kubeconfig::read_from(&path).unwrap();
-    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
-        .await
-        .unwrap();
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
     let nobody = Client::try_from(config).unwrap();
     let Err(kube::Error::Api(status)) = Api::<Node>::all(nobody).list(&ListParams::default()).await else {
         panic!("it was allowed");
     };
     assert_eq!(status.code, 403);
-    assert!(
-        status.message.contains("system:serviceaccount:default:default"),
-        "{}",
-        status.message
-    );
+    assert!(status.message.contains("system:serviceaccount:default:default"), "{}", status.message);
 }
 
 #[tokio::test]
@@ -177,11 +153,7 @@ async fn data_outlives_the_api_server() {
     let cluster = lock().await.write().await;
     let client = cluster.client().await.unwrap();
     let maps: Api<ConfigMap> = Api::namespaced(client, "default");
-    create(
-        &maps,
-        json!({"metadata": {"name": "kept"}, "data": {"key": "value"}}),
-    )
-    .await;
+    create(&maps, json!({"metadata": {"name": "kept"}, "data": {"key": "value"}})).await;
     cluster.stop_apiserver().await.unwrap();
     assert!(maps.get("kept").await.is_err());
     cluster.start_apiserver().await.unwrap();
@@ -189,10 +161,7 @@ async fn data_outlives_the_api_server() {
 
     cluster.stop_etcd().await.unwrap();
     cluster.start_etcd().await.unwrap();
-    eventually("the API server to find etcd again", async || {
-        maps.get("kept").await.is_ok()
-    })
-    .await;
+    eventually("the API server to find etcd again", async || maps.get("kept").await.is_ok()).await;
 }
 
 #[tokio::test]
@@ -205,12 +174,7 @@ async fn a_protected_pod_is_not_evicted() {
     create(&budgets, json!({"metadata": {"name": "web"}, "spec": spec})).await;
     let pod = deploy(&client, "protected", 1).await.remove(0);
     eventually("the budget to count the pod", async || {
-        budgets
-            .get("web")
-            .await
-            .unwrap()
-            .status
-            .is_some_and(|status| status.current_healthy == 1)
+        budgets.get("web").await.unwrap().status.is_some_and(|status| status.current_healthy == 1)
     })
     .await;
     let pods: Api<Pod> = Api::namespaced(client, "protected");
@@ -242,29 +206,17 @@ async fn a_pod_takes_the_time_it_needs_to_stop_but_not_more_than_it_is_given() {
         let metadata = json!({"name": name, "annotations": annotations});
         let spec = on("stops", json!({"terminationGracePeriodSeconds": grace}));
         create(&pods, json!({"metadata": metadata, "spec": spec})).await;
-        eventually("the pod to be Running", async || {
-            running(&pods.get(name).await.unwrap())
-        })
-        .await;
+        eventually("the pod to be Running", async || running(&pods.get(name).await.unwrap())).await;
         let began = Instant::now();
-        let params = DeleteParams {
-            grace_period_seconds: given,
-            ..DeleteParams::default()
-        };
+        let params = DeleteParams { grace_period_seconds: given, ..DeleteParams::default() };
         pods.delete(name, &params).await.unwrap();
-        eventually("the pod to be gone", async || {
-            pods.get_opt(name).await.unwrap().is_none()
-        })
-        .await;
+        eventually("the pod to be gone", async || pods.get_opt(name).await.unwrap().is_none()).await;
         let took = began.elapsed();
         println!("{name}: {took:?}");
         let expected = Duration::from_millis(expected);
         assert!(took >= expected, "{name} ended after {took:?}");
         // A busy machine may be late, but not by as much as taking another rule for the right one.
-        assert!(
-            took < expected + Duration::from_secs(20),
-            "{name} ended after {took:?}"
-        );
+        assert!(took < expected + Duration::from_secs(20), "{name} ended after {took:?}");
     };
     futures::future::join_all(cases.map(stop)).await;
 }
@@ -279,26 +231,14 @@ async fn a_pod_that_never_stops_is_left_to_the_harness() {
     for (name, needs) in [("never", "never"), ("later", "1s")] {
         let metadata = json!({"name": name, "annotations": {STOP_AFTER_ANNOTATION: needs}});
         create(&pods, json!({"metadata": metadata, "spec": spec})).await;
-        eventually("the pod to be Running", async || {
-            running(&pods.get(name).await.unwrap())
-        })
-        .await;
+        eventually("the pod to be Running", async || running(&pods.get(name).await.unwrap())).await;
         pods.delete(name, &DeleteParams::default()).await.unwrap();
     }
-    eventually("the other pod to be gone", async || {
-        pods.get_opt("later").await.unwrap().is_none()
-    })
-    .await;
+    eventually("the other pod to be gone", async || pods.get_opt("later").await.unwrap().is_none()).await;
     assert!(pods.get_opt("never").await.unwrap().is_some());
-    let now = DeleteParams {
-        grace_period_seconds: Some(0),
-        ..DeleteParams::default()
-    };
+    let now = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
     pods.delete("never", &now).await.unwrap();
-    eventually("the pod to be gone", async || {
-        pods.get_opt("never").await.unwrap().is_none()
-    })
-    .await;
+    eventually("the pod to be gone", async || pods.get_opt("never").await.unwrap().is_none()).await;
 }
 
 #[tokio::test]
@@ -307,13 +247,7 @@ async fn an_attached_cluster_is_only_used() {
     let attached = Cluster::attach(cluster.admin_kubeconfig()).await.unwrap();
     assert_eq!(attached.server_url(), cluster.server_url());
     assert_eq!(attached.ca_pem(), cluster.ca_pem());
-    attached
-        .client()
-        .await
-        .unwrap()
-        .apiserver_version()
-        .await
-        .unwrap();
+    attached.client().await.unwrap().apiserver_version().await.unwrap();
     let error = attached.stop_apiserver().await.unwrap_err().to_string();
     assert!(error.contains("not ours to start or stop"), "{error}");
     attached.stop().await.unwrap();

@@ -13,14 +13,16 @@ use spotpool_e2e_cluster::{Cluster, ClusterOptions, Program, Signal, Supervised}
 const GENEROUS: Duration = Duration::from_secs(60);
 const MODE: &str = "SPOTPOOL_TEST_PARENT";
 
+/// The state of a process as `ps` shows it; empty if there is none.
+fn state(id: u32) -> String {
+    let ps = Command::new("ps").args(["-o", "stat=", "-p", &id.to_string()]).output().unwrap();
+    String::from_utf8(ps.stdout).unwrap().trim().to_owned()
+}
+
 /// Whether a process runs; one that is dead but not yet reaped does not.
 fn runs(id: u32) -> bool {
-    let ps = Command::new("ps")
-        .args(["-o", "stat=", "-p", &id.to_string()])
-        .output()
-        .unwrap();
-    let stat = String::from_utf8(ps.stdout).unwrap();
-    !stat.trim().is_empty() && !stat.trim().starts_with('Z')
+    let state = state(id);
+    !state.is_empty() && !state.starts_with('Z')
 }
 
 fn wait_until_gone(ids: &[u32]) -> Duration {
@@ -71,10 +73,7 @@ async fn parent() {
         let log = tempfile::NamedTempFile::new().unwrap();
         // A child that ignores polite signals, and a grandchild.
         let program = Program::new("stubborn", "sh")
-            .args([
-                "-c",
-                "trap '' TERM INT HUP; sleep 1000 & echo $!; while :; do wait; done",
-            ])
+            .args(["-c", "trap '' TERM INT HUP; sleep 1000 & echo $!; while :; do wait; done"])
             .log(log.path())
             .spawn()
             .unwrap();
@@ -118,11 +117,7 @@ fn children_die_with_a_parent_that_exits_without_destructors() {
 #[test]
 fn a_whole_cluster_dies_with_a_killed_parent() {
     let (mut parent, ids) = start_parent("cluster");
-    assert_eq!(
-        ids.len(),
-        5,
-        "etcd, API server, controller manager, scheduler, kwok"
-    );
+    assert_eq!(ids.len(), 5, "etcd, API server, controller manager, scheduler, kwok");
     assert!(ids.iter().all(|id| runs(*id)));
     parent.kill().unwrap();
     parent.wait().unwrap();
@@ -144,16 +139,10 @@ async fn a_program_gets_its_arguments_and_environment_and_its_end_is_seen() {
         .unwrap();
     assert_eq!(program.wait().await.code(), Some(3));
     assert_eq!(program.exit_status().unwrap().code(), Some(3));
-    let expected = format!(
-        "a b|$c|w|none|{}\noops\n",
-        dir.path().canonicalize().unwrap().display()
-    );
+    let expected = format!("a b|$c|w|none|{}\noops\n", dir.path().canonicalize().unwrap().display());
     assert_eq!(std::fs::read_to_string(&log).unwrap(), expected);
     let error = program.check_running().unwrap_err().to_string();
-    assert!(
-        error.contains("echo ended with exit status: 3") && error.contains("oops"),
-        "{error}"
-    );
+    assert!(error.contains("echo ended with exit status: 3") && error.contains("oops"), "{error}");
     program.term().unwrap();
     program.kill().unwrap();
 }
@@ -162,14 +151,16 @@ async fn a_program_gets_its_arguments_and_environment_and_its_end_is_seen() {
 async fn a_program_that_does_not_stop_is_killed() {
     let polite = Program::new("polite", "sleep").arg("1000").spawn().unwrap();
     assert!(polite.check_running().is_ok());
-    assert_eq!(
-        polite.stop(GENEROUS).await.unwrap().signal(),
-        Some(Signal::SIGTERM as i32)
-    );
+    assert_eq!(polite.stop(GENEROUS).await.unwrap().signal(), Some(Signal::SIGTERM as i32));
 
     // Stopped, it cannot even see the SIGTERM.
     let frozen = Program::new("frozen", "sleep").arg("1000").spawn().unwrap();
     frozen.signal(Signal::SIGSTOP).unwrap();
+    let began = Instant::now();
+    while !state(frozen.id()).starts_with('T') {
+        assert!(began.elapsed() < GENEROUS);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     let status = frozen.stop(Duration::from_millis(50)).await.unwrap();
     assert_eq!(status.signal(), Some(Signal::SIGKILL as i32));
 }
@@ -185,8 +176,5 @@ fn a_dropped_program_is_killed() {
 #[test]
 fn a_program_that_is_not_there_is_an_error_at_once() {
     let error = Program::new("agent", "/nowhere/agent").spawn().unwrap_err();
-    assert_eq!(
-        format!("{error:#}"),
-        "cannot start agent (/nowhere/agent): there is no such file"
-    );
+    assert_eq!(format!("{error:#}"), "cannot start agent (/nowhere/agent): there is no such file");
 }
