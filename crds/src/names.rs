@@ -29,8 +29,6 @@ pub const EXCLUDE_FROM_LOAD_BALANCERS_LABEL: &str = "node.kubernetes.io/exclude-
 
 /// AKS's label with the name of a node's agent pool.
 pub const AGENT_POOL_LABEL: &str = "kubernetes.azure.com/agentpool";
-/// The same in its deprecated form, still set.
-pub const AGENT_POOL_LABEL_DEPRECATED: &str = "agentpool";
 
 /// Label on the agent's Pods, by which harness and operator find them.
 pub const APP_NAME_LABEL: &str = "app.kubernetes.io/name";

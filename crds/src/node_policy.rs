@@ -33,6 +33,19 @@ pub struct DrainPolicy {
     pub reserve: Duration,
 }
 
+impl NodePolicy {
+    /// The policy of a SpotPool for its nodes.
+    pub fn new(pool: &str, namespace: &str, mode: Mode, drain: &Drain) -> Self {
+        let drain = DrainPolicy::from(drain);
+        // FNV-1a: the hash is compared across releases, so it must never change by itself.
+        let text = format!("{pool}\n{namespace}\n{mode:?}\n{drain:?}");
+        let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        Self { pool: pool.into(), namespace: namespace.into(), mode, drain, hash: format!("{hash:016x}") }
+    }
+}
+
 impl From<&Drain> for DrainPolicy {
     fn from(drain: &Drain) -> Self {
         Self {

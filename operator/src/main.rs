@@ -1,2 +1,206 @@
-//! placeholder
-fn main() {}
+//! The operator: keeps SpotPools at their size on spot capacity, inside what they allow.
+//!
+//! Everything that exists is made here, in order; what it does is in the modules.
+
+mod agent_pools;
+mod leader;
+mod metrics;
+mod pool;
+mod watches;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Parser;
+use futures::StreamExt;
+use futures::channel::mpsc;
+use kube::Api;
+use prometheus_client::registry::Registry;
+use spotpool_azure::{Arm, ClusterId};
+use spotpool_runtime::admin::{self, Readiness};
+use spotpool_runtime::args::{self, CommonArgs};
+use spotpool_runtime::exit::{self, ConfigError, Exit};
+use spotpool_runtime::{client, shutdown, telemetry};
+use tokio::net::TcpListener;
+use url::Url;
+
+use crate::agent_pools::AgentPools;
+use crate::leader::{Elector, Leadership};
+use crate::metrics::Metrics;
+use crate::watches::{Nodes, Trigger};
+
+const USER_AGENT: &str = concat!("spotpool-operator/", env!("CARGO_PKG_VERSION"));
+
+/// Keeps AKS spot node pools at their size, with on-demand fallback.
+#[derive(Parser)]
+#[command(name = "spotpool-operator", version)]
+struct Args {
+    /// Azure subscription of the cluster.
+    #[arg(long, env = "SUBSCRIPTION_ID")]
+    subscription_id: String,
+    /// Resource group of the cluster (not of its nodes).
+    #[arg(long, env = "RESOURCE_GROUP")]
+    resource_group: String,
+    /// Name of the AKS cluster.
+    #[arg(long, env = "CLUSTER_NAME")]
+    cluster_name: String,
+    /// ARM's address, in place of the cloud's own.
+    #[arg(long, env = "AZURE_ENDPOINT", value_name = "URL")]
+    azure_endpoint: Url,
+    /// How to sign in to Azure. `none` is for a simulator on this machine.
+    #[arg(long, env = "AZURE_CREDENTIAL", value_enum)]
+    azure_credential: Credential,
+    /// Namespaces whose SpotPools count: whoever may write one there spends money. Default: the operator's own.
+    #[arg(long, env = "POOL_NAMESPACES", value_delimiter = ',', value_name = "NS,…")]
+    pool_namespaces: Vec<String>,
+    /// The operator's own namespace, for its lease. Default: that of the kubeconfig or the Pod.
+    #[arg(long, env = "POD_NAMESPACE", value_name = "NS")]
+    namespace: Option<String>,
+    /// Name of this replica in the election. Default: a random one.
+    #[arg(long, env = "POD_NAME", value_name = "NAME")]
+    pod_name: Option<String>,
+    /// Whether replicas elect a leader.
+    #[arg(long, env = "LEADER_ELECTION", default_value_t = true, action = clap::ArgAction::Set)]
+    leader_election: bool,
+    /// How long others wait after the leader's last sign of life; 3s to 5m.
+    #[arg(long, env = "LEASE_DURATION", default_value = "15s", value_parser = lease_duration)]
+    lease_duration: Duration,
+    /// Address of the admin server.
+    #[arg(long, env = "LISTEN", default_value = "0.0.0.0:9436")]
+    listen: String,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Credential {
+    /// Unsigned requests.
+    None,
+}
+
+fn lease_duration(text: &str) -> Result<Duration, String> {
+    let duration: kube::core::Duration = text.parse().map_err(|error| format!("{error}"))?;
+    let duration = Duration::from(duration);
+    if (Duration::from_secs(3)..=Duration::from_mins(5)).contains(&duration) {
+        Ok(duration)
+    } else {
+        Err("must be 3s to 5m".into())
+    }
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let args = args::parse::<Args>();
+    exit::code("spotpool-operator", run(args).await)
+}
+
+async fn run(args: Args) -> Result<(), Exit> {
+    telemetry::init(&args.common)?;
+    guard_endpoint(&args.azure_endpoint)?;
+    let shutdown = shutdown::on_signal().map_err(|error| Exit::Died(format!("no signals: {error}")))?;
+    let listener = TcpListener::bind(&args.listen)
+        .await
+        .map_err(|error| ConfigError(format!("--listen {}: {error}", args.listen)))?;
+
+    let leadership = if args.leader_election { Leadership::default() } else { Leadership::always() };
+    let may_write = {
+        let leadership = leadership.clone();
+        Arc::new(move || leadership.holds())
+    };
+    let lease_client = client::connect(&args.common, USER_AGENT).await?;
+    let client = client::connect_gated(&args.common, USER_AGENT, may_write.clone()).await?;
+    let cluster = ClusterId {
+        subscription_id: args.subscription_id,
+        resource_group: args.resource_group,
+        cluster_name: args.cluster_name,
+    };
+    let azure = Arm::new(&args.azure_endpoint, &cluster, USER_AGENT, may_write)
+        .map_err(|error| ConfigError(format!("--azure-endpoint: {error}")))?;
+
+    let mut registry = Registry::default();
+    let metrics = Metrics::register(&mut registry);
+    let readiness = Readiness::default();
+    let (cache, lease) = (readiness.gate("nodes"), readiness.gate("lease"));
+    let namespace = args.namespace.unwrap_or_else(|| client.default_namespace().to_owned());
+    let identity = args.pod_name.unwrap_or_else(random_identity);
+    let pool_namespaces =
+        if args.pool_namespaces.is_empty() { vec![namespace.clone()] } else { args.pool_namespaces };
+
+    let trigger = Trigger::default();
+    let (nodes, node_stream) = Nodes::watch(client.clone(), trigger.clone());
+    let agent_pools =
+        Arc::new(AgentPools::new(Arc::new(azure), nodes.clone(), trigger.clone(), metrics.clone()));
+    let elector = Elector::new(
+        Api::namespaced(lease_client, &namespace),
+        "spotpool-operator",
+        identity,
+        args.lease_duration,
+        leadership,
+    );
+
+    let serve = admin::serve(listener, readiness, Arc::new(registry), shutdown.clone());
+    let serve = async { serve.await.map_err(|error| Exit::Died(format!("the admin server died: {error}"))) };
+    let watch = async {
+        node_stream.collect::<()>().await;
+        Err(Exit::Died("the watch of Nodes has ended".into()))
+    };
+    let lead = async {
+        nodes.ready().await;
+        cache.open();
+        lease.open(); // a standby is ready too: it waits for the lease by design
+        let held = if args.leader_election { elector.acquire(&shutdown).await } else { None };
+        if shutdown.is_cancelled() {
+            return Ok(());
+        }
+        let (listeners, namespaces) = pool_namespaces
+            .into_iter()
+            .map(|namespace| {
+                let (listener, triggered) = mpsc::unbounded();
+                (listener, (namespace, triggered))
+            })
+            .unzip();
+        let keep = async {
+            let Some(held) = held else {
+                shutdown.cancelled().await;
+                return Ok(());
+            };
+            elector.keep(held, &shutdown).await.map_err(|lost| Exit::Died(lost.to_string()))
+        };
+        tokio::select! {
+            ended = keep => ended,
+            () = trigger.run(listeners) => Err(Exit::Died("the trigger has ended".into())),
+            () = agent_pools.keep_fresh() => Err(Exit::Died("the agent pool cache has ended".into())),
+            () = pool::run(client, nodes.clone(), agent_pools.clone(), metrics, namespaces) => {
+                Err(Exit::Died("the SpotPool controller has ended".into()))
+            }
+        }
+    };
+    tokio::select! {
+        ended = lead => ended,
+        ended = watch => ended,
+        ended = serve => ended,
+    }
+}
+
+/// Unsigned requests may go nowhere but to a simulator beside us.
+fn guard_endpoint(endpoint: &Url) -> Result<(), ConfigError> {
+    let loopback = match endpoint.host() {
+        Some(url::Host::Ipv4(address)) => address.is_loopback(),
+        Some(url::Host::Ipv6(address)) => address.is_loopback(),
+        Some(url::Host::Domain(name)) => name == "localhost",
+        None => false,
+    };
+    if loopback {
+        Ok(())
+    } else {
+        Err(ConfigError(format!(
+            "--azure-credential none: only for an --azure-endpoint on this machine, not {endpoint}"
+        )))
+    }
+}
+
+fn random_identity() -> String {
+    use std::hash::{BuildHasher, RandomState};
+    format!("operator-{:016x}", RandomState::new().hash_one(std::process::id()))
+}

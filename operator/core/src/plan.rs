@@ -52,6 +52,16 @@ pub enum Action {
 }
 
 impl Action {
+    /// Why.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::ScaleUp { reason, .. } | Self::WithdrawDrain { reason, .. } => *reason,
+            Self::DeleteMachines { .. } => Reason::ReturnDrained,
+            Self::RequestDrain { reason: DrainReason::Failback, .. } => Reason::Failback,
+            Self::RequestDrain { .. } => Reason::ScaleDown,
+        }
+    }
+
     pub(crate) fn machines_deleted(&self) -> usize {
         match self {
             Self::DeleteMachines { nodes, .. } => nodes.len(),

@@ -1,5 +1,7 @@
 //! What holds whatever happens: random evictions, resizes and waits against the model of AKS.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
 mod world;
 
 use proptest::prelude::*;

@@ -1,5 +1,7 @@
 //! What a pool does, minute by minute.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
 mod world;
 
 use spotpool_core::Action;

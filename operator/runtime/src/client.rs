@@ -1,6 +1,7 @@
 //! The Kubernetes client: one HTTP/2 connection, nothing retried behind the caller's back.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -24,12 +25,30 @@ const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// … and given up on after this long, which ends watches and requests on that connection.
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Asked before each write; a write is refused where it says no.
+pub type WriteGate = Arc<dyn Fn() -> bool + Send + Sync>;
+
+/// Why a write was not sent.
+#[derive(Debug, thiserror::Error)]
+#[error("not sent: the leader lease is lost")]
+pub struct WriteRefused;
+
 /// Connects to the cluster of the kubeconfig, or of the Pod that we run in.
 ///
 /// Two things differ from kube's own client. Requests share one HTTP/2 connection: a hundred evictions at
 /// once must not cost a hundred TLS handshakes. And 429 is returned, not retried inside: for an eviction it
 /// is an answer that the drain acts upon.
 pub async fn connect(args: &CommonArgs, user_agent: &str) -> Result<Client, ConfigError> {
+    connect_gated(args, user_agent, Arc::new(|| true)).await
+}
+
+/// The same, with every write asking `may_write` at the last moment before it is sent, so that none can be
+/// forgotten.
+pub async fn connect_gated(
+    args: &CommonArgs,
+    user_agent: &str,
+    may_write: WriteGate,
+) -> Result<Client, ConfigError> {
     let mut config = load(args.kubeconfig.as_deref()).await?;
     if let Some(bundle) = &args.ca_bundle {
         let added = certificates(bundle)?;
@@ -38,10 +57,11 @@ pub async fn connect(args: &CommonArgs, user_agent: &str) -> Result<Client, Conf
     let agent = http::HeaderValue::from_str(user_agent)
         .map_err(|error| ConfigError(format!("user agent: {error}")))?;
     config.headers.push((http::header::USER_AGENT, agent));
-    client(&config).map_err(|error| ConfigError(format!("cannot make a Kubernetes client: {error}")))
+    client(&config, may_write)
+        .map_err(|error| ConfigError(format!("cannot make a Kubernetes client: {error}")))
 }
 
-fn client(config: &Config) -> Result<Client, kube::Error> {
+fn client(config: &Config, may_write: WriteGate) -> Result<Client, kube::Error> {
     let mut http = HttpConnector::new();
     http.enforce_http(false);
     http.set_connect_timeout(Some(CONNECT_TIMEOUT));
@@ -63,6 +83,13 @@ fn client(config: &Config) -> Result<Client, kube::Error> {
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer()?)
         .layer(config.extra_headers_layer()?)
+        .filter(move |request: http::Request<Body>| {
+            if request.method().is_safe() || may_write() {
+                Ok(request)
+            } else {
+                Err(BoxError::from(WriteRefused))
+            }
+        })
         .timeout(RESPONSE_TIMEOUT)
         .map_err(BoxError::from)
         .service(hyper);

@@ -1,0 +1,125 @@
+//! The operator's metrics. Labels come from enums, SpotPool names and agent pool names only.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+use spotpool_azure::AzureError;
+use spotpool_crds::{Reason, SpotPoolStatus};
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Request {
+    operation: &'static str,
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Action {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Reconcile {
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PoolNodes {
+    namespace: String,
+    pool: String,
+    state: &'static str,
+}
+
+/// All of them. Cheap to clone; all clones are one.
+#[derive(Clone)]
+pub struct Metrics {
+    azure_requests: Family<Request, Counter>,
+    actions: Family<Action, Counter>,
+    reconciles: Family<Reconcile, Counter>,
+    pool_nodes: Family<PoolNodes, Gauge>,
+    notice_to_request: Histogram,
+    plan: Histogram,
+}
+
+impl Metrics {
+    /// Registers them.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            azure_requests: Family::default(),
+            actions: Family::default(),
+            reconciles: Family::default(),
+            pool_nodes: Family::default(),
+            notice_to_request: Histogram::new(exponential_buckets(0.01, 2.0, 12)),
+            plan: Histogram::new(exponential_buckets(0.000_1, 4.0, 8)),
+        };
+        let registry = registry.sub_registry_with_prefix("spotpool_operator");
+        registry.register("azure_requests", "Requests to Azure by result", metrics.azure_requests.clone());
+        registry.register("actions", "Actions carried out by reason", metrics.actions.clone());
+        registry.register("reconciles", "Reconciliations by result", metrics.reconciles.clone());
+        registry.register("pool_nodes", "Nodes of a SpotPool by state", metrics.pool_nodes.clone());
+        registry.register_with_unit(
+            "notice_to_request",
+            "From an agent's notice to Azure's acceptance of replacement capacity",
+            Unit::Seconds,
+            metrics.notice_to_request.clone(),
+        );
+        registry.register_with_unit("plan", "Time to make one plan", Unit::Seconds, metrics.plan.clone());
+        metrics
+    }
+
+    /// A write to Azure.
+    pub fn azure_write<T>(&self, operation: &'static str, outcome: &Result<T, AzureError>) {
+        self.azure_read(operation, outcome);
+    }
+
+    /// A read of Azure.
+    pub fn azure_read<T>(&self, operation: &'static str, outcome: &Result<T, AzureError>) {
+        let result = outcome.as_ref().err().map_or("Accepted", |error| error.class.into());
+        self.azure_requests.get_or_create(&Request { operation, result }).inc();
+    }
+
+    /// An action that was carried out.
+    pub fn action(&self, reason: Reason) {
+        self.actions.get_or_create(&Action { reason: reason.into() }).inc();
+    }
+
+    /// A reconciliation that ended.
+    pub fn reconcile(&self, result: &'static str) {
+        self.reconciles.get_or_create(&Reconcile { result }).inc();
+    }
+
+    /// Replacement was accepted this long after the notice.
+    pub fn replacement_requested(&self, seconds: f64) {
+        self.notice_to_request.observe(seconds);
+    }
+
+    /// A plan took this long to make.
+    pub fn planned(&self, seconds: f64) {
+        self.plan.observe(seconds);
+    }
+
+    /// The capacity of a SpotPool.
+    pub fn capacity(&self, namespace: &str, pool: &str, status: &SpotPoolStatus) {
+        let capacity = &status.capacity;
+        for (state, nodes) in [
+            ("wanted", capacity.wanted),
+            ("ready_spot", capacity.ready_spot),
+            ("ready_on_demand", capacity.ready_on_demand),
+            ("on_the_way", capacity.on_the_way),
+            ("evicting", capacity.evicting),
+            ("fallback", status.fallback.nodes),
+        ] {
+            let labels = PoolNodes { namespace: namespace.into(), pool: pool.into(), state };
+            self.pool_nodes.get_or_create(&labels).set(i64::from(nodes));
+        }
+    }
+
+    /// The SpotPool is gone.
+    pub fn forget(&self, namespace: &str, pool: &str) {
+        for state in ["wanted", "ready_spot", "ready_on_demand", "on_the_way", "evicting", "fallback"] {
+            self.pool_nodes.remove(&PoolNodes { namespace: namespace.into(), pool: pool.into(), state });
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! Carries a plan out. Every write is safe to repeat and safe to die after: intentions are in status before
+//! Azure is asked, agent pools are written with `If-Match`, nodes with their uid.
+
+use std::collections::BTreeMap;
+
+use futures::StreamExt;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, ResourceExt};
+use serde_json::{Value, json};
+use spotpool_azure::{AzureError, Class};
+use spotpool_core::{Action, Plan};
+use spotpool_crds::spot_pool::{Operation, OperationKind};
+use spotpool_crds::voluntary_drain::DrainRequest;
+use spotpool_crds::{NodePolicy, Reason, SpotPool, names};
+
+use super::Error;
+use super::controller::Context;
+use super::gather::Gathered;
+
+/// Nodes patched in one go: labels and policies are not urgent.
+const NODES_AT_A_TIME: usize = 50;
+const PATCHES_AT_ONCE: usize = 8;
+
+/// What became of the plan's actions.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Actions that were carried out.
+    pub done: Vec<Action>,
+    /// Agent pools whose write failed.
+    pub failed: BTreeMap<String, AzureError>,
+    /// The first Kubernetes write that failed; the rest was still tried.
+    pub error: Option<Error>,
+}
+
+/// The operations that the plan will start, by agent pool.
+pub fn intentions(plan: &Plan, now: Timestamp) -> BTreeMap<String, Operation> {
+    // Kubernetes keeps whole seconds. Rounded up, a node that came just before is not taken for a new one.
+    let since = Time(Timestamp::from_second(now.as_second() + 1).unwrap_or(now));
+    let operation = |action: &Action| match action {
+        Action::ScaleUp { agent_pool, new, count, .. } => Some((
+            agent_pool.clone(),
+            Operation {
+                kind: OperationKind::ScaleUp,
+                count: *count as i32,
+                machines: *new as i32,
+                since: since.clone(),
+            },
+        )),
+        Action::DeleteMachines { agent_pool, nodes, remaining } => Some((
+            agent_pool.clone(),
+            Operation {
+                kind: OperationKind::DeleteMachines,
+                count: *remaining as i32,
+                machines: nodes.len() as i32,
+                since: since.clone(),
+            },
+        )),
+        _ => None,
+    };
+    plan.actions.iter().filter_map(operation).collect()
+}
+
+/// Carries the plan out: agent pools first and all at once, then nodes.
+pub async fn act(
+    context: &Context,
+    pool: &SpotPool,
+    gathered: &Gathered,
+    plan: &Plan,
+    now: Timestamp,
+) -> Outcome {
+    let mut outcome = Outcome::default();
+    let writes = plan.actions.iter().filter_map(|action| match action {
+        Action::ScaleUp { agent_pool, count, .. } => Some((action, agent_pool, Some(*count), &[][..])),
+        Action::DeleteMachines { agent_pool, nodes, .. } => {
+            Some((action, agent_pool, None, nodes.as_slice()))
+        }
+        _ => None,
+    });
+    let writes = writes.map(|(action, agent_pool, count, machines)| async move {
+        let result = match count {
+            Some(count) => context.agent_pools.scale(agent_pool, count).await,
+            None => context.agent_pools.delete_machines(agent_pool, machines).await,
+        };
+        (action, agent_pool, result)
+    });
+    for (action, agent_pool, result) in futures::future::join_all(writes).await {
+        match result {
+            Ok(()) => {
+                if let (
+                    Action::ScaleUp { reason: Reason::ReplaceEvicted | Reason::FallbackForShortfall, .. },
+                    Some(noticed),
+                ) = (action, gathered.newest_notice)
+                {
+                    context.metrics.replacement_requested(
+                        Timestamp::now().duration_since(noticed).as_secs_f64().max(0.0),
+                    );
+                }
+                outcome.done.push(action.clone());
+            }
+            Err(error) => {
+                // A machine that went by itself makes Azure refuse the whole request: read and plan anew.
+                let gone =
+                    matches!(action, Action::DeleteMachines { .. }) && error.code == "InvalidParameter";
+                let error = if gone { AzureError { class: Class::Conflict, ..error } } else { error };
+                tracing::warn!(agent_pool, class = %error.class, code = error.code, message = error.message, "Azure refused a write");
+                outcome.failed.insert(agent_pool.clone(), error);
+            }
+        }
+    }
+
+    let mut patches = Vec::new();
+    for action in &plan.actions {
+        if let Some((node, patch)) = drain_patch(gathered, action, now) {
+            patches.push((Some(action.clone()), node, patch));
+        }
+    }
+    patches.extend(membership(pool, gathered).into_iter().map(|(node, patch)| (None, node, patch)));
+    let nodes: Api<Node> = Api::all(context.client.clone());
+    let mut results = futures::stream::iter(patches)
+        .map(|(action, node, patch)| patch_node(nodes.clone(), action, node, patch))
+        .buffer_unordered(PATCHES_AT_ONCE);
+    while let Some((action, result)) = results.next().await {
+        match result {
+            Ok(_) => outcome.done.extend(action),
+            // The node is gone, or another node of that name is there: the next plan knows.
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
+            Err(error) => outcome.error = Some(Error::kubernetes("patch a Node")(error)),
+        }
+    }
+    outcome
+}
+
+async fn patch_node(
+    nodes: Api<Node>,
+    action: Option<Action>,
+    node: String,
+    patch: Value,
+) -> (Option<Action>, Result<Node, kube::Error>) {
+    let manager = Some(names::OPERATOR_FIELD_MANAGER.to_owned());
+    let params = PatchParams { field_manager: manager, ..PatchParams::default() };
+    (action, nodes.patch(&node, &params, &Patch::Merge(patch)).await)
+}
+
+/// The patch for a drain request or its withdrawal; carries the uid, so that it hits this very node.
+fn drain_patch(gathered: &Gathered, action: &Action, now: Timestamp) -> Option<(String, Value)> {
+    let (node, value) = match action {
+        Action::RequestDrain { node, reason, not_after } => {
+            let id = format!("{}-{}", reason_prefix(*reason), now.as_millisecond());
+            let request = DrainRequest { id, reason: *reason, voluntary: true, not_after: *not_after };
+            (node, json!(serde_json::to_string(&request).ok()?))
+        }
+        Action::WithdrawDrain { node, .. } => (node, Value::Null),
+        _ => return None,
+    };
+    let uid = gathered.nodes.iter().find(|found| found.name_any() == *node)?.uid()?;
+    let annotations = json!({names::DRAIN_REQUEST_ANNOTATION: value});
+    Some((node.clone(), json!({"metadata": {"uid": uid, "annotations": annotations}})))
+}
+
+fn reason_prefix(reason: spotpool_crds::voluntary_drain::DrainReason) -> &'static str {
+    use spotpool_crds::voluntary_drain::DrainReason::{Drill, Failback, Manual, Repair, ScaleDown};
+    match reason {
+        Failback => "failback",
+        ScaleDown => "scaledown",
+        Repair => "repair",
+        Drill => "drill",
+        Manual => "manual",
+    }
+}
+
+/// Labels and policy for the nodes that lack them.
+fn membership(pool: &SpotPool, gathered: &Gathered) -> Vec<(String, Value)> {
+    let (name, namespace) = (pool.name_any(), pool.namespace().unwrap_or_default());
+    let policy = NodePolicy::new(&name, &namespace, pool.spec.mode, &pool.spec.drain);
+    let Ok(policy) = serde_json::to_string(&policy) else { return Vec::new() };
+    let ours = |node: &&std::sync::Arc<Node>| {
+        crate::watches::agent_pool_of(node)
+            .is_some_and(|agent_pool| !gathered.claimed.contains_key(agent_pool))
+    };
+    let lacking = |node: &&std::sync::Arc<Node>| {
+        node.labels().get(names::POOL_LABEL) != Some(&name)
+            || node.labels().get(names::POOL_NAMESPACE_LABEL) != Some(&namespace)
+            || node.annotations().get(names::POLICY_ANNOTATION) != Some(&policy)
+    };
+    let patch = |node: &std::sync::Arc<Node>| {
+        let metadata = json!({
+            "uid": node.uid(),
+            "labels": {names::POOL_LABEL: &name, names::POOL_NAMESPACE_LABEL: &namespace},
+            "annotations": {names::POLICY_ANNOTATION: &policy},
+        });
+        (node.name_any(), json!({ "metadata": metadata }))
+    };
+    gathered.nodes.iter().filter(ours).filter(lacking).take(NODES_AT_A_TIME).map(patch).collect()
+}

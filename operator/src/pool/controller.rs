@@ -1,0 +1,267 @@
+//! When a SpotPool is reconciled, and the order of it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures::channel::mpsc;
+use futures::{Stream, StreamExt};
+use jiff::Timestamp;
+use kube::api::PostParams;
+use kube::runtime::controller::{Action, Config, Controller};
+use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::watcher;
+use kube::{Api, Client, Resource, ResourceExt};
+use spotpool_azure::Class;
+use spotpool_core::plan;
+use spotpool_crds::{SpotPool, SpotPoolStatus, names};
+
+use super::act::{self, Outcome, act};
+use super::gather::gather;
+use super::{Error, report};
+use crate::agent_pools::AgentPools;
+use crate::metrics::Metrics;
+use crate::watches::{Nodes, backoff};
+
+/// Looked at again after this long, even when nothing happens.
+const RESYNC: Duration = Duration::from_mins(5);
+/// After a refused write, once what we know has been read again.
+const AFTER_REFUSAL: Duration = Duration::from_secs(1);
+/// SpotPools reconciled at the same time: one that waits for Azure must not hold up another.
+const CONCURRENCY: u16 = 32;
+
+/// What reconciliations share.
+pub struct Context {
+    /// Refuses writes when the lease is lost.
+    pub client: Client,
+    /// The store of Nodes.
+    pub nodes: Nodes,
+    /// What Azure said, and the way to write to it.
+    pub agent_pools: Arc<AgentPools>,
+    /// The operator's metrics.
+    pub metrics: Metrics,
+    recorder: Recorder,
+    spot_pools: Vec<Store<SpotPool>>,
+    memory: Mutex<BTreeMap<String, Remembered>>,
+}
+
+/// What is remembered of one SpotPool between reconciliations, by uid.
+#[derive(Default)]
+struct Remembered {
+    name: (String, String),
+    /// Our last write, and the versions that it came after: the store may still hold one of these.
+    written: Option<Arc<SpotPool>>,
+    superseded: Vec<String>,
+    failures: u32,
+}
+
+/// Runs until its watches end. `triggered` has one receiver for each namespace.
+pub async fn run(
+    client: Client,
+    nodes: Nodes,
+    agent_pools: Arc<AgentPools>,
+    metrics: Metrics,
+    namespaces: Vec<(String, mpsc::UnboundedReceiver<()>)>,
+) {
+    let controllers: Vec<_> = namespaces
+        .into_iter()
+        .map(|(namespace, triggered)| {
+            let api = Api::<SpotPool>::namespaced(client.clone(), &namespace);
+            Controller::new(api, watcher::Config::default())
+                .with_config(Config::default().concurrency(CONCURRENCY))
+                .trigger_backoff(backoff())
+                .reconcile_all_on(triggered)
+        })
+        .collect();
+    let reporter = Reporter { controller: names::OPERATOR_FIELD_MANAGER.into(), instance: None };
+    let context = Arc::new(Context {
+        recorder: Recorder::new(client.clone(), reporter),
+        client,
+        nodes,
+        agent_pools,
+        metrics,
+        spot_pools: controllers.iter().map(Controller::store).collect(),
+        memory: Mutex::default(),
+    });
+    let runs = controllers.into_iter().map(|controller| ended(controller, context.clone()));
+    futures::future::join_all(runs).await;
+}
+
+fn ended(controller: Controller<SpotPool>, context: Arc<Context>) -> impl Future<Output = ()> {
+    let results: std::pin::Pin<Box<dyn Stream<Item = _> + Send>> =
+        Box::pin(controller.run(reconcile, again, context));
+    results.for_each(|result| async {
+        if let Err(error) = result {
+            // Errors of reconciliations are logged where the next try is decided; these are of the watch.
+            if !matches!(error, kube::runtime::controller::Error::ReconcilerFailed(..)) {
+                tracing::debug!(%error, "controller");
+            }
+        }
+    })
+}
+
+/// Guard → gather → plan → act → report.
+async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action, Error> {
+    let pool = context.freshest(seen);
+    if pool.metadata.deletion_timestamp.is_some() {
+        return Ok(Action::await_change());
+    }
+    let now = Timestamp::now();
+    let wanted = pool.spec.agent_pools.iter().map(|pool| pool.name.as_str());
+    let view = context.agent_pools.view(wanted);
+    let gathered = gather(&pool, &context.all_spot_pools(), &context.nodes.all(), view);
+
+    let started = Instant::now();
+    let plan = plan(&pool.spec, &gathered.snapshot, now);
+    context.metrics.planned(started.elapsed().as_secs_f64());
+
+    // Intentions first: whoever comes after a crash must know what may have been asked of Azure.
+    let intentions = act::intentions(&plan, now);
+    let mut current = pool.clone();
+    if !intentions.is_empty() {
+        let intended = report::status(&pool, &gathered, &plan, &intentions, &Outcome::default(), now);
+        current = context.write_status(current, intended).await?;
+    }
+    for step in plan.steps.iter().skip(1).filter(|_| !plan.actions.is_empty()) {
+        tracing::info!(pool = pool.name_any(), reason = %step.reason, agent_pool = step.agent_pool, "{}", step.message);
+    }
+    let outcome = act(&context, &pool, &gathered, &plan, now).await;
+
+    let status = report::status(&current, &gathered, &plan, &intentions, &outcome, now);
+    let events = report::events(&pool.status.clone().unwrap_or_default(), &status, &outcome);
+    for action in &outcome.done {
+        context.metrics.action(action.reason());
+    }
+    context.metrics.capacity(&pool.namespace().unwrap_or_default(), &pool.name_any(), &status);
+    context.write_report(current, status).await?;
+    let reference = pool.object_ref(&());
+    for event in events {
+        // Events tell, they do not decide: one that is lost changes nothing.
+        if let Err(error) = context.recorder.publish(&event, &reference).await {
+            tracing::warn!(%error, reason = event.reason, "Event not published");
+        }
+    }
+    if let Some(error) = outcome.error {
+        return Err(error);
+    }
+    context.succeeded(&pool);
+    context.metrics.reconcile("Success");
+    let wait = if outcome.failed.is_empty() { RESYNC } else { AFTER_REFUSAL };
+    let wake = plan.wake.and_then(|wake| Duration::try_from(wake.duration_since(now)).ok());
+    Ok(Action::requeue(wake.map_or(wait, |wake| wake.min(wait))))
+}
+
+/// When to try again after an error.
+#[expect(clippy::needless_pass_by_value, reason = "the signature that kube asks for")]
+fn again(pool: Arc<SpotPool>, error: &Error, context: Arc<Context>) -> Action {
+    let failures = context.failed(&pool);
+    context.metrics.reconcile(error.class().into());
+    let wait = match error.class() {
+        // Somebody else wrote: what we see is old by a moment.
+        Class::Conflict if failures < 5 => Duration::from_millis(50),
+        Class::Invalid | Class::Denied => Duration::from_secs(30),
+        _ => Duration::from_millis(100).saturating_mul(1 << failures.min(8)),
+    };
+    if error.class() != Class::Conflict {
+        tracing::warn!(pool = pool.name_any(), class = %error.class(), %error, "reconciliation failed; again in {wait:?}");
+    }
+    Action::requeue(wait)
+}
+
+impl Context {
+    fn all_spot_pools(&self) -> Vec<Arc<SpotPool>> {
+        self.spot_pools.iter().flat_map(Store::state).collect()
+    }
+
+    fn memory(&self) -> MutexGuard<'_, BTreeMap<String, Remembered>> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The store's object, or our own last write where the store has not caught up with it.
+    fn freshest(&self, seen: Arc<SpotPool>) -> Arc<SpotPool> {
+        let mut memory = self.memory();
+        let remembered = memory.entry(seen.uid().unwrap_or_default()).or_default();
+        remembered.name = (seen.namespace().unwrap_or_default(), seen.name_any());
+        match &remembered.written {
+            Some(written) if remembered.superseded.contains(&seen.resource_version().unwrap_or_default()) => {
+                written.clone()
+            }
+            _ => {
+                remembered.written = None;
+                remembered.superseded.clear();
+                seen
+            }
+        }
+    }
+
+    /// Writes status if it differs, fenced by the version that `pool` was read at.
+    async fn write_status(
+        &self,
+        pool: Arc<SpotPool>,
+        status: SpotPoolStatus,
+    ) -> Result<Arc<SpotPool>, Error> {
+        let status = as_stored(status);
+        if pool.status.as_ref() == Some(&status) {
+            return Ok(pool);
+        }
+        let api = Api::<SpotPool>::namespaced(self.client.clone(), &pool.namespace().unwrap_or_default());
+        let mut next = (*pool).clone();
+        next.status = Some(status);
+        let written = api
+            .replace_status(&pool.name_any(), &PostParams::default(), &next)
+            .await
+            .map(Arc::new)
+            .map_err(Error::kubernetes("write the status"))?;
+        let mut memory = self.memory();
+        let remembered = memory.entry(pool.uid().unwrap_or_default()).or_default();
+        remembered.superseded.push(pool.resource_version().unwrap_or_default());
+        remembered.written = Some(written.clone());
+        Ok(written)
+    }
+
+    /// The same at the end of a reconciliation, when what was done must not be forgotten: a change of the
+    /// spec that came in between does not matter to status.
+    async fn write_report(&self, pool: Arc<SpotPool>, status: SpotPoolStatus) -> Result<(), Error> {
+        match self.write_status(pool.clone(), status.clone()).await {
+            Err(error) if error.class() == Class::Conflict => {}
+            other => return other.map(drop),
+        }
+        let api = Api::<SpotPool>::namespaced(self.client.clone(), &pool.namespace().unwrap_or_default());
+        let live = api.get(&pool.name_any()).await.map_err(Error::kubernetes("read the SpotPool again"))?;
+        if live.uid() != pool.uid() {
+            return Ok(());
+        }
+        self.write_status(Arc::new(live), status).await.map(drop)
+    }
+
+    fn succeeded(&self, pool: &SpotPool) {
+        let mut memory = self.memory();
+        if let Some(remembered) = memory.get_mut(&pool.uid().unwrap_or_default()) {
+            remembered.failures = 0;
+        }
+        // SpotPools that are gone are forgotten, here where somebody comes by anyway.
+        let alive = |name: &(String, String)| {
+            self.spot_pools.iter().any(|store| store.get(&ObjectRef::new(&name.1).within(&name.0)).is_some())
+        };
+        memory.retain(|_, remembered| {
+            let keep = alive(&remembered.name);
+            if !keep {
+                self.metrics.forget(&remembered.name.0, &remembered.name.1);
+            }
+            keep
+        });
+    }
+
+    fn failed(&self, pool: &SpotPool) -> u32 {
+        let mut memory = self.memory();
+        let remembered = memory.entry(pool.uid().unwrap_or_default()).or_default();
+        remembered.failures = remembered.failures.saturating_add(1);
+        remembered.failures
+    }
+}
+
+/// As it comes back from the apiserver, which keeps whole seconds: else every comparison would differ.
+fn as_stored(status: SpotPoolStatus) -> SpotPoolStatus {
+    serde_json::to_value(&status).and_then(serde_json::from_value).unwrap_or(status)
+}

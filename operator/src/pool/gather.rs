@@ -1,0 +1,252 @@
+//! One consistent view for one plan, from stores and caches alone: nothing is asked of anybody here.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Node;
+use kube::ResourceExt;
+use serde::de::DeserializeOwned;
+use spotpool_core::claims::{Claim, claimed_by};
+use spotpool_core::{AgentPoolView, DrainView, Memory, NodeView, Snapshot};
+use spotpool_crds::eviction::{EvictionNotice, Phase};
+use spotpool_crds::spot_pool::{AgentPoolStatus, OperationKind, Role};
+use spotpool_crds::voluntary_drain::{DrainRequest, DrainStatus};
+use spotpool_crds::{ProviderId, Reason, SpotPool, names};
+
+use crate::agent_pools::{Known, View};
+use crate::watches::{agent_pool_of, is_ready};
+
+/// Everything that one reconciliation works on.
+pub struct Gathered {
+    /// For the plan.
+    pub snapshot: Snapshot,
+    /// The Nodes of the SpotPool's agent pools.
+    pub nodes: Vec<Arc<Node>>,
+    /// What Azure said of the agent pools of the spec.
+    pub azure: BTreeMap<String, Known>,
+    /// Why Azure could not be read, if so.
+    pub unreachable: Option<spotpool_azure::AzureError>,
+    /// Agent pools that another SpotPool has, and which.
+    pub claimed: BTreeMap<String, String>,
+    /// When the newest notice on these nodes was seen.
+    pub newest_notice: Option<Timestamp>,
+}
+
+/// Gathers for `pool`; `all` are the SpotPools of every watched namespace.
+pub fn gather(pool: &SpotPool, all: &[Arc<SpotPool>], nodes: &[Arc<Node>], view: View) -> Gathered {
+    let names: BTreeSet<&str> = pool.spec.agent_pools.iter().map(|pool| pool.name.as_str()).collect();
+    let nodes: Vec<Arc<Node>> = nodes
+        .iter()
+        .filter(|node| agent_pool_of(node).is_some_and(|name| names.contains(name)))
+        .cloned()
+        .collect();
+    let claimed = claims(pool, all, &names);
+    let doomed = Doomed::of(&nodes);
+    let status = pool.status.clone().unwrap_or_default();
+    let before: BTreeMap<&str, &AgentPoolStatus> =
+        status.agent_pools.iter().map(|pool| (pool.name.as_str(), pool)).collect();
+
+    let mut snapshot = Snapshot { memory: memory(&status), ..Snapshot::default() };
+    snapshot.nodes = nodes.iter().filter_map(|node| node_view(node, &doomed)).collect();
+    for agent_pool in &pool.spec.agent_pools {
+        let name = &agent_pool.name;
+        let known = view.pools.as_ref().and_then(|pools| pools.get(name));
+        let role = match (&view.pools, known) {
+            _ if claimed.contains_key(name) => Err(Reason::AgentPoolClaimed),
+            (None, _) => Err(Reason::AzureUnreachable),
+            (Some(_), None) => Err(Reason::AgentPoolNotFound),
+            (Some(_), Some(known)) => known.role,
+        };
+        let before = before.get(name.as_str());
+        let machines = known.map(|known| known.machines.clone()).unwrap_or_default();
+        let exist = machines.len().max(snapshot.nodes.iter().filter(|node| node.agent_pool == *name).count());
+        // Found at adoption, and never more than still exist.
+        let kept = match (role, before.and_then(|before| before.kept)) {
+            (Ok(Role::OnDemand), Some(kept)) => (kept.max(0) as usize).min(exist),
+            (Ok(Role::OnDemand), None) => exist,
+            _ => 0,
+        };
+        let busy = known.is_none_or(|known| known.busy);
+        snapshot.agent_pools.push(AgentPoolView {
+            name: name.clone(),
+            max_nodes: agent_pool.max_nodes.max(0) as u32,
+            role,
+            count: known.map_or(0, |known| known.pool.count),
+            machines,
+            busy,
+            // Where nothing runs the operation is over, or never reached Azure.
+            operation: before.and_then(|before| before.operation.clone()).filter(|operation| {
+                busy && (operation.kind == OperationKind::DeleteMachines || operation.machines > 0)
+            }),
+            avoided_until: before.and_then(|before| before.avoided_until.as_ref()).map(|until| until.0),
+            kept: kept as u32,
+        });
+    }
+    let newest_notice = nodes
+        .iter()
+        .filter_map(|node| notice(node))
+        .filter(EvictionNotice::is_active)
+        .map(|n| n.observed_at)
+        .max();
+    let azure = view.pools.into_iter().flatten().filter(|(name, _)| names.contains(name.as_str())).collect();
+    Gathered { snapshot, nodes, azure, unreachable: view.unreachable, claimed, newest_notice }
+}
+
+fn claims(pool: &SpotPool, all: &[Arc<SpotPool>], names: &BTreeSet<&str>) -> BTreeMap<String, String> {
+    let uids: Vec<String> = all.iter().map(|pool| pool.uid().unwrap_or_default()).collect();
+    let claims: Vec<Claim<'_>> = all
+        .iter()
+        .zip(&uids)
+        .filter(|(pool, _)| pool.metadata.deletion_timestamp.is_none())
+        .map(|(pool, uid)| Claim {
+            spot_pool: format!("{}/{}", pool.namespace().unwrap_or_default(), pool.name_any()),
+            created: pool.metadata.creation_timestamp.as_ref().map(|time| time.0),
+            uid,
+            agent_pools: pool.spec.agent_pools.iter().map(|pool| pool.name.as_str()).collect(),
+        })
+        .collect();
+    let uid = pool.uid().unwrap_or_default();
+    let other = |name: &&str| claimed_by(&claims, name, &uid).map(|by| ((*name).to_owned(), by.to_owned()));
+    names.iter().filter_map(other).collect()
+}
+
+fn memory(status: &spotpool_crds::SpotPoolStatus) -> Memory {
+    let time = |time: &Option<k8s_openapi::apimachinery::pkg::apis::meta::v1::Time>| {
+        time.as_ref().map(|time| time.0)
+    };
+    Memory {
+        established: status.capacity.established.max(0) as u32,
+        lost_since: time(&status.capacity.lost_since),
+        growth_since: time(&status.capacity.growth_since),
+        surplus_since: time(&status.fallback.surplus_since),
+        paused_until: time(&status.fallback.paused_until),
+        fallback_since: time(&status.fallback.since),
+    }
+}
+
+/// Instances that siblings' notices name, by scale set: nodes with a silent agent are known from these.
+struct Doomed(BTreeMap<String, BTreeMap<u64, BTreeSet<String>>>);
+
+impl Doomed {
+    fn of(nodes: &[Arc<Node>]) -> Self {
+        let mut doomed: BTreeMap<String, BTreeMap<u64, BTreeSet<String>>> = BTreeMap::new();
+        for node in nodes {
+            let (Some(notice), Some(id)) = (notice(node), provider_id(node)) else { continue };
+            if !notice.is_active() {
+                continue;
+            }
+            let scale_set = doomed.entry(id.scale_set.to_ascii_lowercase()).or_default();
+            for event in notice.doomed {
+                for instance in event.instances.iter() {
+                    scale_set.entry(instance).or_default().insert(event.event_id.clone());
+                }
+            }
+        }
+        Self(doomed)
+    }
+
+    /// Whether a sibling says that this node is doomed, and its own agent has not said otherwise.
+    fn names(&self, node: &Node) -> bool {
+        let Some(id) = provider_id(node) else { return false };
+        let events = self.0.get(&id.scale_set.to_ascii_lowercase()).and_then(|set| set.get(&id.instance));
+        let Some(events) = events else { return false };
+        let cancelled =
+            notice(node).filter(|notice| notice.phase == Phase::Cancelled).map(|notice| notice.event_id);
+        events.iter().any(|event| Some(event) != cancelled.as_ref())
+    }
+}
+
+fn node_view(node: &Node, doomed: &Doomed) -> Option<NodeView> {
+    let request: Option<DrainRequest> = annotation(node, names::DRAIN_REQUEST_ANNOTATION);
+    let status: Option<DrainStatus> = annotation(node, names::DRAIN_STATUS_ANNOTATION);
+    let cordoned = node.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or(false);
+    let leaving = node.metadata.deletion_timestamp.is_some();
+    Some(NodeView {
+        name: node.name_any(),
+        agent_pool: agent_pool_of(node)?.to_owned(),
+        created: node.metadata.creation_timestamp.as_ref().map_or(Timestamp::MIN, |time| time.0),
+        ready: is_ready(node) && !cordoned && !leaving,
+        noticed: notice(node).is_some_and(|notice| notice.is_active()) || doomed.names(node),
+        drain: request.map(|request| DrainView {
+            not_after: request.not_after,
+            phase: status.filter(|status| status.id == request.id).map(|status| status.phase),
+        }),
+    })
+}
+
+/// The notice that a Node is under, if its annotation can be read.
+pub fn notice(node: &Node) -> Option<EvictionNotice> {
+    annotation(node, names::EVICTION_ANNOTATION)
+}
+
+fn annotation<T: DeserializeOwned>(node: &Node, key: &str) -> Option<T> {
+    let text = node.annotations().get(key)?;
+    serde_json::from_str(text)
+        .inspect_err(|error| tracing::warn!(node = node.name_any(), key, %error, "annotation not understood"))
+        .ok()
+}
+
+fn provider_id(node: &Node) -> Option<ProviderId> {
+    node.spec.as_ref()?.provider_id.as_ref()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn node(name: &str, instance: u64, annotations: &serde_json::Value) -> Arc<Node> {
+        let provider = format!(
+            "azure:///subscriptions/s/resourceGroups/g/providers/Microsoft.Compute/virtualMachineScaleSets/aks-spota-1-vmss/virtualMachines/{instance}"
+        );
+        let node = json!({
+            "metadata": {"name": name, "labels": {names::AGENT_POOL_LABEL: "spota"}, "annotations": annotations},
+            "spec": {"providerID": provider},
+            "status": {"conditions": [{"type": "Ready", "status": "True"}]}
+        });
+        Arc::new(serde_json::from_value(node).unwrap())
+    }
+
+    fn eviction(event: &str, phase: &str, doomed: &str) -> serde_json::Value {
+        let notice = json!({
+            "by": "NodeAgent", "eventId": event, "type": "Preempt", "source": "IMDS", "observedAt": "2026-01-01T00:00:00Z",
+            "deadline": "2026-01-01T00:00:30Z", "phase": phase, "cordoned": true, "bootID": "b",
+            "doomed": [{"eventId": event, "instances": doomed}]
+        });
+        json!({names::EVICTION_ANNOTATION: notice.to_string()})
+    }
+
+    fn noticed(nodes: &[Arc<Node>]) -> Vec<bool> {
+        let doomed = Doomed::of(nodes);
+        nodes.iter().map(|node| node_view(node, &doomed).unwrap().noticed).collect()
+    }
+
+    #[test]
+    fn one_notice_tells_of_siblings_whose_agent_is_silent() {
+        let nodes = [
+            node("a", 0, &eviction("E1", "Noticed", "0-1")),
+            node("b", 1, &json!({})),
+            node("c", 2, &json!({})),
+        ];
+        assert_eq!(noticed(&nodes), [true, true, false]);
+    }
+
+    #[test]
+    fn a_cancelled_notice_dooms_nobody() {
+        let nodes = [node("a", 0, &eviction("E1", "Cancelled", "0-1")), node("b", 1, &json!({}))];
+        assert_eq!(noticed(&nodes), [false, false]);
+        // The own agent's word on the same event counts more than a sibling's older document.
+        let nodes = [
+            node("a", 0, &eviction("E1", "Draining", "0-1")),
+            node("b", 1, &eviction("E1", "Cancelled", "")),
+        ];
+        assert_eq!(noticed(&nodes), [true, false]);
+    }
+
+    #[test]
+    fn an_annotation_that_is_nonsense_is_no_notice() {
+        let nodes = [node("a", 0, &json!({names::EVICTION_ANNOTATION: "{\"phase\": 7"}))];
+        assert_eq!(noticed(&nodes), [false]);
+    }
+}

@@ -1,0 +1,46 @@
+//! Reconciliation of one SpotPool: guard → gather → plan → act → report.
+
+mod act;
+mod controller;
+mod gather;
+mod report;
+
+pub use controller::run;
+
+use spotpool_azure::Class;
+
+/// What can go wrong while a SpotPool is reconciled. Waiting is no error.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The Kubernetes API refused or did not answer.
+    #[error("{doing}: {source}")]
+    Kubernetes {
+        /// What we were doing.
+        doing: &'static str,
+        /// What went wrong.
+        #[source]
+        source: Box<kube::Error>,
+    },
+}
+
+impl Error {
+    fn kubernetes(doing: &'static str) -> impl FnOnce(kube::Error) -> Self {
+        move |source| Self::Kubernetes { doing, source: Box::new(source) }
+    }
+
+    /// What to do about it.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Kubernetes { source, .. } => match source.as_ref() {
+                kube::Error::Api(status) => match status.code {
+                    409 | 404 => Class::Conflict,
+                    429 => Class::Throttled,
+                    401 | 403 => Class::Denied,
+                    400 | 422 => Class::Invalid,
+                    _ => Class::Transient,
+                },
+                _ => Class::Transient,
+            },
+        }
+    }
+}

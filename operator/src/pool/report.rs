@@ -1,0 +1,357 @@
+//! What people see: status and Events. Pure but for the writing, and nothing is written that has not changed.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::ResourceExt;
+use kube::runtime::events::{Event, EventType};
+use spotpool_azure::{AzureError, Class};
+use spotpool_core::avoidance::{Failure, avoided_until};
+use spotpool_core::{Action, Plan};
+use spotpool_crds::spot_pool::{AgentPoolStatus, AzureError as StatusError, FallbackStatus, Operation, Role};
+use spotpool_crds::{Reason, SpotPool, SpotPoolStatus, names};
+
+use super::act::Outcome;
+use super::gather::Gathered;
+
+/// The status after a plan, with `operations` that are about to be asked for or were accepted.
+pub fn status(
+    pool: &SpotPool,
+    gathered: &Gathered,
+    plan: &Plan,
+    operations: &BTreeMap<String, Operation>,
+    outcome: &Outcome,
+    now: Timestamp,
+) -> SpotPoolStatus {
+    let before = pool.status.clone().unwrap_or_default();
+    let memory = &plan.memory;
+    let mut status = SpotPoolStatus {
+        observed_generation: pool.metadata.generation.unwrap_or_default(),
+        replicas: plan.capacity.wanted,
+        ready_replicas: plan.capacity.ready_spot + plan.capacity.ready_on_demand,
+        selector: format!(
+            "{}={},{}={}",
+            names::POOL_LABEL,
+            pool.name_any(),
+            names::POOL_NAMESPACE_LABEL,
+            pool.namespace().unwrap_or_default()
+        ),
+        capacity: plan.capacity.clone(),
+        agent_pools: agent_pools(&before, gathered, operations, outcome, now),
+        fallback: FallbackStatus {
+            nodes: plan.fallback_nodes as i32,
+            since: memory.fallback_since.map(Time),
+            surplus_since: memory.surplus_since.map(Time),
+            draining: draining(gathered, plan),
+            paused_until: memory.paused_until.map(Time),
+        },
+        plan: plan.steps.clone(),
+        conditions: Vec::new(),
+    };
+    status.conditions = conditions(&before, &status, gathered, plan, now);
+    status
+}
+
+fn draining(gathered: &Gathered, plan: &Plan) -> Vec<String> {
+    let asked =
+        gathered.snapshot.nodes.iter().filter(|node| node.drain.is_some()).map(|node| node.name.clone());
+    let mut draining: Vec<String> = asked.collect();
+    for action in &plan.actions {
+        match action {
+            Action::RequestDrain { node, .. } => draining.push(node.clone()),
+            Action::WithdrawDrain { node, .. } => draining.retain(|name| name != node),
+            _ => {}
+        }
+    }
+    draining.sort();
+    draining.dedup();
+    draining
+}
+
+fn agent_pools(
+    before: &SpotPoolStatus,
+    gathered: &Gathered,
+    operations: &BTreeMap<String, Operation>,
+    outcome: &Outcome,
+    now: Timestamp,
+) -> Vec<AgentPoolStatus> {
+    gathered
+        .snapshot
+        .agent_pools
+        .iter()
+        .map(|view| {
+            let old = before.agent_pools.iter().find(|old| old.name == view.name);
+            let known = gathered.azure.get(&view.name);
+            let nodes = || gathered.snapshot.nodes.iter().filter(|node| node.agent_pool == view.name);
+            let mut entry = AgentPoolStatus {
+                name: view.name.clone(),
+                role: view.role.ok(),
+                vm_size: known.map(|known| known.pool.vm_size.clone()).unwrap_or_default(),
+                zones: known.map(|known| known.pool.zones.clone()).unwrap_or_default(),
+                count: view.count as i32,
+                machines: view.machines.len().max(nodes().count()) as i32,
+                ready: nodes().filter(|node| node.serves()).count() as i32,
+                evicting: nodes().filter(|node| node.noticed).count() as i32,
+                // Once known it is remembered while the agent pool cannot be read.
+                kept: match view.role {
+                    Ok(Role::OnDemand) => Some(view.kept as i32),
+                    _ => old.and_then(|old| old.kept),
+                },
+                provisioning_state: known
+                    .map(|known| known.pool.provisioning_state.clone())
+                    .unwrap_or_default(),
+                operation: operations.get(&view.name).cloned().or_else(|| view.operation.clone()),
+                avoided_until: view.avoided_until.filter(|until| *until > now).map(Time),
+                last_error: old.and_then(|old| old.last_error.clone()),
+                unusable: view.role.err(),
+            };
+            if let Some((error, time)) = known.and_then(|known| known.failure.as_ref()) {
+                note_error(&mut entry, error, *time);
+            }
+            if let Some(error) = outcome.failed.get(&view.name) {
+                note_error(&mut entry, error, now);
+                if !error.outcome_unknown() {
+                    entry.operation = None;
+                }
+            }
+            entry
+        })
+        .collect()
+}
+
+/// Keeps the error, and the agent pool away from new requests for as long as it calls for.
+fn note_error(entry: &mut AgentPoolStatus, error: &AzureError, time: Timestamp) {
+    // Status keeps whole seconds: what is as old as what is there is the same.
+    if entry.last_error.as_ref().is_some_and(|last| last.time.0.as_second() >= time.as_second()) {
+        return;
+    }
+    let failure = match error.class {
+        // Somebody was faster: nothing is wrong with the agent pool.
+        Class::Conflict => return,
+        Class::Capacity => Failure::Capacity,
+        Class::Throttled => Failure::Throttled(error.retry_after.and_then(|wait| wait.try_into().ok())),
+        Class::Invalid | Class::Denied => Failure::Refused,
+        Class::Transient => Failure::Transient,
+    };
+    entry.avoided_until = Some(Time(avoided_until(failure, time)));
+    entry.last_error =
+        Some(StatusError { code: error.code.clone(), message: error.message.clone(), time: Time(time) });
+}
+
+struct Verdict {
+    kind: &'static str,
+    status: bool,
+    reason: Reason,
+    message: String,
+}
+
+fn conditions(
+    before: &SpotPoolStatus,
+    status: &SpotPoolStatus,
+    gathered: &Gathered,
+    plan: &Plan,
+    now: Timestamp,
+) -> Vec<Condition> {
+    let (summary, message) = match plan.steps.first() {
+        Some(step) => (step.reason, step.message.clone()),
+        None => (Reason::AsWanted, String::new()),
+    };
+    let stalled = stalled(gathered);
+    let detail =
+        plan.steps.get(1).map(|step| format!("{message}: {}", step.message)).unwrap_or(message.clone());
+    let ready = status.ready_replicas >= status.replicas && stalled.is_none();
+    let working =
+        !plan.actions.is_empty() || status.capacity.on_the_way > 0 || !status.fallback.draining.is_empty();
+    let fallback = status.fallback.nodes;
+    let verdicts = [
+        Verdict {
+            kind: "Ready",
+            status: ready,
+            reason: stalled.as_ref().map_or(summary, |(reason, _)| *reason),
+            message: stalled.as_ref().map_or(detail, |(_, message)| message.clone()),
+        },
+        Verdict {
+            kind: "Reconciling",
+            status: working,
+            reason: if working { Reason::Progressing } else { Reason::AsWanted },
+            message: message.clone(),
+        },
+        Verdict {
+            kind: "Stalled",
+            status: stalled.is_some(),
+            reason: stalled.as_ref().map_or(Reason::AsWanted, |(reason, _)| *reason),
+            message: stalled.map(|(_, message)| message).unwrap_or_default(),
+        },
+        Verdict {
+            kind: "SpotAvailable",
+            status: status.capacity.ready_spot >= plan.spot_target as i32,
+            reason: if status.capacity.ready_spot >= plan.spot_target as i32 {
+                Reason::SpotReady
+            } else {
+                Reason::CapacityShort
+            },
+            message: format!("{} of {} spot nodes ready", status.capacity.ready_spot, plan.spot_target),
+        },
+        Verdict {
+            kind: "FallbackActive",
+            status: fallback > 0,
+            reason: if fallback > 0 { Reason::OnDemandStandsIn } else { Reason::NoFallback },
+            message: format!("{fallback} on-demand nodes stand in for spot"),
+        },
+        match &gathered.unreachable {
+            Some(error) => Verdict {
+                kind: "AzureReachable",
+                status: false,
+                reason: Reason::AzureUnreachable,
+                message: error.to_string(),
+            },
+            None => Verdict {
+                kind: "AzureReachable",
+                status: true,
+                reason: Reason::AzureReachable,
+                message: String::new(),
+            },
+        },
+    ];
+    verdicts.into_iter().map(|verdict| condition(before, status, verdict, now)).collect()
+}
+
+/// What only a person can mend.
+fn stalled(gathered: &Gathered) -> Option<(Reason, String)> {
+    let views = &gathered.snapshot.agent_pools;
+    for view in views {
+        match view.role {
+            Err(Reason::AgentPoolClaimed) => {
+                let by = gathered.claimed.get(&view.name).map_or("another SpotPool", String::as_str);
+                let message = format!(
+                    "agent pool {} belongs to SpotPool {by}, which is older: remove it from one of the two",
+                    view.name
+                );
+                return Some((Reason::AgentPoolClaimed, message));
+            }
+            Err(Reason::AgentPoolNotFound) => {
+                let message = format!(
+                    "agent pool {} does not exist in the cluster: create it or remove it from spec.agentPools",
+                    view.name
+                );
+                return Some((Reason::AgentPoolNotFound, message));
+            }
+            Err(Reason::AgentPoolUnsuitable) => {
+                let message = format!(
+                    "agent pool {} is a System or Gateway pool or is autoscaled: use a User pool without autoscaling",
+                    view.name
+                );
+                return Some((Reason::AgentPoolUnsuitable, message));
+            }
+            _ => {}
+        }
+    }
+    let known = views.iter().all(|view| view.role != Err(Reason::AzureUnreachable));
+    (known && views.iter().all(|view| view.role != Ok(Role::Spot))).then(|| {
+        (
+            Reason::NoSpotAgentPool,
+            "none of the agent pools is a spot pool: name at least one in spec.agentPools".into(),
+        )
+    })
+}
+
+fn condition(
+    before: &SpotPoolStatus,
+    status: &SpotPoolStatus,
+    verdict: Verdict,
+    now: Timestamp,
+) -> Condition {
+    let text = if verdict.status { "True" } else { "False" };
+    let old = before.conditions.iter().find(|old| old.type_ == verdict.kind && old.status == text);
+    Condition {
+        type_: verdict.kind.into(),
+        status: text.into(),
+        reason: verdict.reason.to_string(),
+        message: verdict.message,
+        observed_generation: Some(status.observed_generation),
+        last_transition_time: old.map_or(Time(now), |old| old.last_transition_time.clone()),
+    }
+}
+
+/// Events that a person would want to know of.
+pub fn events(before: &SpotPoolStatus, after: &SpotPoolStatus, outcome: &Outcome) -> Vec<Event> {
+    let mut events = Vec::new();
+    let mut event = |type_, reason: Reason, action: &str, note: String| {
+        events.push(Event {
+            type_,
+            reason: reason.to_string(),
+            note: Some(note),
+            action: action.into(),
+            secondary: None,
+        });
+    };
+    for action in &outcome.done {
+        match action {
+            Action::ScaleUp { agent_pool, new, count, reason } => {
+                let kind =
+                    if *reason == Reason::SpotBelowTarget { EventType::Normal } else { EventType::Warning };
+                event(
+                    kind,
+                    *reason,
+                    "ScaleUp",
+                    format!("asked agent pool {agent_pool} for {new} more nodes, {count} in all"),
+                );
+            }
+            Action::DeleteMachines { agent_pool, nodes, .. } => {
+                event(
+                    EventType::Normal,
+                    Reason::ReturnDrained,
+                    "DeleteMachines",
+                    format!("returned {} of agent pool {agent_pool}", nodes.join(", ")),
+                );
+            }
+            Action::RequestDrain { node, reason, .. } => {
+                event(
+                    EventType::Normal,
+                    Reason::Failback,
+                    "Drain",
+                    format!("asked {node} to drain: {reason:?}"),
+                );
+            }
+            Action::WithdrawDrain { node, reason } => {
+                event(EventType::Normal, *reason, "Drain", format!("withdrew the drain of {node}"));
+            }
+        }
+    }
+    for pool in &after.agent_pools {
+        let old = before.agent_pools.iter().find(|old| old.name == pool.name);
+        if let Some(error) = pool
+            .last_error
+            .as_ref()
+            .filter(|error| old.and_then(|old| old.last_error.as_ref()) != Some(error))
+        {
+            let until = pool
+                .avoided_until
+                .as_ref()
+                .map(|until| format!("; avoided until {:.0}", until.0))
+                .unwrap_or_default();
+            event(
+                EventType::Warning,
+                Reason::OperationFailed,
+                "Azure",
+                format!("agent pool {}: {}: {}{until}", pool.name, error.code, error.message),
+            );
+        }
+    }
+    let stalled =
+        after.conditions.iter().find(|condition| condition.type_ == "Stalled" && condition.status == "True");
+    if let Some(stalled) = stalled
+        .filter(|_| !before.conditions.iter().any(|old| old.type_ == "Stalled" && old.status == "True"))
+    {
+        let (reason, note) = (stalled.reason.clone(), stalled.message.clone());
+        events.push(Event {
+            type_: EventType::Warning,
+            reason,
+            note: Some(note),
+            action: "Guard".into(),
+            secondary: None,
+        });
+    }
+    events
+}

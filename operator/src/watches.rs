@@ -1,0 +1,189 @@
+//! The cluster as the operator sees it: one shared store of the agent pools' Nodes, and a trigger that fires
+//! when something changes that a plan looks at.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use backon::ExponentialBuilder;
+use futures::channel::mpsc;
+use futures::{Stream, StreamExt};
+use k8s_openapi::api::core::v1::Node;
+use kube::runtime::WatchStreamExt;
+use kube::runtime::reflector::{self, Store};
+use kube::runtime::watcher::{self, ExponentialBackoff, watcher};
+use kube::{Api, Client, ResourceExt};
+use spotpool_crds::names;
+use tokio::sync::Notify;
+
+/// Several notices of one moment become one plan. Short: it is on the way from notice to replacement.
+const COALESCE: Duration = Duration::from_millis(20);
+/// Azure may list a machine for a while after its Node is gone; its name never comes back.
+const REMEMBER_GONE: Duration = Duration::from_mins(30);
+
+/// Reconnects quickly: while a watch is down notices are not seen.
+pub fn backoff() -> ExponentialBackoff {
+    let quick = ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(100))
+        .with_max_delay(Duration::from_secs(2))
+        .without_max_times()
+        .with_jitter();
+    ExponentialBackoff::from(quick)
+}
+
+/// Wakes every SpotPool's reconciliation. Cheap to clone; all clones are one.
+#[derive(Clone, Default)]
+pub struct Trigger(Arc<Notify>);
+
+impl Trigger {
+    /// Something changed.
+    pub fn fire(&self) {
+        self.0.notify_one();
+    }
+
+    /// Passes what fires on to each of `listeners`, at most once in [`COALESCE`].
+    pub async fn run(self, listeners: Vec<mpsc::UnboundedSender<()>>) {
+        loop {
+            self.0.notified().await;
+            tokio::time::sleep(COALESCE).await;
+            for listener in &listeners {
+                // A controller that ended has ended the process; nobody is left to tell.
+                let _ = listener.unbounded_send(());
+            }
+        }
+    }
+}
+
+/// The Nodes of the cluster's agent pools.
+#[derive(Clone)]
+pub struct Nodes {
+    store: Store<Node>,
+    gone: Arc<Mutex<BTreeMap<String, Instant>>>,
+}
+
+impl Nodes {
+    /// Starts the watch. The stream must be polled for as long as the store is used.
+    pub fn watch(client: Client, trigger: Trigger) -> (Self, impl Stream<Item = ()> + Send + 'static) {
+        let (store, writer) = reflector::store();
+        let nodes = Self { store, gone: Arc::default() };
+        let seen = nodes.clone();
+        let mut digests = BTreeMap::new();
+        let config = watcher::Config::default().labels(names::AGENT_POOL_LABEL);
+        let stream =
+            watcher(Api::<Node>::all(client), config).modify(slim).reflect(writer).backoff(backoff()).map(
+                move |event| match event {
+                    Ok(event) => {
+                        if seen.observe(&event, &mut digests) {
+                            trigger.fire();
+                        }
+                    }
+                    Err(error) => tracing::warn!(%error, "the watch of Nodes is broken; trying again"),
+                },
+            );
+        (nodes, stream)
+    }
+
+    /// Waits until the store has been filled once.
+    pub async fn ready(&self) {
+        // An error means that the watch has ended, and with it the process.
+        let _ = self.store.wait_until_ready().await;
+    }
+
+    /// All Nodes.
+    pub fn all(&self) -> Vec<Arc<Node>> {
+        self.store.state()
+    }
+
+    /// Names of the Nodes of one agent pool.
+    pub fn names_of(&self, agent_pool: &str) -> BTreeSet<String> {
+        self.all()
+            .iter()
+            .filter(|node| agent_pool_of(node) == Some(agent_pool))
+            .map(|node| node.name_any())
+            .collect()
+    }
+
+    /// Whether a Node of this name was here and is gone: its machine does not exist any more, whatever
+    /// Azure still lists.
+    pub fn is_gone(&self, name: &str) -> bool {
+        self.gone.lock().unwrap_or_else(PoisonError::into_inner).contains_key(name)
+    }
+
+    /// Keeps digests and the gone names up to date; tells whether a plan could come out differently.
+    fn observe(&self, event: &watcher::Event<Node>, digests: &mut BTreeMap<String, u64>) -> bool {
+        match event {
+            watcher::Event::Apply(node) => {
+                let digest = digest(node);
+                digests.insert(node.name_any(), digest) != Some(digest)
+            }
+            watcher::Event::Delete(node) => {
+                self.mark_gone(node.name_any());
+                digests.remove(&node.name_any()).is_some()
+            }
+            watcher::Event::Init | watcher::Event::InitApply(_) => false,
+            watcher::Event::InitDone => {
+                let now: BTreeMap<String, u64> =
+                    self.all().iter().map(|node| (node.name_any(), digest(node))).collect();
+                for name in digests.keys().filter(|name| !now.contains_key(*name)) {
+                    self.mark_gone(name.clone());
+                }
+                std::mem::replace(digests, now) != *digests
+            }
+        }
+    }
+
+    fn mark_gone(&self, name: String) {
+        let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
+        gone.retain(|_, since| since.elapsed() < REMEMBER_GONE);
+        gone.insert(name, Instant::now());
+    }
+}
+
+/// The agent pool of a Node.
+pub fn agent_pool_of(node: &Node) -> Option<&str> {
+    node.labels().get(names::AGENT_POOL_LABEL).map(String::as_str)
+}
+
+/// Whether the kubelet says Ready.
+pub fn is_ready(node: &Node) -> bool {
+    let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+/// Drops what no plan looks at: 5,000 Nodes must fit in little memory.
+fn slim(node: &mut Node) {
+    node.metadata.managed_fields = None;
+    if let Some(status) = &mut node.status {
+        status.images = None;
+        status.volumes_in_use = None;
+        status.volumes_attached = None;
+        status.node_info = None;
+        status.addresses = None;
+    }
+}
+
+/// A hash of exactly what plans read, so that heartbeats wake nobody.
+fn digest(node: &Node) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    node.uid().hash(&mut hasher);
+    agent_pool_of(node).hash(&mut hasher);
+    node.metadata.deletion_timestamp.is_some().hash(&mut hasher);
+    is_ready(node).hash(&mut hasher);
+    for label in [names::POOL_LABEL, names::POOL_NAMESPACE_LABEL] {
+        node.labels().get(label).hash(&mut hasher);
+    }
+    for annotation in [
+        names::EVICTION_ANNOTATION,
+        names::POLICY_ANNOTATION,
+        names::DRAIN_REQUEST_ANNOTATION,
+        names::DRAIN_STATUS_ANNOTATION,
+    ] {
+        node.annotations().get(annotation).hash(&mut hasher);
+    }
+    if let Some(spec) = &node.spec {
+        spec.unschedulable.hash(&mut hasher);
+        spec.provider_id.hash(&mut hasher);
+    }
+    hasher.finish()
+}
