@@ -1,1 +1,31 @@
-//! placeholder
+//! A stand-in for the parts of Azure that SpotPool speaks to.
+//!
+//! One [`server::Server`] plays one AKS managed cluster: the ARM `agentPools` API, a metadata
+//! service (IMDS) for every virtual machine, and, through a Kubernetes client, the Node objects that
+//! the kubelets and the cloud-controller-manager of those machines would make and remove. A control
+//! API under `/sim/` evicts machines, takes capacity away and breaks things on purpose;
+//! [`client::SimClient`] is its typed client.
+//!
+//! The layers, inside out:
+//!
+//! - [`model`]: the state machine. No I/O and no clock: `now` is an argument.
+//! - [`arm`], [`imds`], [`control`]: HTTP in front of it, each a thin translation.
+//! - [`nodes`]: Kubernetes beside it, a level-triggered loop from machines to Node objects.
+//! - [`sim`]: the model behind a lock, and the task that moves it on in real time.
+//! - [`server`], [`client`]: sockets.
+
+pub mod api;
+pub mod arm;
+pub mod body;
+pub mod client;
+pub mod control;
+pub mod events;
+pub mod faults;
+pub mod imds;
+pub mod model;
+pub mod names;
+pub mod nodes;
+pub mod refusal;
+pub mod reply;
+pub mod server;
+pub mod sim;

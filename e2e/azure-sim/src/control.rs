@@ -1,0 +1,97 @@
+//! The control API under `/sim/`: what tests and people do to the simulated cloud.
+
+use axum::extract::{Path, State};
+use axum::response::Response;
+use axum::routing::{delete, get, patch, post, put};
+use axum::{Json, Router};
+use serde::Serialize;
+use serde_json::json;
+
+use crate::api::{Capacity, EventRequest, Fault, PoolSpec, SettingsPatch, Targets};
+use crate::model::Refused;
+use crate::reply;
+use crate::sim::Sim;
+
+/// The routes of the control API.
+pub fn routes() -> Router<Sim> {
+    Router::new()
+        .route("/sim/state", get(state))
+        .route("/sim/pools", post(add_pool))
+        .route("/sim/pools/{name}", delete(remove_pool))
+        .route("/sim/events", post(schedule))
+        .route("/sim/events/{what}", delete(cancel))
+        .route("/sim/kill", post(kill))
+        .route("/sim/capacity", put(set_capacity))
+        .route("/sim/faults", post(add_fault).delete(clear_faults))
+        .route("/sim/faults/{id}", delete(clear_fault))
+        .route("/sim/settings", patch(patch_settings))
+}
+
+fn answer<T: Serialize>(result: Result<T, Refused>) -> Response {
+    match result {
+        Ok(body) => reply::json_body(200, &json!(body)),
+        Err(refused @ Refused::NotFound(_)) => reply::error(404, &refused.to_string()),
+        Err(refused @ Refused::Invalid(_)) => reply::error(400, &refused.to_string()),
+    }
+}
+
+async fn state(State(sim): State<Sim>) -> Response {
+    let state = sim.look(|cloud, now| cloud.state(now));
+    answer(Ok(state))
+}
+
+async fn add_pool(State(sim): State<Sim>, Json(spec): Json<PoolSpec>) -> Response {
+    answer(sim.change(|cloud, now| cloud.add_pool(&spec, now)))
+}
+
+async fn remove_pool(State(sim): State<Sim>, Path(name): Path<String>) -> Response {
+    answer(sim.change(|cloud, now| cloud.remove_pool(&name, now)))
+}
+
+async fn schedule(State(sim): State<Sim>, Json(request): Json<EventRequest>) -> Response {
+    let result = sim.change(|cloud, now| cloud.schedule(&request, now));
+    if let Ok(events) = &result {
+        for event in events {
+            tracing::info!(
+                r#type = event.event_type, nodes = ?event.nodes, not_before = %event.not_before, "event scheduled"
+            );
+        }
+    }
+    answer(result)
+}
+
+async fn cancel(State(sim): State<Sim>, Path(what): Path<String>) -> Response {
+    answer(sim.change(|cloud, now| cloud.cancel(&what, now)))
+}
+
+async fn kill(State(sim): State<Sim>, Json(targets): Json<Targets>) -> Response {
+    answer(sim.change(|cloud, now| cloud.kill(&targets, now)))
+}
+
+async fn set_capacity(State(sim): State<Sim>, Json(capacity): Json<Capacity>) -> Response {
+    sim.change(|cloud, _| cloud.set_capacity(capacity));
+    answer(Ok(()))
+}
+
+async fn add_fault(State(sim): State<Sim>, Json(fault): Json<Fault>) -> Response {
+    let id = sim.change(|cloud, _| cloud.faults.add(fault));
+    answer(Ok(json!({"id": id})))
+}
+
+async fn clear_faults(State(sim): State<Sim>) -> Response {
+    sim.change(|cloud, _| cloud.faults.clear_all());
+    answer(Ok(()))
+}
+
+async fn clear_fault(State(sim): State<Sim>, Path(id): Path<u64>) -> Response {
+    let cleared = sim.change(|cloud, _| cloud.faults.clear(id));
+    answer(cleared.then_some(()).ok_or_else(|| Refused::NotFound(format!("no fault {id} in force"))))
+}
+
+async fn patch_settings(State(sim): State<Sim>, Json(patch): Json<SettingsPatch>) -> Response {
+    let settings = sim.change(|cloud, _| {
+        cloud.patch_settings(&patch);
+        cloud.settings.clone()
+    });
+    answer(Ok(settings))
+}

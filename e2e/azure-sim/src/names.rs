@@ -1,0 +1,126 @@
+//! Azure's names for one machine, and the generator behind ids that must merely look random.
+
+use crate::api::Identity;
+
+/// The eight digits in a pool's scale set name, the same for a pool at each start.
+pub fn digits(identity: &Identity, pool: &str) -> String {
+    // FNV-1a: stable over releases of Rust, which the standard hasher does not promise.
+    let text = format!("{}/{}/{pool}", identity.node_resource_group, identity.subscription);
+    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    format!("{:08}", 10_000_000 + hash % 90_000_000)
+}
+
+/// The scale set of a pool.
+pub fn vmss(pool: &str, digits: &str) -> String {
+    format!("aks-{pool}-{digits}-vmss")
+}
+
+/// The decimal name that Azure and IMDS give a machine.
+pub fn vm(vmss: &str, instance: u64) -> String {
+    format!("{vmss}_{instance}")
+}
+
+/// The node name: the scale set and the instance id as six digits of base 36.
+pub fn node(vmss: &str, instance: u64) -> String {
+    const DIGITS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
+    let mut rest = instance;
+    let mut reversed = String::new();
+    for _ in 0..6 {
+        reversed.push(char::from(DIGITS[(rest % 36) as usize]));
+        rest /= 36;
+    }
+    format!("{vmss}{}", reversed.chars().rev().collect::<String>())
+}
+
+/// The ARM id of a machine, with the resource group as Azure spells it.
+pub fn vm_resource(identity: &Identity, vmss: &str, instance: u64) -> String {
+    format!(
+        "/subscriptions/{}/resourceGroups/{}/providers/Microsoft.Compute/virtualMachineScaleSets/{vmss}/virtualMachines/{instance}",
+        identity.subscription, identity.node_resource_group
+    )
+}
+
+/// `spec.providerID`, with the resource group in lower case as the cloud provider writes it.
+pub fn provider_id(identity: &Identity, vmss: &str, instance: u64) -> String {
+    format!(
+        "azure:///subscriptions/{}/resourceGroups/{}/providers/Microsoft.Compute/virtualMachineScaleSets/{vmss}/virtualMachines/{instance}",
+        identity.subscription,
+        identity.node_resource_group.to_lowercase()
+    )
+}
+
+/// SplitMix64: repeatable for a seed, which a test may want.
+#[derive(Debug, Clone)]
+pub struct Ids(u64);
+
+impl Ids {
+    /// A generator that repeats itself for the same seed.
+    pub fn seeded(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// A GUID in small letters.
+    pub fn guid(&mut self) -> String {
+        let (high, low) = (self.next(), self.next());
+        format!(
+            "{:08x}-{:04x}-4{:03x}-{:04x}-{:012x}",
+            high >> 32,
+            (high >> 16) & 0xffff,
+            high & 0xfff,
+            0x8000 | ((low >> 48) & 0x3fff),
+            low & 0xffff_ffff_ffff
+        )
+    }
+
+    /// That many characters of base-64url, as in signatures.
+    pub fn opaque(&mut self, length: usize) -> String {
+        const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+        (0..length).map(|_| char::from(ALPHABET[(self.next() % 64) as usize])).collect()
+    }
+}
+
+/// A GUID with the bytes of its first three groups reversed: how a status document may name an
+/// operation whose URL has the GUID the other way round.
+pub fn byte_swapped(guid: &str) -> String {
+    let swap = |group: &str| -> String {
+        group.as_bytes().chunks(2).rev().map(|pair| String::from_utf8_lossy(pair).into_owned()).collect()
+    };
+    guid.split('-')
+        .enumerate()
+        .map(|(place, group)| if place < 3 { swap(group) } else { group.to_owned() })
+        .collect::<Vec<_>>()
+        .join("-")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_one_machine() {
+        assert_eq!(node("aks-spota-12345678-vmss", 13), "aks-spota-12345678-vmss00000d");
+        assert_eq!(node("aks-spota-12345678-vmss", 36 * 36 + 35), "aks-spota-12345678-vmss00010z");
+        assert_eq!(vm("aks-spota-12345678-vmss", 2768), "aks-spota-12345678-vmss_2768");
+        assert_eq!(digits(&Identity::default(), "spota").len(), 8);
+        assert_ne!(digits(&Identity::default(), "spota"), digits(&Identity::default(), "spotb"));
+    }
+
+    #[test]
+    fn guids_look_like_guids() {
+        let guid = Ids::seeded(7).guid();
+        let lengths: Vec<usize> = guid.split('-').map(str::len).collect();
+        assert_eq!(lengths, [8, 4, 4, 4, 12]);
+        assert_ne!(byte_swapped(&guid), guid);
+        assert_eq!(byte_swapped(&byte_swapped(&guid)), guid);
+    }
+}

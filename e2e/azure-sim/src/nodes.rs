@@ -1,0 +1,540 @@
+//! The Kubernetes side: what kubelets and the cloud-controller-manager would do to Node objects.
+//!
+//! A level-triggered loop. It holds no memory of what it has done that an outage of the apiserver
+//! could make wrong: after any error, and now and then, it lists again.
+
+use std::collections::{BTreeMap, HashSet};
+use std::error::Error;
+use std::future::Future;
+use std::time::Duration;
+
+use futures::{StreamExt, stream};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::api::{DeleteParams, ListParams, PostParams, Preconditions};
+use kube::{Api, Client, ResourceExt};
+use serde_json::{Value, json};
+
+use crate::api::{Identity, KilledPod, Priority};
+use crate::body;
+use crate::model::WantedNode;
+use crate::sim::Sim;
+
+/// Marks the Nodes that are ours to remove. A Node without it is never touched for being unknown.
+pub const CLUSTER_LABEL: &str = "azure-sim.spotpool.dev/cluster";
+
+/// How often to look for Nodes that somebody else removed.
+const RESYNC: Duration = Duration::from_secs(5);
+/// How long to wait after an error.
+const RETRY: Duration = Duration::from_millis(500);
+/// How long one request may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Nodes handled at once.
+const AT_ONCE: usize = 32;
+
+/// Whatever went wrong at the apiserver; the loop's answer is always to try again.
+pub type Failure = Box<dyn Error + Send + Sync>;
+
+/// What the loop needs of Kubernetes.
+pub trait NodeApi: Send + Sync {
+    /// Names of the Nodes that carry our label.
+    fn list(&self, cluster: &str) -> impl Future<Output = Result<HashSet<String>, Failure>> + Send;
+    /// Creates a Node; one that exists already is as good.
+    fn create(&self, node: Node) -> impl Future<Output = Result<(), Failure>> + Send;
+    /// Deletes a Node; one that is not there is as good.
+    fn delete(&self, name: &str) -> impl Future<Output = Result<(), Failure>> + Send;
+    /// The pods bound to a Node.
+    fn pods(&self, node: &str) -> impl Future<Output = Result<Vec<Pod>, Failure>> + Send;
+    /// Deletes a pod with no grace at all.
+    fn kill(&self, pod: &Pod) -> impl Future<Output = Result<(), Failure>> + Send;
+}
+
+/// [`NodeApi`] on a real apiserver.
+#[derive(Clone)]
+pub struct KubeNodes {
+    client: Client,
+}
+
+impl KubeNodes {
+    /// A client of its own: the loop retries, so the client must not.
+    pub fn new(mut config: kube::Config) -> Result<Self, kube::Error> {
+        config.default_retry = false;
+        config.connect_timeout = Some(PATIENCE);
+        config.read_timeout = Some(PATIENCE);
+        Ok(Self { client: Client::try_from(config)? })
+    }
+
+    fn nodes(&self) -> Api<Node> {
+        Api::all(self.client.clone())
+    }
+}
+
+/// Takes one kind of API error for success.
+fn forgive<T>(result: Result<T, kube::Error>, codes: &[u16]) -> Result<(), Failure> {
+    match result {
+        Err(kube::Error::Api(status)) if codes.contains(&status.code) => Ok(()),
+        Err(error) => Err(error.into()),
+        Ok(_) => Ok(()),
+    }
+}
+
+async fn patiently<T>(work: impl Future<Output = Result<T, kube::Error>>) -> Result<T, kube::Error> {
+    tokio::time::timeout(PATIENCE, work)
+        .await
+        .unwrap_or_else(|elapsed| Err(kube::Error::Service(elapsed.into())))
+}
+
+/// The precondition that keeps a successor of the same name safe.
+fn exactly(uid: Option<String>) -> DeleteParams {
+    DeleteParams {
+        preconditions: Some(Preconditions { uid, resource_version: None }),
+        ..DeleteParams::default()
+    }
+}
+
+impl NodeApi for KubeNodes {
+    async fn list(&self, cluster: &str) -> Result<HashSet<String>, Failure> {
+        let ours = ListParams::default().labels(&format!("{CLUSTER_LABEL}={cluster}"));
+        let nodes = patiently(self.nodes().list_metadata(&ours)).await?;
+        Ok(nodes.into_iter().map(|node| node.name_any()).collect())
+    }
+
+    async fn create(&self, node: Node) -> Result<(), Failure> {
+        forgive(patiently(self.nodes().create(&PostParams::default(), &node)).await, &[409])
+    }
+
+    async fn delete(&self, name: &str) -> Result<(), Failure> {
+        let nodes = self.nodes();
+        let Some(node) = patiently(nodes.get_metadata_opt(name)).await? else { return Ok(()) };
+        forgive(patiently(nodes.delete(name, &exactly(node.uid()))).await, &[404, 409])
+    }
+
+    async fn pods(&self, node: &str) -> Result<Vec<Pod>, Failure> {
+        let bound = ListParams::default().fields(&format!("spec.nodeName={node}"));
+        let pods: Api<Pod> = Api::all(self.client.clone());
+        Ok(patiently(pods.list(&bound)).await?.items)
+    }
+
+    async fn kill(&self, pod: &Pod) -> Result<(), Failure> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
+        let at_once = exactly(pod.uid()).grace_period(0);
+        forgive(patiently(pods.delete(&pod.name_any(), &at_once)).await, &[404, 409])
+    }
+}
+
+/// Keeps Nodes as the machines are, for ever.
+pub async fn run(sim: Sim, api: impl NodeApi) {
+    let mut changed = sim.nodes_changed();
+    let mut keeper = Keeper::default();
+    loop {
+        changed.mark_unchanged();
+        let pause = match keeper.pass(&sim, &api).await {
+            Ok(()) => RESYNC,
+            Err(error) => {
+                tracing::warn!(error, "Nodes are not as they should be; trying again");
+                RETRY
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => keeper.known = None,
+            // The sender lives as long as `sim` does.
+            _ = changed.changed() => {}
+        }
+    }
+}
+
+/// What the loop knows between two passes.
+#[derive(Debug, Default)]
+pub struct Keeper {
+    /// Nodes that exist, as far as we know; absent when we must look.
+    known: Option<HashSet<String>>,
+    /// Whether the Nodes of an earlier simulator have been cleared away.
+    started: bool,
+}
+
+impl Keeper {
+    /// One pass: removes the Nodes of machines that are gone, creates those of machines that are up.
+    /// Goes as far as it can, and answers the first error.
+    pub async fn pass(&mut self, sim: &Sim, api: &impl NodeApi) -> Result<(), String> {
+        let (identity, wanted, gone) =
+            sim.look(|cloud, _| (cloud.identity.clone(), cloud.wanted_nodes(), cloud.gone_nodes()));
+        let known = match self.known.take() {
+            Some(known) => known,
+            None => api.list(&cluster_label(&identity)).await.map_err(|error| error.to_string())?,
+        };
+        let names: HashSet<&str> = wanted.iter().map(|node| node.vm.node.as_str()).collect();
+        // Instance ids start again with each simulator, so at first even a known name is another's.
+        let stale = known.iter().filter(|name| !self.started || !names.contains(name.as_str())).cloned();
+        let leaving: HashSet<String> = gone.into_iter().chain(stale).collect();
+        // Collected with loops: closures over borrows would leave the future's lifetimes open.
+        let mut removals = Vec::new();
+        for name in leaving {
+            removals.push(remove(sim, api, name));
+        }
+        let mut creations = Vec::new();
+        for node in &wanted {
+            if !self.started || !known.contains(&node.vm.node) {
+                creations.push(create(sim, api, &identity, node));
+            }
+        }
+        let removals = stream::iter(removals).buffer_unordered(AT_ONCE).collect::<Vec<Done>>();
+        let creations = stream::iter(creations).buffer_unordered(AT_ONCE).collect::<Vec<Done>>();
+        // At first one after the other: the names may be the same.
+        let (removed, created) = if self.started {
+            futures::join!(removals, creations)
+        } else {
+            let removed = removals.await;
+            if let Some((_, Err(error))) = removed.iter().find(|(_, result)| result.is_err()) {
+                return Err(error.clone());
+            }
+            (removed, creations.await)
+        };
+        self.started = true;
+        let mut known = known;
+        let mut problem = None;
+        for (name, result) in removed {
+            match result {
+                Ok(()) => drop(known.remove(&name)),
+                Err(error) => problem = Some(format!("removing {name}: {error}")),
+            }
+        }
+        for (name, result) in created {
+            match result {
+                Ok(()) => drop(known.insert(name)),
+                Err(error) => problem = Some(format!("creating {name}: {error}")),
+            }
+        }
+        if let Some(problem) = problem {
+            return Err(problem);
+        }
+        self.known = Some(known);
+        Ok(())
+    }
+}
+
+/// A Node's name, and how the work on it went.
+type Done = (String, Result<(), String>);
+
+async fn create(sim: &Sim, api: &impl NodeApi, identity: &Identity, wanted: &WantedNode) -> Done {
+    let name = wanted.vm.node.clone();
+    let created = match node_object(identity, wanted) {
+        Ok(node) => api.create(node).await,
+        Err(error) => Err(error.into()),
+    };
+    if created.is_ok() {
+        sim.change(|cloud, now| cloud.node_registered(&name, now));
+        tracing::info!(node = name, "Node registered");
+    }
+    (name, created.map_err(|error| error.to_string()))
+}
+
+async fn remove(sim: &Sim, api: &impl NodeApi, name: String) -> Done {
+    let removed = remove_with_pods(sim, api, &name).await;
+    (name, removed.map_err(|error| error.to_string()))
+}
+
+/// The machine is gone, and so is the kubelet that would have ended its pods.
+async fn remove_with_pods(sim: &Sim, api: &impl NodeApi, name: &str) -> Result<(), Failure> {
+    let mut pods = api.pods(name).await?;
+    note(sim, name, &pods);
+    api.delete(name).await?;
+    // The scheduler may have bound more, until the Node was gone.
+    let more = api.pods(name).await?;
+    note(sim, name, &more);
+    let noted: HashSet<Option<String>> = pods.iter().map(ResourceExt::uid).collect();
+    pods.extend(more.into_iter().filter(|pod| !noted.contains(&pod.uid())));
+    for pod in &pods {
+        api.kill(pod).await?;
+    }
+    sim.change(|cloud, now| cloud.node_removed(name, now));
+    tracing::info!(node = name, pods = pods.len(), "Node removed");
+    Ok(())
+}
+
+fn note(sim: &Sim, node: &str, pods: &[Pod]) {
+    let at = Timestamp::now();
+    let killed: Vec<KilledPod> = pods
+        .iter()
+        .filter_map(|pod| {
+            let phase = pod.status.as_ref().and_then(|status| status.phase.clone()).unwrap_or_default();
+            let ended = matches!(phase.as_str(), "Succeeded" | "Failed");
+            (!ended).then(|| KilledPod {
+                at,
+                node: node.to_owned(),
+                namespace: pod.namespace().unwrap_or_default(),
+                name: pod.name_any(),
+                uid: pod.uid().unwrap_or_default(),
+                owner_kind: pod
+                    .owner_references()
+                    .iter()
+                    .find(|owner| owner.controller == Some(true))
+                    .map(|owner| owner.kind.clone()),
+                phase,
+                terminating: pod.metadata.deletion_timestamp.is_some(),
+            })
+        })
+        .collect();
+    if !killed.is_empty() {
+        sim.change(|cloud, _| cloud.pods_killed(killed));
+    }
+}
+
+/// Label values have at most 63 characters; AKS cuts the group's name too.
+fn cluster_label(identity: &Identity) -> String {
+    let cut: String = identity.node_resource_group.chars().take(63).collect();
+    cut.trim_end_matches(|last: char| !last.is_ascii_alphanumeric()).to_owned()
+}
+
+/// The Node that a machine's kubelet registers.
+pub fn node_object(identity: &Identity, wanted: &WantedNode) -> Result<Node, serde_json::Error> {
+    let (vm, properties) = (&wanted.vm, &wanted.properties);
+    let capacity = capacity(&vm.vm_size, properties.get("maxPods").and_then(Value::as_u64).unwrap_or(110));
+    let taints: Vec<Value> = ["nodeTaints", "nodeInitializationTaints"]
+        .into_iter()
+        .flat_map(|key| body::texts(properties, key))
+        .filter_map(|text| taint(&text))
+        .collect();
+    serde_json::from_value(json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {
+            "name": vm.node,
+            "labels": labels(identity, wanted),
+            "annotations": {"kwok.x-k8s.io/node": "fake"},
+        },
+        "spec": {"providerID": vm.provider_id, "taints": taints},
+        "status": {
+            "capacity": capacity,
+            "allocatable": capacity,
+            "addresses": [{"type": "Hostname", "address": vm.node}],
+            "nodeInfo": {
+                "architecture": "amd64",
+                "bootID": crate::names::Ids::seeded(vm.created_at.as_nanosecond() as u64).guid(),
+                "containerRuntimeVersion": "containerd://1.7.28-1",
+                "kernelVersion": "5.15.0-1094-azure",
+                "kubeProxyVersion": "",
+                "kubeletVersion": format!("v{}", body::KUBERNETES),
+                "machineID": "",
+                "operatingSystem": "linux",
+                "osImage": "Ubuntu 22.04.5 LTS",
+                "systemUUID": "",
+            },
+        },
+    }))
+}
+
+fn labels(identity: &Identity, wanted: &WantedNode) -> BTreeMap<String, String> {
+    let (vm, properties) = (&wanted.vm, &wanted.properties);
+    let zone =
+        vm.zone.as_ref().map_or_else(|| "0".to_owned(), |zone| format!("{}-{zone}", identity.location));
+    let mut labels: BTreeMap<String, String> = [
+        ("agentpool", vm.pool.clone()),
+        ("kubernetes.azure.com/agentpool", vm.pool.clone()),
+        ("kubernetes.azure.com/cluster", cluster_label(identity)),
+        ("kubernetes.azure.com/mode", body::text(properties, "mode").to_lowercase()),
+        ("kubernetes.azure.com/node-image-version", body::text(properties, "nodeImageVersion").to_owned()),
+        ("kubernetes.azure.com/priority", vm.priority.lower().to_owned()),
+        ("kubernetes.io/arch", "amd64".to_owned()),
+        ("kubernetes.io/hostname", vm.node.clone()),
+        ("kubernetes.io/os", "linux".to_owned()),
+        ("node.kubernetes.io/instance-type", vm.vm_size.clone()),
+        ("topology.kubernetes.io/region", identity.location.clone()),
+        ("topology.kubernetes.io/zone", zone),
+        ("type", "kwok".to_owned()),
+        (CLUSTER_LABEL, cluster_label(identity)),
+    ]
+    .into_iter()
+    .map(|(key, value)| (key.to_owned(), value))
+    .collect();
+    if vm.priority == Priority::Spot {
+        labels.insert(body::SPOT_KEY.to_owned(), "spot".to_owned());
+    }
+    for (key, value) in properties.get("nodeLabels").and_then(Value::as_object).into_iter().flatten() {
+        labels.insert(key.clone(), value.as_str().unwrap_or_default().to_owned());
+    }
+    labels
+}
+
+/// `key=value:Effect` or `key:Effect`.
+fn taint(text: &str) -> Option<Value> {
+    let (key, effect) = text.rsplit_once(':')?;
+    Some(match key.split_once('=') {
+        Some((key, value)) => json!({"key": key, "value": value, "effect": effect}),
+        None => json!({"key": key, "effect": effect}),
+    })
+}
+
+/// What a size such as `Standard_D8s_v5` holds, by its family and its first number.
+fn capacity(vm_size: &str, max_pods: u64) -> Value {
+    let name = vm_size.trim_start_matches("Standard_");
+    let cores: String =
+        name.chars().skip_while(|letter| !letter.is_ascii_digit()).take_while(char::is_ascii_digit).collect();
+    let cores: u64 = cores.parse().unwrap_or(2);
+    let per_core = match name.chars().next() {
+        Some('E' | 'M') => 8,
+        Some('F') => 2,
+        _ => 4,
+    };
+    json!({
+        "cpu": cores.to_string(),
+        "memory": format!("{}Gi", cores * per_core),
+        "ephemeral-storage": "128Gi",
+        "pods": max_pods.to_string(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::{PoolSpec, Settings, Targets};
+    use crate::model::Cloud;
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    /// A cluster that can be away.
+    #[derive(Default)]
+    struct Fake {
+        away: AtomicBool,
+        nodes: Mutex<BTreeMap<String, Node>>,
+        pods: Mutex<Vec<Pod>>,
+    }
+
+    impl Fake {
+        fn there(&self) -> Result<(), Failure> {
+            if self.away.load(Ordering::Relaxed) { Err("connection refused".into()) } else { Ok(()) }
+        }
+
+        fn names(&self) -> Vec<String> {
+            self.nodes.lock().unwrap().keys().cloned().collect()
+        }
+    }
+
+    impl NodeApi for Fake {
+        async fn list(&self, _: &str) -> Result<HashSet<String>, Failure> {
+            self.there().map(|()| self.names().into_iter().collect())
+        }
+        async fn create(&self, node: Node) -> Result<(), Failure> {
+            self.there()?;
+            self.nodes.lock().unwrap().insert(node.name_any(), node);
+            Ok(())
+        }
+        async fn delete(&self, name: &str) -> Result<(), Failure> {
+            self.there()?;
+            self.nodes.lock().unwrap().remove(name);
+            Ok(())
+        }
+        async fn pods(&self, node: &str) -> Result<Vec<Pod>, Failure> {
+            self.there()?;
+            let on = |pod: &&Pod| pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) == Some(node);
+            Ok(self.pods.lock().unwrap().iter().filter(on).cloned().collect())
+        }
+        async fn kill(&self, pod: &Pod) -> Result<(), Failure> {
+            self.there()?;
+            self.pods.lock().unwrap().retain(|other| other.uid() != pod.uid());
+            Ok(())
+        }
+    }
+
+    fn sim(count: u32) -> Sim {
+        let mut cloud = Cloud::new(Identity::default(), Settings::default(), true, 1);
+        let pool = PoolSpec::spot("spota", "Standard_E8s_v5", count)
+            .zones(&["1"])
+            .property("nodeLabels", json!({"team": "batch"}))
+            .property("nodeTaints", json!(["bare:NoExecute"]));
+        cloud.add_pool(&pool, Timestamp::now()).unwrap();
+        Sim::new(cloud)
+    }
+
+    fn pod(name: &str, node: &str) -> Pod {
+        serde_json::from_value(json!({
+            "metadata": {"name": name, "namespace": "default", "uid": name,
+                "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "r", "uid": "u", "controller": true}]},
+            "spec": {"nodeName": node, "containers": []},
+            "status": {"phase": "Running"},
+        }))
+        .unwrap()
+    }
+
+    #[tokio::test]
+    async fn nodes_follow_machines_through_an_outage() {
+        let (sim, fake, mut keeper) = (sim(3), Fake::default(), Keeper::default());
+        sim.change(|_, _| ()); // boots
+        fake.away.store(true, Ordering::Relaxed);
+        assert!(keeper.pass(&sim, &fake).await.is_err());
+        assert!(sim.look(|cloud, now| cloud.state(now)).vms.iter().all(|vm| vm.registered_at.is_none()));
+        fake.away.store(false, Ordering::Relaxed);
+        keeper.pass(&sim, &fake).await.unwrap();
+        let names = fake.names();
+        assert_eq!(names.len(), 3);
+        assert!(sim.look(|cloud, now| cloud.state(now)).vms.iter().all(|vm| vm.registered_at.is_some()));
+
+        fake.pods.lock().unwrap().extend([pod("a", &names[0]), pod("b", &names[1])]);
+        fake.away.store(true, Ordering::Relaxed);
+        sim.change(|cloud, now| cloud.kill(&Targets::named(&names[..1]), now)).unwrap();
+        assert!(keeper.pass(&sim, &fake).await.is_err());
+        assert_eq!(fake.names().len(), 3);
+        fake.away.store(false, Ordering::Relaxed);
+        keeper.pass(&sim, &fake).await.unwrap();
+        assert_eq!(fake.names(), names[1..]);
+        let state = sim.look(|cloud, now| cloud.state(now));
+        assert_eq!(state.killed_pods.len(), 1);
+        assert_eq!(state.killed_pods[0].owner_kind.as_deref(), Some("ReplicaSet"));
+        assert!(!state.killed_pods[0].terminating);
+        assert!(state.vm(&names[0]).unwrap().node_removed_at.is_some());
+        assert_eq!(fake.pods.lock().unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn nodes_that_somebody_deleted_come_back_after_a_new_list() {
+        let (sim, fake, mut keeper) = (sim(1), Fake::default(), Keeper::default());
+        sim.change(|_, _| ());
+        keeper.pass(&sim, &fake).await.unwrap();
+        fake.nodes.lock().unwrap().clear();
+        keeper.known = None;
+        keeper.pass(&sim, &fake).await.unwrap();
+        assert_eq!(fake.names().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn nodes_of_an_earlier_simulator_are_replaced() {
+        let (sim, fake, mut keeper) = (sim(1), Fake::default(), Keeper::default());
+        sim.change(|_, _| ());
+        let name = sim.look(|cloud, now| cloud.state(now)).vms[0].node.clone();
+        let old = |name: &str| Node {
+            metadata: kube::api::ObjectMeta { name: Some(name.into()), ..<_>::default() },
+            ..<_>::default()
+        };
+        fake.create(old(&name)).await.unwrap();
+        fake.create(old("aks-old-1-vmss000000")).await.unwrap();
+        keeper.pass(&sim, &fake).await.unwrap();
+        assert_eq!(fake.names(), std::slice::from_ref(&name));
+        assert!(fake.nodes.lock().unwrap()[&name].spec.is_some());
+    }
+
+    #[tokio::test]
+    async fn a_node_looks_like_one_of_aks() {
+        let sim = sim(1);
+        sim.change(|_, _| ());
+        let wanted = sim.look(|cloud, _| cloud.wanted_nodes());
+        let node = node_object(&Identity::default(), &wanted[0]).unwrap();
+        let label = |key: &str| node.labels().get(key).cloned().unwrap_or_default();
+        assert_eq!(label("kubernetes.azure.com/agentpool"), "spota");
+        assert_eq!(label("kubernetes.azure.com/scalesetpriority"), "spot");
+        assert_eq!(label("topology.kubernetes.io/zone"), "eastus-1");
+        assert_eq!(label("team"), "batch");
+        let spec = node.spec.unwrap();
+        let taints: Vec<String> = spec
+            .taints
+            .unwrap()
+            .iter()
+            .map(|taint| {
+                format!("{}={}:{}", taint.key, taint.value.clone().unwrap_or_default(), taint.effect)
+            })
+            .collect();
+        assert_eq!(taints, ["bare=:NoExecute", "kubernetes.azure.com/scalesetpriority=spot:NoSchedule"]);
+        assert!(spec.provider_id.unwrap().starts_with("azure:///subscriptions/00000000-0000-0000-0000-000000000000/resourceGroups/mc_spotpool-rg_spotpool-sim_eastus/"));
+        let capacity = node.status.unwrap().capacity.unwrap();
+        assert_eq!(capacity["cpu"].0, "8");
+        assert_eq!(capacity["memory"].0, "64Gi");
+    }
+}

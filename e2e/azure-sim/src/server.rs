@@ -1,0 +1,188 @@
+//! A running simulator: its socket and its tasks.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use axum::Router;
+use axum::routing::any;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use jiff::Timestamp;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
+
+use crate::api::{Identity, PoolSpec, Settings};
+use crate::client::{SimClient, SimError};
+use crate::model::{Cloud, Refused};
+use crate::nodes::{self, KubeNodes};
+use crate::reply::Dropped;
+use crate::sim::Sim;
+use crate::{arm, control, imds};
+
+/// How to run a simulator.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Address to listen on; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Which managed cluster to play.
+    pub identity: Identity,
+    /// Times and switches.
+    pub settings: Settings,
+    /// Pools that are there from the start.
+    pub pools: Vec<PoolSpec>,
+    /// Where Node objects go. Without it, a machine counts as registered once it has booted.
+    pub kubernetes: Option<kube::Config>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            identity: Identity::default(),
+            settings: Settings::default(),
+            pools: Vec::new(),
+            kubernetes: None,
+        }
+    }
+}
+
+/// Why a simulator does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The address cannot be listened on.
+    #[error("cannot listen on {0}: {1}")]
+    Listen(SocketAddr, io::Error),
+    /// A pool makes no sense.
+    #[error("pool {0}: {1}")]
+    Pool(String, Refused),
+    /// The Kubernetes configuration cannot be used.
+    #[error("Kubernetes client: {0}")]
+    Kubernetes(#[source] Box<kube::Error>),
+}
+
+/// A running simulator. It stops when dropped, or cleanly by [`Server::stop`].
+#[derive(Debug)]
+pub struct Server {
+    address: SocketAddr,
+    sim: Sim,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Server {
+    /// Starts to listen, and the tasks behind.
+    pub async fn start(options: Options) -> Result<Self, StartError> {
+        let now = Timestamp::now();
+        // Any seed will do; the time makes two runs tell their ids apart.
+        let seed = now.as_nanosecond() as u64;
+        let kube_nodes = match options.kubernetes {
+            Some(config) => {
+                Some(KubeNodes::new(config).map_err(|error| StartError::Kubernetes(Box::new(error)))?)
+            }
+            None => None,
+        };
+        let mut cloud = Cloud::new(options.identity, options.settings, kube_nodes.is_some(), seed);
+        for pool in &options.pools {
+            cloud.add_pool(pool, now).map_err(|refused| StartError::Pool(pool.name.clone(), refused))?;
+        }
+        let listener = TcpListener::bind(options.listen)
+            .await
+            .map_err(|error| StartError::Listen(options.listen, error))?;
+        let address = listener.local_addr().map_err(|error| StartError::Listen(options.listen, error))?;
+
+        let sim = Sim::new(cloud);
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let driver = sim.clone();
+        tasks.spawn(stop.clone().run_until_cancelled_owned(async move { driver.drive().await }));
+        if let Some(kube_nodes) = kube_nodes {
+            let nodes = nodes::run(sim.clone(), kube_nodes);
+            tasks.spawn(stop.clone().run_until_cancelled_owned(nodes));
+        }
+        let accepting = accept(listener, router(sim.clone()), stop.clone(), tasks.clone());
+        tasks.spawn(stop.clone().run_until_cancelled_owned(accepting));
+        Ok(Self { address, sim, stop, tasks })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// `http://` and the address.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// A client of its control API.
+    pub fn client(&self) -> Result<SimClient, SimError> {
+        SimClient::new(&self.url())
+    }
+
+    /// The model itself, for tests in the same process.
+    pub fn sim(&self) -> &Sim {
+        &self.sim
+    }
+
+    /// Stops and waits until all is still.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+fn router(sim: Sim) -> Router {
+    control::routes().route("/imds/{node}/{*rest}", any(imds::handle)).fallback(arm::handle).with_state(sim)
+}
+
+/// Serves connections. Not `axum::serve`: a fault may close a connection in place of an answer, and
+/// an error of the service is how hyper is told to.
+async fn accept(listener: TcpListener, router: Router, stop: CancellationToken, tasks: TaskTracker) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let served = serve(stream, router.clone());
+                tasks.spawn(stop.clone().run_until_cancelled_owned(served));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn serve(stream: TcpStream, router: Router) {
+    // Polls are small and timed: they must not wait for a full segment.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "cannot set TCP_NODELAY");
+    }
+    let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
+        let router = router.clone();
+        async move {
+            let response = match router.oneshot(request).await {
+                Ok(response) => response,
+                Err(never) => match never {},
+            };
+            if response.extensions().get::<Dropped>().is_some() {
+                return Err(io::Error::from(io::ErrorKind::ConnectionReset));
+            }
+            Ok(response)
+        }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .serve_connection(TokioIo::new(stream), service);
+    if let Err(error) = connection.await {
+        tracing::debug!(%error, "connection ended");
+    }
+}
