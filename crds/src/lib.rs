@@ -1,6 +1,7 @@
 //! SpotPool's API: the types of group `spotpool.dev`, and every name that our programs and other
 //! people's scripts meet on Kubernetes objects. Nothing here decides or does anything.
 
+pub mod duration;
 pub mod eviction;
 pub mod instances;
 pub mod names;
@@ -10,6 +11,7 @@ pub mod reason;
 pub mod spot_pool;
 pub mod voluntary_drain;
 
+pub use duration::Duration;
 pub use eviction::EvictionNotice;
 pub use instances::InstanceRanges;
 pub use node_policy::NodePolicy;

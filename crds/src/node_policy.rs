@@ -1,8 +1,8 @@
 //! What an agent needs to know of the SpotPool that its node belongs to.
 
-use kube::core::Duration;
 use serde::{Deserialize, Serialize};
 
+use crate::duration::Duration;
 use crate::spot_pool::{BlockedByPdb, Drain, Mode};
 
 /// Value of annotation `spotpool.dev/policy`. The operator writes it when its content changes; where it

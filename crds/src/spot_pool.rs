@@ -2,11 +2,11 @@
 //! spot VMs back.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-pub use kube::core::Duration;
 use kube::{CustomResource, KubeSchema};
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::duration::Duration;
 use crate::reason::Reason;
 
 /// A SpotPool keeps a number of nodes ready, on spot VMs as far as Azure has them and on on-demand VMs
@@ -121,7 +121,6 @@ pub struct AgentPool {
 pub struct Fallback {
     /// How long capacity that was lost or refused may be missing before on-demand is bought, 0s to 24h.
     #[serde(default = "default_after")]
-    #[schemars(schema_with = "duration")]
     #[x_kube(validation = Rule::new("duration(self) <= duration('24h')")
         .message("fallback.after must be at most 24h"))]
     pub after: Duration,
@@ -129,7 +128,6 @@ pub struct Fallback {
     /// How long growth and a first start wait for spot that is on its way before on-demand is bought,
     /// 0s to 24h.
     #[serde(default = "default_growth_after")]
-    #[schemars(schema_with = "duration")]
     #[x_kube(validation = Rule::new("duration(self) <= duration('24h')")
         .message("fallback.growthAfter must be at most 24h"))]
     pub growth_after: Duration,
@@ -146,14 +144,12 @@ pub struct Fallback {
 pub struct Failback {
     /// How long spot must have carried the whole pool before an on-demand node is drained, 0s to 24h.
     #[serde(default = "default_stabilization")]
-    #[schemars(schema_with = "duration")]
     #[x_kube(validation = Rule::new("duration(self) <= duration('24h')")
         .message("failback.stabilization must be at most 24h"))]
     pub stabilization: Duration,
 
     /// How long an on-demand node lives at least, 0s to 24h.
     #[serde(default = "default_min_on_demand_lifetime")]
-    #[schemars(schema_with = "duration")]
     #[x_kube(validation = Rule::new("duration(self) <= duration('24h')")
         .message("failback.minOnDemandLifetime must be at most 24h"))]
     pub min_on_demand_lifetime: Duration,
@@ -165,7 +161,6 @@ pub struct Failback {
 
     /// How long a drain may wait for disruption budgets before the node is given back, 1s to 24h.
     #[serde(default = "default_drain_timeout")]
-    #[schemars(schema_with = "duration")]
     #[x_kube(validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('24h')")
         .message("failback.drainTimeout must be 1s to 24h"))]
     pub drain_timeout: Duration,
@@ -182,14 +177,12 @@ pub struct Drain {
 
     /// How long after the notice a blocked pod is deleted, 0s to 10m; sooner where the deadline asks for it.
     #[serde(default = "default_escalate_after")]
-    #[schemars(schema_with = "duration")]
     #[x_kube(validation = Rule::new("duration(self) <= duration('10m')")
         .message("drain.escalateAfter must be at most 10m"))]
     pub escalate_after: Duration,
 
     /// Time kept free before the deadline, 0s to 20s.
     #[serde(default = "default_reserve")]
-    #[schemars(schema_with = "duration")]
     #[x_kube(validation = Rule::new("duration(self) <= duration('20s')")
         .message("drain.reserve must be at most 20s: Azure gives 30s at best"))]
     pub reserve: Duration,
@@ -205,33 +198,29 @@ pub enum BlockedByPdb {
     Leave,
 }
 
-const fn seconds(seconds: u64) -> std::time::Duration {
-    std::time::Duration::from_secs(seconds)
-}
-
 fn default_after() -> Duration {
-    seconds(0).into()
+    Duration::from_secs(0)
 }
 fn default_growth_after() -> Duration {
-    seconds(300).into()
+    Duration::from_secs(300)
 }
 fn default_stabilization() -> Duration {
-    seconds(600).into()
+    Duration::from_secs(600)
 }
 fn default_min_on_demand_lifetime() -> Duration {
-    seconds(1200).into()
+    Duration::from_secs(1200)
 }
 fn default_max_concurrent() -> i32 {
     1
 }
 fn default_drain_timeout() -> Duration {
-    seconds(900).into()
+    Duration::from_secs(900)
 }
 fn default_escalate_after() -> Duration {
-    seconds(8).into()
+    Duration::from_secs(8)
 }
 fn default_reserve() -> Duration {
-    seconds(2).into()
+    Duration::from_secs(2)
 }
 
 impl Default for Failback {
@@ -253,15 +242,6 @@ impl Default for Drain {
             reserve: default_reserve(),
         }
     }
-}
-
-/// Durations are strings such as `30s`, `5m` or `1h30m`.
-fn duration(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({
-        "type": "string",
-        "pattern": "^([0-9]+(h|m|s|ms))+$",
-        "maxLength": 20,
-    })
 }
 
 /// What the operator sees, does and plans. Written by the operator alone.
@@ -484,10 +464,10 @@ mod tests {
         let fallback = spec.fallback.unwrap();
         assert_eq!(
             (fallback.after, fallback.growth_after),
-            (Duration::from(seconds(0)), Duration::from(seconds(300)))
+            (Duration::from_secs(0), Duration::from_secs(300))
         );
-        assert_eq!(spec.drain.escalate_after, Duration::from(seconds(8)));
-        assert_eq!(spec.drain.reserve, Duration::from(seconds(2)));
+        assert_eq!(spec.drain.escalate_after, Duration::from_secs(8));
+        assert_eq!(spec.drain.reserve, Duration::from_secs(2));
         assert_eq!(spec.drain.blocked_by_pdb, BlockedByPdb::DeleteAtDeadline);
         assert_eq!(spec.failback.max_concurrent, 1);
     }

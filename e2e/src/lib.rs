@@ -1,1 +1,16 @@
-//! placeholder
+//! The harness of demo, tests and benches: our programs as real processes, on a real control plane, with the
+//! simulator in Azure's place.
+
+pub mod agents;
+pub mod objects;
+pub mod programs;
+pub mod stage;
+pub mod timeline;
+pub mod wait;
+pub mod world;
+
+pub use agents::Agents;
+pub use programs::{Profile, Programs};
+pub use stage::{Operator, OperatorOptions, Stage};
+pub use wait::eventually;
+pub use world::{World, WorldOptions};

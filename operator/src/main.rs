@@ -80,7 +80,7 @@ enum Credential {
 }
 
 fn lease_duration(text: &str) -> Result<Duration, String> {
-    let duration: kube::core::Duration = text.parse().map_err(|error| format!("{error}"))?;
+    let duration: spotpool_crds::Duration = text.parse().map_err(|error| format!("{error}"))?;
     let duration = Duration::from(duration);
     if (Duration::from_secs(3)..=Duration::from_mins(5)).contains(&duration) {
         Ok(duration)

@@ -22,7 +22,7 @@ use crate::supervise::{Program, Supervised, remove_at_exit};
 use crate::tools::Tools;
 
 /// Seconds on an idle machine; a busy one may take far longer, and giving up early helps nobody.
-const READY_TIMEOUT: Duration = Duration::from_secs(180);
+const READY_TIMEOUT: Duration = Duration::from_mins(3);
 const POLL: Duration = Duration::from_millis(50);
 /// A port may be taken between our look and the start of the server, by another test run for instance.
 const PORT_TRIES: u32 = 5;

@@ -1,4 +1,4 @@
-//! The stages by which KWOK plays the kubelets of fake nodes: its own, with one change, and ours.
+//! The stages by which KWOK plays the kubelets of fake nodes: its own, with two changes, and ours.
 
 use std::path::{Path, PathBuf};
 
@@ -13,6 +13,9 @@ pub const NODE_LABEL: (&str, &str) = ("type", "kwok");
 /// Annotation of a pod: the time it needs to stop (`300ms`, `4s`, `1m`; 1 s without it), at most the grace that the
 /// deletion grants. `never` leaves the end of the pod to whoever plays its kubelet.
 pub const STOP_AFTER_ANNOTATION: &str = "kwok-stop-after";
+
+/// Annotation of a Job's pod: the time it runs until it has succeeded (`20s`; at once without it).
+pub const RUN_FOR_ANNOTATION: &str = "kwok-run-for";
 
 /// Pods with this value of the label `app.kubernetes.io/name` are never made Ready by KWOK: the harness runs a real
 /// process for each, and says itself when that is ready.
@@ -34,14 +37,26 @@ pub(crate) fn write_stages(stock: &Path, extra: &[PathBuf], target: &Path) -> Re
     for file in files.iter().chain(extra) {
         let text =
             std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-        if file.ends_with("pod-ready.yaml") && file.starts_with(stock) {
-            documents.push(without_agents(&text).with_context(|| format!("in {}", file.display()))?);
-        } else {
-            documents.push(text);
-        }
+        let document =
+            match file.file_name().and_then(|name| name.to_str()).filter(|_| file.starts_with(stock)) {
+                Some("pod-ready.yaml") => without_agents(&text),
+                Some("pod-complete.yaml") => with_run_time(&text),
+                _ => Ok(text),
+            };
+        documents.push(document.with_context(|| format!("in {}", file.display()))?);
     }
     documents.push(POD_STOP.to_owned());
     write_private(target, &documents.join("\n---\n"))
+}
+
+/// Pods of a Job run for as long as they say, instead of ending at once.
+fn with_run_time(stage: &str) -> Result<String> {
+    let mut stage: Value = serde_yaml_ng::from_str(stage)?;
+    let expression = format!(".metadata.annotations[\"{RUN_FOR_ANNOTATION}\"]");
+    let delay =
+        serde_json::json!({"durationMilliseconds": 0, "durationFrom": {"expressionFrom": expression}});
+    stage["spec"]["delay"] = serde_yaml_ng::to_value(delay)?;
+    Ok(serde_yaml_ng::to_string(&stage)?)
 }
 
 fn without_agents(stage: &str) -> Result<String> {

@@ -24,6 +24,6 @@ mod supervise;
 mod tools;
 
 pub use cluster::{Cluster, ClusterOptions};
-pub use kwok::{NODE_AGENT_NAME, NODE_LABEL, STOP_AFTER_ANNOTATION};
+pub use kwok::{NODE_AGENT_NAME, NODE_LABEL, RUN_FOR_ANNOTATION, STOP_AFTER_ANNOTATION};
 pub use supervise::{Program, Signal, Supervised};
 pub use tools::{ASSETS_ENV, TOOLS_DIR_ENV, Tools};

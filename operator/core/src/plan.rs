@@ -1,9 +1,9 @@
 //! One plan: what to do now, why, what to remember, and when to look again.
 
 use jiff::{SignedDuration, Timestamp};
-use spotpool_crds::Reason;
-use spotpool_crds::spot_pool::{Adoption, Capacity, Duration, Mode, PlanStep, Role, SpotPoolSpec};
+use spotpool_crds::spot_pool::{Adoption, Capacity, Mode, PlanStep, Role, SpotPoolSpec};
 use spotpool_crds::voluntary_drain::DrainReason;
+use spotpool_crds::{Duration, Reason};
 
 use crate::failback::{self, Drains};
 use crate::fallback::{self, Shortfall};

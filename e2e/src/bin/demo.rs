@@ -1,0 +1,298 @@
+//! `cargo demo`: the main job on a real control plane, from nothing, in one command.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::Api;
+use serde_json::{Value, json};
+use spotpool_azure_sim::api::PoolSpec;
+use spotpool_e2e::timeline::{Actor, Seen, Timeline};
+use spotpool_e2e::wait::within;
+use spotpool_e2e::{OperatorOptions, Profile, Stage, World, WorldOptions, objects};
+
+const NAMESPACE: &str = "demo";
+const WEB: usize = 6;
+const BATCH: usize = 2;
+
+/// Evicts two spot nodes at once and shows what becomes of their pods, of capacity, and of the money.
+#[derive(Parser)]
+#[command(name = "cargo demo", version)]
+struct Args {
+    /// Keep everything running at the end, to play with; Ctrl-C ends it.
+    #[arg(long)]
+    watch: bool,
+    /// Use this cluster in place of one of our own. Its nodes must be kwok's.
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// Azure's times: VMs boot in 100 s, failback waits 10 min. Takes about half an hour.
+    #[arg(long)]
+    real_times: bool,
+    /// Programs as they are shipped (a longer build).
+    #[arg(long)]
+    release: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Times {
+    boot: Duration,
+    notice: Duration,
+    stabilization: Duration,
+    lifetime: Duration,
+    limit: Duration,
+}
+
+impl Times {
+    fn of(args: &Args) -> Self {
+        let s = Duration::from_secs;
+        if args.real_times {
+            Self { boot: s(100), notice: s(30), stabilization: s(600), lifetime: s(1200), limit: s(3600) }
+        } else {
+            Self { boot: s(8), notice: s(30), stabilization: s(10), lifetime: s(10), limit: s(180) }
+        }
+    }
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let args = Args::parse();
+    let shown = tokio::select! {
+        shown = demo(&args) => shown,
+        _ = tokio::signal::ctrl_c() => {
+            eprintln!("\ninterrupted; everything that was started ends with this process");
+            return ExitCode::from(130);
+        }
+    };
+    match shown {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("the demo failed: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn demo(args: &Args) -> Result<()> {
+    let times = Times::of(args);
+    eprintln!("building SpotPool and, the first time, a Kubernetes control plane (about 6 minutes) …");
+    let world = World::start(WorldOptions {
+        profile: if args.release { Profile::Release } else { Profile::Dev },
+        boot_time: times.boot,
+        kubeconfig: args.kubeconfig.clone(),
+        ..WorldOptions::default()
+    })
+    .await?;
+    let began = Timestamp::now();
+    println!(
+        "times: VM boot {}s, notice {}s, failback stabilization {}s, minimum lifetime {}s",
+        times.boot.as_secs(),
+        times.notice.as_secs(),
+        times.stabilization.as_secs(),
+        times.lifetime.as_secs()
+    );
+
+    let stage = Stage::set(&world, NAMESPACE).await?;
+    stage
+        .agent_pools(&[
+            PoolSpec::spot("spotd8a", "Standard_D8s_v5", 2).zones(&["1"]),
+            PoolSpec::spot("spotd8b", "Standard_D8as_v5", 2).zones(&["2"]),
+            PoolSpec::regular("regd8", "Standard_D8s_v5", 0),
+        ])
+        .await?;
+    workload(&world).await?;
+    let operator = stage.operator(&OperatorOptions::default()).await?;
+    stage
+        .spot_pool(
+            "workers",
+            json!({
+                "replicas": 4,
+                "agentPools": [
+                    {"name": "spotd8a", "maxNodes": 8}, {"name": "spotd8b", "maxNodes": 8}, {"name": "regd8", "maxNodes": 4}
+                ],
+                "fallback": {"maxNodes": 3},
+                "failback": {
+                    "stabilization": format!("{}s", times.stabilization.as_secs()),
+                    "minOnDemandLifetime": format!("{}s", times.lifetime.as_secs())
+                },
+                // Longer than a VM boots, so that the PDB frees by itself when replacements are ready.
+                "drain": {"escalateAfter": format!("{}s", (times.boot + Duration::from_secs(7)).as_secs().min(60))}
+            }),
+        )
+        .await?;
+    stage
+        .status_is("workers", "the SpotPool to be ready", |status| {
+            status.conditions.iter().any(|it| it.type_ == "Ready" && it.status == "True")
+        })
+        .await?;
+    let timeline = Timeline::start(&world.client, &world.sim, NAMESPACE, true);
+    within(times.limit, "all pods to run", async || Ok(all_running(&timeline.seen()).then_some(()))).await?;
+
+    show(&stage, "before").await?;
+    let figures = evict(&world, &stage, &timeline, times).await?;
+    show(&stage, "after").await?;
+    let seconds = Timestamp::now().duration_since(began).as_secs_f64();
+    let mut line = json!({"demo": "ok", "seconds": round(seconds)});
+    merge(&mut line, figures);
+    println!("{line}");
+
+    if args.watch {
+        let kubectl = world.cluster.kubectl().display();
+        println!(
+            "\nstill running; Ctrl-C ends it. Look at it with\n\n  export KUBECONFIG={}\n  {kubectl} get spotpools -A\n  \
+             {kubectl} -n {NAMESPACE} describe spotpool workers\n\nand evict a node with\n\n  {} evict NODE --notice 30s --sim-url {}\n",
+            world.cluster.admin_kubeconfig().display(),
+            world.programs.azure_sim.display(),
+            world.sim.base_url(),
+        );
+        std::future::pending::<()>().await;
+    }
+    timeline.stop();
+    operator.stop().await?;
+    world.stop().await
+}
+
+/// A Deployment with a budget and a Job, which fill the four nodes.
+async fn workload(world: &World) -> Result<()> {
+    let pod = |app: &str, annotations: Value, restart: &str| {
+        json!({
+            "metadata": {"labels": {"app": app}, "annotations": annotations},
+            "spec": {
+                "restartPolicy": restart,
+                "tolerations": [{"key": "kubernetes.azure.com/scalesetpriority", "operator": "Exists"}],
+                "topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "kubernetes.io/hostname",
+                    "whenUnsatisfiable": "ScheduleAnyway", "labelSelector": {"matchLabels": {"app": app}}}],
+                "containers": [{"name": app, "image": app, "resources": {"requests": {"cpu": "3"}}}],
+            }
+        })
+    };
+    let manifests = json!({"apiVersion": "v1", "kind": "List", "items": [
+        {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web", "namespace": NAMESPACE},
+         "spec": {"replicas": WEB, "selector": {"matchLabels": {"app": "web"}}, "template": pod("web", json!({}), "Always")}},
+        {"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": "web", "namespace": NAMESPACE},
+         "spec": {"minAvailable": WEB - 2, "selector": {"matchLabels": {"app": "web"}}}},
+        {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "batch", "namespace": NAMESPACE},
+         "spec": {"parallelism": BATCH, "completions": BATCH, "template": pod("batch", json!({"kwok-run-for": "1h"}), "Never")}},
+    ]});
+    for item in manifests["items"].as_array().into_iter().flatten() {
+        objects::apply(&world.client, &item.to_string(), |_| ()).await?;
+    }
+    let deployments: Api<Deployment> = Api::namespaced(world.client.clone(), NAMESPACE);
+    within(Duration::from_secs(60), "the Deployment to be available", async || {
+        let ready =
+            deployments.get("web").await?.status.and_then(|status| status.ready_replicas).unwrap_or(0);
+        Ok((ready as usize == WEB).then_some(()))
+    })
+    .await
+}
+
+fn all_running(seen: &Seen) -> bool {
+    let ready = |app: &str| seen.pods.values().filter(|pod| pod.ready && pod.name.1.starts_with(app)).count();
+    ready("web-") == WEB && ready("batch-") == BATCH
+}
+
+/// Evicts two nodes of one scale set at once and measures until on-demand is given back.
+async fn evict(world: &World, stage: &Stage<'_>, timeline: &Timeline, times: Times) -> Result<Value> {
+    let events = world.sim.evict_some("spotd8a", 2, times.notice).await?;
+    let notice = events.first().context("the simulator evicted nothing")?.scheduled_at;
+    let doomed: Vec<String> = events.iter().flat_map(|event| event.nodes.clone()).collect();
+    timeline.zero(notice);
+    timeline.tell(
+        Actor::Azure,
+        notice,
+        &format!("Preempt: {} will go in {} s", doomed.join(" and "), times.notice.as_secs()),
+    );
+
+    within(times.limit, "both nodes to be cordoned", async || {
+        let seen = timeline.seen();
+        Ok(doomed
+            .iter()
+            .all(|node| seen.nodes.get(node).is_some_and(|it| it.cordoned.is_some()))
+            .then_some(()))
+    })
+    .await?;
+    let running = within(times.limit, "all pods to run again elsewhere", async || {
+        let seen = timeline.seen();
+        let moved = seen.pods.values().all(|pod| {
+            pod.gone.is_some()
+                || pod.of_daemon_set
+                || !pod.node.as_ref().is_some_and(|node| doomed.contains(node))
+        });
+        Ok((moved && all_running(&seen)).then(Timestamp::now))
+    })
+    .await?;
+    timeline.tell(Actor::Demo, running, "every pod runs again");
+    let whole = within(times.limit, "spot to be whole", async || {
+        let status = stage.status("workers").await?;
+        Ok((status.capacity.ready_spot == 4).then(Timestamp::now))
+    })
+    .await?;
+    timeline.tell(Actor::Demo, whole, "spot is whole again; on-demand stays until it is stable");
+    let back = within(times.limit, "on-demand to be given back", async || {
+        let state = world.sim.state().await?;
+        let left = state.vms_of("regd8").count();
+        let status = stage.status("workers").await?;
+        Ok((left == 0 && status.fallback.nodes == 0).then(Timestamp::now))
+    })
+    .await?;
+    timeline.tell(Actor::Demo, back, "on-demand is given back");
+
+    let seen = timeline.seen();
+    let state = world.sim.state().await?;
+    let killed = state
+        .killed_pods
+        .iter()
+        .filter(|pod| pod.owner_kind.as_deref() != Some("DaemonSet") && pod.namespace == NAMESPACE);
+    let killed: Vec<&str> = killed.map(|pod| pod.name.as_str()).collect();
+    if !killed.is_empty() {
+        bail!("pods died with their VM: {}", killed.join(", "));
+    }
+    let since = |at: Timestamp| round(at.duration_since(notice).as_secs_f64());
+    let cordoned = doomed.iter().filter_map(|node| seen.nodes.get(node)?.cordoned).max();
+    let on_doomed = |node: &Option<String>| node.as_ref().is_some_and(|node| doomed.contains(node));
+    let evicted = seen.pods.values().filter(|pod| on_doomed(&pod.node) && !pod.of_daemon_set);
+    let last_eviction = evicted.filter_map(|pod| pod.leaving).max();
+    let puts = state.arm_writes.iter().filter(|write| write.kind.starts_with("PUT") && write.at >= notice);
+    let first_put = puts.map(|write| write.at).min();
+    Ok(json!({
+        "noticeToCordonSeconds": cordoned.map(since),
+        "noticeToPutSeconds": first_put.map(since),
+        "noticeToLastEvictionSeconds": last_eviction.map(since),
+        "noticeToAllPodsRunningSeconds": since(running),
+        "noticeToSpotWholeSeconds": since(whole),
+        "failbackSeconds": round(back.duration_since(whole).as_secs_f64()),
+        "podsKilledWithVm": 0,
+    }))
+}
+
+fn round(seconds: f64) -> f64 {
+    (seconds * 1000.0).round() / 1000.0
+}
+
+fn merge(line: &mut Value, more: Value) {
+    if let (Some(line), Value::Object(more)) = (line.as_object_mut(), more) {
+        line.extend(more);
+    }
+}
+
+/// The pools as a table.
+async fn show(stage: &Stage<'_>, when: &str) -> Result<()> {
+    let status = stage.status("workers").await?;
+    println!(
+        "\n{when}: {} of {} ready, {} on fallback",
+        status.ready_replicas, status.replicas, status.fallback.nodes
+    );
+    println!("  {:<10} {:<9} {:<18} {:>5} {:>8} {:>5}", "POOL", "ROLE", "SIZE", "COUNT", "MACHINES", "READY");
+    for pool in &status.agent_pools {
+        let role = pool.role.map(|role| format!("{role:?}")).unwrap_or_default();
+        println!(
+            "  {:<10} {:<9} {:<18} {:>5} {:>8} {:>5}",
+            pool.name, role, pool.vm_size, pool.count, pool.machines, pool.ready
+        );
+    }
+    println!();
+    Ok(())
+}
