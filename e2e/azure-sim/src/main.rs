@@ -87,7 +87,7 @@ struct Serve {
         required_unless_present = "no_kubernetes"
     )]
     kubeconfig: Option<PathBuf>,
-    /// Make no Nodes: machines count as registered once they have booted.
+    /// Make no Nodes, whatever KUBECONFIG says: machines count as registered once they have booted.
     #[arg(long)]
     no_kubernetes: bool,
     /// An agent pool to begin with: `NAME=SIZE[,spot|regular][,count=N][,zones=1+2][,mode=System]`.
@@ -153,7 +153,8 @@ async fn main() -> ExitCode {
 
 /// Clap's message and what follows it belong on one line; its usage hints do not.
 fn one_line(message: &str) -> String {
-    let lines = message.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
+    let hint = |line: &str| line.starts_with("Usage:") || line.starts_with("For more information");
+    let lines = message.lines().map(str::trim).take_while(|line| !hint(line));
     let words: Vec<&str> = lines.filter(|line| !line.is_empty()).collect();
     words.join(" ").trim_start_matches("error: ").to_owned()
 }
@@ -211,7 +212,7 @@ async fn serve_until_told(serve: Serve) -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     let server = match options(serve).await {
         Ok(options) => Server::start(options).await,
-        Err(error) => return usage(&format!("--kubeconfig: {error:#}")),
+        Err(error) => return usage(&format!("--kubeconfig: {error}")),
     };
     let server = match server {
         Ok(server) => server,
@@ -263,6 +264,8 @@ async fn options(serve: Serve) -> Result<Options> {
     settings.imds_first_answer = serve.imds_first_answer;
     settings.count_follows_evictions = serve.count_follows_evictions;
     let kubernetes = match serve.kubeconfig {
+        _ if serve.no_kubernetes => None,
+        None => bail!("give the cluster to make Nodes in, or --no-kubernetes"),
         Some(path) => {
             let file = kube::config::Kubeconfig::read_from(&path)?;
             Some(
@@ -270,7 +273,6 @@ async fn options(serve: Serve) -> Result<Options> {
                     .await?,
             )
         }
-        None => None,
     };
     Ok(Options { listen: serve.listen, identity, settings, pools: serve.pools, kubernetes })
 }

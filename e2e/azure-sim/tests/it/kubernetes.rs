@@ -1,0 +1,104 @@
+//! Nodes and pods in a real control plane.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Api, Client, ResourceExt};
+use serde_json::json;
+use spotpool_azure_sim::api::{PoolSpec, Settings, Targets};
+use spotpool_azure_sim::nodes::CLUSTER_LABEL;
+use spotpool_azure_sim::server::{Options, Server};
+use spotpool_e2e_cluster::{Cluster, ClusterOptions};
+
+use crate::SIZE;
+
+const GENEROUS: Duration = Duration::from_mins(1);
+
+async fn eventually(what: &str, check: impl AsyncFn() -> bool) {
+    let began = tokio::time::Instant::now();
+    while !check().await {
+        assert!(began.elapsed() < GENEROUS, "waited in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn ready(nodes: &Api<Node>) -> Vec<String> {
+    let ours = ListParams::default().labels(CLUSTER_LABEL);
+    let is_ready = |node: &Node| {
+        let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+        conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+    };
+    nodes.list(&ours).await.unwrap().iter().filter(|node| is_ready(node)).map(ResourceExt::name_any).collect()
+}
+
+async fn start(cluster: &Cluster) -> Server {
+    let file = Kubeconfig::read_from(cluster.admin_kubeconfig()).unwrap();
+    let config = kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.unwrap();
+    let options = Options {
+        settings: Settings::with_boot_time(Duration::from_secs(1)),
+        pools: vec![PoolSpec::regular("rega", SIZE, 2)],
+        kubernetes: Some(config),
+        ..Options::default()
+    };
+    Server::start(options).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_come_and_go_with_their_machines() {
+    let cluster = Cluster::start(ClusterOptions::default()).await.unwrap();
+    let client: Client = cluster.client().await.unwrap();
+    let (nodes, pods): (Api<Node>, Api<Pod>) = (Api::all(client.clone()), Api::default_namespaced(client));
+    let server = start(&cluster).await;
+    let sim = server.client().unwrap();
+    eventually("two Nodes to be Ready", async || ready(&nodes).await.len() == 2).await;
+
+    // A pod that is on its way out, and one that is not, go with their machine.
+    let names = ready(&nodes).await;
+    for name in ["busy", "leaving"] {
+        let pod = json!({
+            "metadata": {"name": name, "finalizers": if name == "leaving" { vec!["example.com/hold"] } else { vec![] }},
+            "spec": {"nodeName": names[0], "containers": [{"name": "c", "image": "none"}],
+                "serviceAccountName": "default", "automountServiceAccountToken": false},
+        });
+        let pod: Pod = serde_json::from_value(pod).unwrap();
+        eventually("the pod to be accepted", async || {
+            pods.create(&PostParams::default(), &pod).await.is_ok()
+        })
+        .await;
+    }
+    let running = async || {
+        let list = pods.list(&ListParams::default()).await.unwrap();
+        list.iter().filter(|pod| pod.status.as_ref().unwrap().phase.as_deref() == Some("Running")).count()
+    };
+    eventually("both pods to run", async || running().await == 2).await;
+    pods.delete("leaving", &DeleteParams::default()).await.unwrap();
+
+    // While the API server is away, the machine goes all the same; the Node follows when it is back.
+    cluster.stop_apiserver().await.unwrap();
+    sim.kill(&Targets::named(&names[..1])).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(sim.state().await.unwrap().vm(&names[0]).unwrap().node_removed_at.is_none());
+    cluster.start_apiserver().await.unwrap();
+    let removed =
+        |state: &spotpool_azure_sim::api::State| state.vm(&names[0]).unwrap().node_removed_at.is_some();
+    let state = sim.wait_until("the Node to be removed", GENEROUS, removed).await.unwrap();
+    assert!(nodes.get_opt(&names[0]).await.unwrap().is_none());
+    assert!(pods.get_opt("busy").await.unwrap().is_none());
+    let mut killed: Vec<_> =
+        state.killed_pods.iter().map(|pod| (pod.name.as_str(), pod.terminating)).collect();
+    killed.sort_unstable();
+    assert_eq!(killed, [("busy", false), ("leaving", true)]);
+
+    // A Node that somebody deletes registers again, as its kubelet would see to.
+    nodes.delete(&names[1], &DeleteParams::default()).await.unwrap();
+    eventually("the Node to be back", async || ready(&nodes).await.contains(&names[1])).await;
+
+    // Another simulator begins with a clean cluster.
+    server.stop().await;
+    let server = start(&cluster).await;
+    eventually("two Nodes to be Ready again", async || ready(&nodes).await.len() == 2).await;
+    server.stop().await;
+    cluster.stop().await.unwrap();
+}
