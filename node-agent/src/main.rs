@@ -1,2 +1,142 @@
-//! placeholder
-fn main() {}
+//! `spotpool-node-agent`: on every node, watches Azure's notices for its VM, and drains the node by the deadline.
+//!
+//! ```text
+//! imds ─► document ─► notice (decides) ─► agent ─► forced ────► marks, edit ─► node (writes)
+//!                                           ▲  └─► voluntary ─► spotpool-drain (evicts)
+//!                     watch of Node, pods ──┘       └─► hooks (relay), announce, metrics
+//! ```
+
+mod agent;
+mod announce;
+mod args;
+mod context;
+mod document;
+mod edit;
+mod forced;
+mod hooks;
+mod imds;
+mod marks;
+mod metrics;
+mod node;
+mod notice;
+mod voluntary;
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use prometheus_client::registry::Registry;
+use spotpool_crds::names;
+use spotpool_drain::Pods;
+use spotpool_drain::pods::watch_pods;
+use spotpool_runtime::admin::{self, Readiness};
+use spotpool_runtime::exit::{self, ConfigError, Exit};
+use spotpool_runtime::{args as flags, client, shutdown, telemetry};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::agent::{Agent, Inputs, Outputs};
+use crate::announce::Announcer;
+use crate::args::Args;
+use crate::context::Context;
+use crate::imds::Imds;
+use crate::metrics::Metrics;
+use crate::node::{OwnNode, watch_node};
+
+const PROGRAM: &str = "spotpool-node-agent";
+
+// One thread is plenty, and keeps the agent small: it runs on every node.
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let args: Args = flags::parse();
+    exit::code(PROGRAM, run(args).await)
+}
+
+async fn run(args: Args) -> Result<(), Exit> {
+    telemetry::init(&args.common)?;
+    let shutdown = shutdown::on_signal().map_err(|error| Exit::Died(format!("signals: {error}")))?;
+    let mut registry = Registry::default();
+    let metrics = Metrics::new(&mut registry);
+    let readiness = Readiness::default();
+    let (imds_gate, node_gate, pods_gate) =
+        (readiness.gate("imds"), readiness.gate("node"), readiness.gate("pods"));
+
+    let imds =
+        Imds::new(&args.imds_endpoint).map_err(|error| ConfigError(format!("--imds-endpoint: {error}")))?;
+    let admin_listener = bind("--listen", args.listen).await?;
+    let relay_listener = bind("--notice-listen", args.notice_listen).await?;
+    let client =
+        client::connect(&args.common, concat!("spotpool-node-agent/", env!("CARGO_PKG_VERSION"))).await?;
+
+    let (urgent, is_urgent) = watch::channel(false);
+    let (pods, known_pods) = watch::channel(Pods::default());
+    let (node, known_node) = watch::channel(None);
+    let (documents, new_documents) = mpsc::channel(4);
+    let (relay, relayed) = watch::channel(None);
+    let (announcer, post_events) = Announcer::new(client.clone(), &args.node_name);
+
+    // These run as long as the program does; one that ends takes it along.
+    let name: Arc<str> = args.node_name.as_str().into();
+    let mut tasks = JoinSet::new();
+    let (watched, is_urgent_there, of_client) = (name.clone(), is_urgent.clone(), client.clone());
+    tasks.spawn(async move {
+        watch_pods(of_client, &watched, pods, is_urgent_there).await;
+        "the watch of pods"
+    });
+    let (watched, is_urgent_there, of_client) = (name, is_urgent.clone(), client.clone());
+    tasks.spawn(async move {
+        watch_node(of_client, &watched, node, is_urgent_there).await;
+        "the watch of the Node"
+    });
+    let polling = imds::poll(imds, args.poll_interval, documents, is_urgent, metrics.clone(), imds_gate);
+    tasks.spawn(async move {
+        polling.await;
+        "polling of the metadata service"
+    });
+    tasks.spawn(async move {
+        post_events.await;
+        "posting of Events"
+    });
+    // Probes and scrapes go on while a drain is finished, so these do not end with the signal.
+    let admin = admin::serve(admin_listener, readiness, Arc::new(registry), CancellationToken::new());
+    tasks.spawn(async move {
+        let _ = admin.await;
+        "the admin server"
+    });
+    let relaying = hooks::serve(relay_listener, relayed);
+    tasks.spawn(async move {
+        let _ = relaying.await;
+        "the relay of the notice"
+    });
+    let mut listed = known_pods.clone();
+    tokio::spawn(async move {
+        if listed.wait_for(|pods| pods.complete).await.is_ok() {
+            pods_gate.open();
+        }
+    });
+
+    let context = Context {
+        node: OwnNode::new(client.clone(), &args.node_name, known_node.clone()),
+        client,
+        pods: known_pods,
+        announcer,
+        metrics,
+        defaults: args.drain_policy(),
+    };
+    let agent = Agent::new(context, Outputs { relay, urgent, gate: node_gate });
+    let inputs = Inputs { documents: new_documents, node: known_node, shutdown };
+    tracing::info!(node = args.node_name, imds = %args.imds_endpoint, manager = names::AGENT_FIELD_MANAGER, "started");
+    tokio::select! {
+        ended = agent.run(inputs) => ended,
+        Some(ended) = tasks.join_next() => Err(Exit::Died(match ended {
+            Ok(what) => format!("{what} has ended"),
+            Err(error) => format!("a task died: {error}"),
+        })),
+    }
+}
+
+async fn bind(flag: &str, address: SocketAddr) -> Result<TcpListener, ConfigError> {
+    TcpListener::bind(address).await.map_err(|error| ConfigError(format!("{flag} {address}: {error}")))
+}

@@ -36,6 +36,8 @@ const LONGEST_THROTTLE: Duration = Duration::from_secs(1);
 /// An accepted pod that does not begin to end is asked for again: the watch may be behind, or a webhook
 /// may have answered.
 const ACCEPTED: Duration = Duration::from_secs(5);
+/// As good as any later time, and cannot overflow an instant.
+const ABOUT_A_YEAR: Duration = Duration::from_secs(1 << 25);
 /// Budgets named in reports.
 const MOST_BUDGETS: usize = 10;
 
@@ -113,13 +115,17 @@ struct Asked {
     answers: u32,
     accepted: bool,
     escalating: bool,
-    gone: bool,
     last: Option<Answer>,
     pause: Duration,
     next: Option<Instant>,
 }
 
 impl Asked {
+    /// Whether the API no longer knows the pod, which the watch may not have shown yet.
+    fn is_gone(&self) -> bool {
+        self.last == Some(Answer::Gone)
+    }
+
     /// Whether the API's last word was no. Silence is not a no, and does not undo one.
     fn is_refused(&self) -> bool {
         matches!(self.last, Some(Answer::Blocked { .. } | Answer::Refused(_)))
@@ -131,11 +137,7 @@ impl Asked {
         self.in_flight = false;
         self.answers += 1;
         let pause = match &answer {
-            Answer::Accepted => ACCEPTED,
-            Answer::Gone => {
-                self.gone = true;
-                ACCEPTED
-            }
+            Answer::Accepted | Answer::Gone => ACCEPTED,
             Answer::Blocked { .. } if is_forced => BLOCKED_FORCED,
             Answer::Blocked { .. } => doubled(BLOCKED_VOLUNTARY, self.pause),
             Answer::Throttled { after } if is_forced => after.unwrap_or(UNAVAILABLE.1).min(LONGEST_THROTTLE),
@@ -164,8 +166,7 @@ impl Clock {
 
     fn instant(&self, time: Timestamp) -> Instant {
         let ahead = Duration::try_from(time.duration_since(self.began)).unwrap_or_default();
-        // A year is as good as any later time, and cannot overflow.
-        self.since + ahead.min(Duration::from_secs(365 * 24 * 3600))
+        self.since + ahead.min(ABOUT_A_YEAR)
     }
 }
 
@@ -244,7 +245,7 @@ impl<O: Observer> Drain<'_, O> {
             .filter(|pod| pod.exempt.is_none())
             .filter_map(|pod| {
                 let known = asked.get(&pod.uid);
-                if known.is_some_and(|known| known.gone) {
+                if known.is_some_and(Asked::is_gone) {
                     return None;
                 }
                 let why = if pod.terminating {
@@ -289,7 +290,7 @@ impl View {
         let mut due = Vec::new();
         for pod in pods.iter() {
             let known = asked.get(&pod.uid);
-            if known.is_some_and(|known| known.gone) {
+            if known.is_some_and(Asked::is_gone) {
                 continue;
             }
             let refused = known.is_some_and(Asked::is_refused);

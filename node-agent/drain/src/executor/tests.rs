@@ -14,12 +14,15 @@ use super::*;
 
 /// An API whose answers a test decides; every request is kept with its time.
 struct Api {
-    script: Box<dyn Fn(&Call) -> Option<(u16, Value)> + Send + Sync>,
+    script: Box<Script>,
     calls: Mutex<Vec<Call>>,
     pods: watch::Sender<Pods>,
     since: Instant,
     latency: Duration,
 }
+
+/// Code and body, or a server that hangs.
+type Script = dyn Fn(&Call) -> Option<(u16, Value)> + Send + Sync;
 
 #[derive(Clone, Debug)]
 struct Call {

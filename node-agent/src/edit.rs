@@ -1,0 +1,240 @@
+//! What to change on a Node, and the one request that does it. Pure.
+
+use serde_json::{Map, Value, json};
+use spotpool_crds::names;
+
+use crate::node::Node;
+
+/// Value of our load balancer label: one that somebody else has set is not ours to take off.
+const LABEL_VALUE: &str = "spotpool.dev";
+const EFFECT: &str = "NoSchedule";
+
+/// A set of changes to a Node. Empty by default.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Edit {
+    /// Our taint.
+    pub taint: Taint,
+    /// The cordon.
+    pub unschedulable: Option<bool>,
+    /// The label that takes the node out of cloud load balancers.
+    pub excluded: Option<bool>,
+    /// Annotations, put or taken off.
+    pub annotations: Vec<(&'static str, Option<String>)>,
+}
+
+/// What to do with our taint.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Taint {
+    /// Nothing.
+    #[default]
+    Keep,
+    /// Put it on with this value.
+    Put(String),
+    /// Take it off.
+    Remove,
+}
+
+impl Edit {
+    /// Whether `node` is already so.
+    pub fn is_done(&self, node: &Node) -> bool {
+        self.taints(node).is_none()
+            && self.cordon(node).is_none()
+            && self.label(node).is_none()
+            && self.annotations(node).next().is_none()
+    }
+
+    /// As a JSON patch that applies only to the very Node that it was made for, and only while taints and cordon
+    /// are as last seen: both have other writers.
+    pub fn json_patch(&self, node: &Node) -> Vec<Value> {
+        let test = |path: &str, value: &Value| json!({"op": "test", "path": path, "value": value});
+        let mut patch = vec![test("/metadata/uid", &json!(node.metadata.uid))];
+        if let Some(taints) = self.taints(node) {
+            // An absent list is tested as null.
+            patch.push(test("/spec/taints", &json!(node.spec.taints)));
+            patch.push(put_or_remove("/spec/taints", (!taints.is_empty()).then(|| taints.into())));
+        }
+        if let Some(cordon) = self.cordon(node) {
+            let last = if node.spec.unschedulable { json!(true) } else { Value::Null };
+            patch.push(test("/spec/unschedulable", &last));
+            patch.push(put_or_remove("/spec/unschedulable", cordon.then(|| true.into())));
+        }
+        let annotations: Vec<_> = self.annotations(node).collect();
+        if !annotations.is_empty() && node.metadata.annotations.is_none() {
+            patch.push(test("/metadata/annotations", &Value::Null));
+            patch.push(put_or_remove("/metadata/annotations", Some(json!({}))));
+        }
+        for (name, value) in annotations {
+            patch.push(put_or_remove(&pointer("/metadata/annotations/", name), value.map(Into::into)));
+        }
+        if let Some(label) = self.label(node) {
+            if node.metadata.labels.is_none() {
+                patch.push(test("/metadata/labels", &Value::Null));
+                patch.push(put_or_remove("/metadata/labels", Some(json!({}))));
+            }
+            let path = pointer("/metadata/labels/", names::EXCLUDE_FROM_LOAD_BALANCERS_LABEL);
+            patch.push(put_or_remove(&path, Some(label).filter(|label| !label.is_null())));
+        }
+        patch
+    }
+
+    /// As a merge patch that applies only to the very version of the Node that it was made for.
+    pub fn merge_patch(&self, node: &Node) -> Value {
+        let mut metadata = Map::new();
+        metadata.insert("uid".into(), json!(node.metadata.uid));
+        metadata.insert("resourceVersion".into(), json!(node.metadata.resource_version));
+        let annotations: Map<String, Value> =
+            self.annotations(node).map(|(name, value)| (name.to_owned(), json!(value))).collect();
+        if !annotations.is_empty() {
+            metadata.insert("annotations".into(), annotations.into());
+        }
+        if let Some(label) = self.label(node) {
+            metadata.insert("labels".into(), json!({names::EXCLUDE_FROM_LOAD_BALANCERS_LABEL: label}));
+        }
+        let mut spec = Map::new();
+        if let Some(taints) = self.taints(node) {
+            spec.insert("taints".into(), if taints.is_empty() { Value::Null } else { taints.into() });
+        }
+        if let Some(cordon) = self.cordon(node) {
+            spec.insert("unschedulable".into(), if cordon { true.into() } else { Value::Null });
+        }
+        json!({"metadata": metadata, "spec": spec})
+    }
+
+    /// The whole list of taints as it should be, if it is not.
+    fn taints(&self, node: &Node) -> Option<Vec<Value>> {
+        let wanted = match &self.taint {
+            Taint::Keep => return None,
+            Taint::Put(value) => Some(value),
+            Taint::Remove => None,
+        };
+        let is_ours = |taint: &Value| taint["key"] == names::EVICTING_TAINT;
+        let ours = wanted
+            .as_ref()
+            .map(|value| json!({"key": names::EVICTING_TAINT, "value": value, "effect": EFFECT}));
+        let last = node.spec.taints.as_deref().unwrap_or_default();
+        let mut taints: Vec<Value> = last.iter().filter(|taint| !is_ours(taint)).cloned().collect();
+        let is_so = match &ours {
+            Some(_) => last.iter().any(|taint| is_ours(taint) && taint["effect"] == EFFECT),
+            None => taints.len() == last.len(),
+        };
+        taints.extend(ours);
+        (!is_so).then_some(taints)
+    }
+
+    fn cordon(&self, node: &Node) -> Option<bool> {
+        self.unschedulable.filter(|wanted| *wanted != node.spec.unschedulable)
+    }
+
+    /// The label as it should be (null: off), if it is not. Others' stay as they are.
+    fn label(&self, node: &Node) -> Option<Value> {
+        match (self.excluded?, node.label(names::EXCLUDE_FROM_LOAD_BALANCERS_LABEL)) {
+            (true, None) => Some(LABEL_VALUE.into()),
+            (false, Some(LABEL_VALUE)) => Some(Value::Null),
+            _ => None,
+        }
+    }
+
+    fn annotations(&self, node: &Node) -> impl Iterator<Item = (&'static str, Option<String>)> {
+        self.annotations.iter().filter(|(name, value)| node.annotation(name) != value.as_deref()).cloned()
+    }
+}
+
+fn put_or_remove(path: &str, value: Option<Value>) -> Value {
+    match value {
+        Some(value) => json!({"op": "add", "path": path, "value": value}),
+        None => json!({"op": "remove", "path": path}),
+    }
+}
+
+fn pointer(parent: &str, name: &str) -> String {
+    format!("{parent}{}", name.replace('~', "~0").replace('/', "~1"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::tests::node;
+
+    fn mark() -> Edit {
+        Edit {
+            taint: Taint::Put("Preempt".into()),
+            unschedulable: Some(true),
+            excluded: Some(true),
+            annotations: vec![(names::EVICTION_ANNOTATION, Some("{}".into()))],
+        }
+    }
+
+    fn clean() -> Edit {
+        Edit {
+            taint: Taint::Remove,
+            unschedulable: Some(false),
+            excluded: Some(false),
+            annotations: vec![(names::EVICTION_ANNOTATION, None)],
+        }
+    }
+
+    #[test]
+    fn one_patch_marks_everything_and_tests_what_others_write() {
+        let bare = node(&json!({}), &json!({}));
+        assert_eq!(
+            mark().json_patch(&bare),
+            [
+                json!({"op": "test", "path": "/metadata/uid", "value": "u"}),
+                json!({"op": "test", "path": "/spec/taints", "value": null}),
+                json!({"op": "add", "path": "/spec/taints",
+                    "value": [{"key": "spotpool.dev/evicting", "value": "Preempt", "effect": "NoSchedule"}]}),
+                json!({"op": "test", "path": "/spec/unschedulable", "value": null}),
+                json!({"op": "add", "path": "/spec/unschedulable", "value": true}),
+                json!({"op": "add", "path": "/metadata/annotations/spotpool.dev~1eviction", "value": "{}"}),
+                json!({"op": "add", "path": "/metadata/labels/node.kubernetes.io~1exclude-from-external-load-balancers",
+                    "value": "spotpool.dev"}),
+            ]
+        );
+        let other =
+            json!({"key": "kubernetes.azure.com/scalesetpriority", "value": "spot", "effect": "NoSchedule"});
+        let spot = node(&json!({"taints": [other], "unschedulable": true}), &Value::Null);
+        let patch = mark().json_patch(&spot);
+        assert_eq!(patch[1]["value"], json!([other]));
+        assert_eq!(patch[2]["value"][0], other);
+        assert!(patch.iter().all(|op| op["path"] != "/spec/unschedulable"), "cordoned already");
+        assert!(patch.contains(&json!({"op": "test", "path": "/metadata/annotations", "value": null})));
+    }
+
+    #[test]
+    fn a_merge_patch_says_the_same_of_one_version() {
+        let other = json!({"key": "a", "effect": "NoExecute"});
+        let merge = mark().merge_patch(&node(&json!({"taints": [other]}), &json!({})));
+        assert_eq!(merge["metadata"]["resourceVersion"], "7");
+        assert_eq!(merge["spec"]["taints"].as_array().unwrap().len(), 2);
+        assert_eq!(merge["spec"]["unschedulable"], true);
+        assert_eq!(merge["metadata"]["annotations"][names::EVICTION_ANNOTATION], "{}");
+    }
+
+    #[test]
+    fn cleaning_takes_off_what_is_ours_alone() {
+        let ours = json!({"key": "spotpool.dev/evicting", "value": "Preempt", "effect": "NoSchedule"});
+        let other = json!({"key": "a", "effect": "NoExecute", "timeAdded": "2026-01-01T00:00:00Z"});
+        let marked = node(
+            &json!({"taints": [ours, other], "unschedulable": true}),
+            &json!({names::EVICTION_ANNOTATION: "{}"}),
+        );
+        let patch = clean().json_patch(&marked);
+        assert_eq!(patch[2], json!({"op": "add", "path": "/spec/taints", "value": [other]}));
+        assert_eq!(patch[4], json!({"op": "remove", "path": "/spec/unschedulable"}));
+        assert_eq!(patch[5]["op"], "remove");
+        let alone = node(&json!({"taints": [ours]}), &json!({}));
+        assert_eq!(clean().json_patch(&alone)[2], json!({"op": "remove", "path": "/spec/taints"}));
+        assert_eq!(clean().merge_patch(&alone)["spec"]["taints"], Value::Null);
+        assert!(clean().is_done(&node(&json!({"taints": [other]}), &json!({}))));
+        assert!(Edit::default().is_done(&marked));
+    }
+
+    #[test]
+    fn somebody_elses_label_stays() {
+        let mut labelled = node(&json!({}), &json!({}));
+        let label = [(names::EXCLUDE_FROM_LOAD_BALANCERS_LABEL.to_owned(), "true".to_owned())];
+        labelled.metadata.labels = Some(label.into());
+        assert!(Edit { excluded: Some(true), ..Edit::default() }.is_done(&labelled));
+        assert!(Edit { excluded: Some(false), ..Edit::default() }.is_done(&labelled));
+    }
+}

@@ -1,0 +1,401 @@
+//! The agent's own Node: a watch of it from start-up on, and writes to it that win in the end.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use k8s_openapi::ClusterResourceScope;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{Api, Patch, PatchParams};
+use kube::runtime::watcher;
+use kube::{Client, Resource};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+use spotpool_crds::voluntary_drain::{DrainRequest, DrainStatus};
+use spotpool_crds::{EvictionNotice, NodePolicy, ProviderId, names};
+use spotpool_drain::follow::follow;
+use spotpool_drain::jittered;
+use tokio::sync::watch;
+
+use crate::edit::Edit;
+
+/// A request that hangs must not hold up the next try.
+const TIMEOUT: Duration = Duration::from_secs(3);
+const FIRST_WAIT: Duration = Duration::from_millis(50);
+const LONGEST_WAIT: Duration = Duration::from_millis(500);
+/// JSON patches refused on a Node that has not changed, before a merge patch is tried in their place.
+const MOST_STUBBORN: u32 = 2;
+
+/// A Node with only those parts of it that the agent needs.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Node {
+    /// Name, UID, version, and of labels and annotations only those that concern us.
+    #[serde(deserialize_with = "few_metadata")]
+    pub metadata: ObjectMeta,
+    /// See [`Spec`].
+    #[serde(default)]
+    pub spec: Spec,
+    #[serde(default)]
+    status: Status,
+}
+
+/// Parts of a Node's spec.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Spec {
+    #[serde(rename = "providerID")]
+    provider_id: Option<String>,
+    /// Whether it is cordoned.
+    #[serde(default)]
+    pub unschedulable: bool,
+    /// The taints as they are, word for word: a patch is tested against them.
+    pub taints: Option<Vec<Value>>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Status {
+    #[serde(default)]
+    node_info: NodeInfo,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+struct NodeInfo {
+    #[serde(rename = "bootID", default)]
+    boot_id: String,
+}
+
+const ANNOTATIONS: [&str; 4] = [
+    names::EVICTION_ANNOTATION,
+    names::POLICY_ANNOTATION,
+    names::DRAIN_REQUEST_ANNOTATION,
+    names::DRAIN_STATUS_ANNOTATION,
+];
+
+fn few_metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Few {
+        name: Option<String>,
+        uid: Option<String>,
+        resource_version: Option<String>,
+        annotations: Option<BTreeMap<String, String>>,
+        labels: Option<BTreeMap<String, String>>,
+    }
+    let mut few = Few::deserialize(deserializer)?;
+    if let Some(annotations) = &mut few.annotations {
+        annotations.retain(|name, _| ANNOTATIONS.contains(&name.as_str()));
+    }
+    if let Some(labels) = &mut few.labels {
+        labels.retain(|name, _| name == names::EXCLUDE_FROM_LOAD_BALANCERS_LABEL);
+    }
+    Ok(ObjectMeta {
+        name: few.name,
+        uid: few.uid,
+        resource_version: few.resource_version,
+        annotations: few.annotations,
+        labels: few.labels,
+        ..ObjectMeta::default()
+    })
+}
+
+impl Resource for Node {
+    type DynamicType = ();
+    type Scope = ClusterResourceScope;
+
+    fn kind((): &()) -> Cow<'_, str> {
+        "Node".into()
+    }
+    fn group((): &()) -> Cow<'_, str> {
+        "".into()
+    }
+    fn version((): &()) -> Cow<'_, str> {
+        "v1".into()
+    }
+    fn plural((): &()) -> Cow<'_, str> {
+        "nodes".into()
+    }
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
+}
+
+impl Node {
+    /// The VM behind it.
+    pub fn identity(&self) -> Result<ProviderId, String> {
+        let text = self.spec.provider_id.as_deref().unwrap_or_default();
+        text.parse().map_err(|error: spotpool_crds::provider_id::ParseError| error.to_string())
+    }
+
+    /// Its boot.
+    pub fn boot_id(&self) -> &str {
+        &self.status.node_info.boot_id
+    }
+
+    /// The notice written on it, whoever wrote it.
+    pub fn notice(&self) -> Option<EvictionNotice> {
+        self.read(names::EVICTION_ANNOTATION)
+    }
+
+    /// What its SpotPool says.
+    pub fn policy(&self) -> Option<NodePolicy> {
+        self.read(names::POLICY_ANNOTATION)
+    }
+
+    /// The drain that the operator asks for.
+    pub fn drain_request(&self) -> Option<DrainRequest> {
+        self.read(names::DRAIN_REQUEST_ANNOTATION)
+    }
+
+    /// What an agent answered.
+    pub fn drain_status(&self) -> Option<DrainStatus> {
+        self.read(names::DRAIN_STATUS_ANNOTATION)
+    }
+
+    /// An annotation as it is.
+    pub fn annotation(&self, name: &str) -> Option<&str> {
+        self.metadata.annotations.as_ref()?.get(name).map(String::as_str)
+    }
+
+    /// A label as it is.
+    pub fn label(&self, name: &str) -> Option<&str> {
+        self.metadata.labels.as_ref()?.get(name).map(String::as_str)
+    }
+
+    fn read<T: DeserializeOwned>(&self, annotation: &'static str) -> Option<T> {
+        let text = self.annotation(annotation)?;
+        serde_json::from_str(text)
+            .inspect_err(
+                |error| tracing::warn!(annotation, %error, "an annotation on the Node cannot be read"),
+            )
+            .ok()
+    }
+
+    fn version(&self) -> u64 {
+        self.metadata.resource_version.as_deref().and_then(|text| text.parse().ok()).unwrap_or_default()
+    }
+}
+
+/// The agent's own Node. Cheap to clone.
+#[derive(Clone)]
+pub struct OwnNode {
+    api: Api<Node>,
+    name: Arc<str>,
+    watched: watch::Receiver<Option<Arc<Node>>>,
+    /// What our last write gave back: the watch may be behind it.
+    written: Arc<Mutex<Option<Arc<Node>>>>,
+}
+
+impl OwnNode {
+    /// The Node `name`, as `watched` (see [`watch_node`]) shows it.
+    pub fn new(client: Client, name: &str, watched: watch::Receiver<Option<Arc<Node>>>) -> Self {
+        Self { api: Api::all(client), name: name.into(), watched, written: Arc::default() }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The newest that is known of it.
+    pub fn latest(&self) -> Option<Arc<Node>> {
+        let watched = self.watched.borrow().clone();
+        let written = self.written.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match (watched, written) {
+            (Some(watched), Some(written)) if written.version() > watched.version() => Some(written),
+            (Some(watched), _) => Some(watched),
+            (None, written) => written,
+        }
+    }
+
+    /// Writes what `edit` wants of the newest Node, again and again until the API takes it or nothing is left
+    /// to write. `after_try` hears of each try that has ended.
+    pub async fn write(&self, edit: impl Fn(&Node) -> Edit, after_try: impl Fn()) -> Arc<Node> {
+        let mut wait = FIRST_WAIT;
+        let mut refusals = 0;
+        let mut fetched: Option<Arc<Node>> = None;
+        loop {
+            let Some(base) = fetched.take().or_else(|| self.latest()) else {
+                self.first_seen().await;
+                continue;
+            };
+            let wanted = edit(&base);
+            if wanted.is_done(&base) {
+                return base;
+            }
+            let tried = self.send(&base, &wanted, refusals >= MOST_STUBBORN).await;
+            after_try();
+            match tried {
+                Ok(node) => {
+                    let node = Arc::new(node);
+                    *self.written.lock().unwrap_or_else(PoisonError::into_inner) = Some(node.clone());
+                    return node;
+                }
+                Err(WriteError::Conflict(why)) => {
+                    tracing::info!(node = %self.name, why, "the Node has changed under a write, trying again");
+                    fetched = self.get().await;
+                    if fetched.as_ref().is_some_and(|fetched| fetched.version() == base.version()) {
+                        refusals += 1;
+                    } else if fetched.is_some() {
+                        refusals = 0;
+                        continue; // a fresh base: nothing to wait for
+                    }
+                }
+                Err(WriteError::Other(why)) => {
+                    if wait == FIRST_WAIT {
+                        tracing::warn!(node = %self.name, why, "cannot write the Node, trying again");
+                    } else {
+                        tracing::debug!(node = %self.name, why, "still cannot write the Node");
+                    }
+                }
+            }
+            tokio::time::sleep(jittered(wait)).await;
+            wait = (wait * 2).min(LONGEST_WAIT);
+        }
+    }
+
+    /// Merges `status` into the Node's status, a few times if need be. Nothing waits for it.
+    pub async fn write_status(&self, status: &Value) {
+        let mut wait = LONGEST_WAIT;
+        for _ in 0..8 {
+            let patch = Patch::Strategic(status);
+            let parameters = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
+            match tokio::time::timeout(TIMEOUT, self.api.patch_status(&self.name, &parameters, &patch)).await
+            {
+                Ok(Ok(_)) => return,
+                Ok(Err(error)) => {
+                    tracing::debug!(node = %self.name, %error, "cannot write the Node's status");
+                }
+                Err(_) => tracing::debug!(node = %self.name, "no answer to a write of the Node's status"),
+            }
+            tokio::time::sleep(jittered(wait)).await;
+            wait *= 2;
+        }
+        tracing::warn!(node = %self.name, "the condition on the Node could not be written");
+    }
+
+    async fn first_seen(&self) {
+        let mut watched = self.watched.clone();
+        if watched.wait_for(Option::is_some).await.is_err() {
+            std::future::pending::<()>().await; // the watch has died, and the program with it
+        }
+    }
+
+    async fn get(&self) -> Option<Arc<Node>> {
+        let got = tokio::time::timeout(TIMEOUT, self.api.get(&self.name)).await;
+        got.ok()?.ok().map(Arc::new)
+    }
+
+    async fn send(&self, base: &Node, edit: &Edit, merges: bool) -> Result<Node, WriteError> {
+        let parameters = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
+        let sent = async {
+            if merges {
+                let patch = Patch::Merge(edit.merge_patch(base));
+                self.api.patch(&self.name, &parameters, &patch).await.map_err(WriteError::from)
+            } else {
+                let patch = serde_json::from_value(Value::Array(edit.json_patch(base)))
+                    .map_err(|error| WriteError::Other(error.to_string()))?;
+                self.api
+                    .patch(&self.name, &parameters, &Patch::Json::<()>(patch))
+                    .await
+                    .map_err(WriteError::from)
+            }
+        };
+        match tokio::time::timeout(TIMEOUT, sent).await {
+            Ok(result) => result,
+            Err(_) => Err(WriteError::Other(format!("no answer in {TIMEOUT:?}"))),
+        }
+    }
+}
+
+const MANAGER: &str = names::AGENT_FIELD_MANAGER;
+
+enum WriteError {
+    /// The Node is not what the patch was made for.
+    Conflict(String),
+    Other(String),
+}
+
+impl From<kube::Error> for WriteError {
+    fn from(error: kube::Error) -> Self {
+        match &error {
+            kube::Error::Api(status) if matches!(status.code, 409 | 422) => {
+                Self::Conflict(status.message.clone())
+            }
+            _ => Self::Other(error.to_string()),
+        }
+    }
+}
+
+/// Keeps `node` equal to the Node `name`; `None` while there is none. Never ends; `urgent` (a notice is on) makes
+/// it come back sooner after an outage.
+pub async fn watch_node(
+    client: Client,
+    name: &str,
+    node: watch::Sender<Option<Arc<Node>>>,
+    urgent: watch::Receiver<bool>,
+) -> Infallible {
+    let config = watcher::Config::default().any_semantic().fields(&format!("metadata.name={name}"));
+    let mut listed = None;
+    let put = |new: Option<Node>| {
+        node.send_if_modified(|known| {
+            // The kubelet's heartbeats change nothing that matters here, but the version must stay fresh.
+            let matters = match (known.as_deref(), &new) {
+                (Some(known), Some(new)) => {
+                    known.spec != new.spec || known.status != new.status || !same_marks(known, new)
+                }
+                (None, None) => false,
+                _ => true,
+            };
+            *known = new.map(Arc::new);
+            matters
+        });
+    };
+    follow(Api::<Node>::all(client), config, urgent, "node", |event| match event {
+        watcher::Event::Init => listed = None,
+        watcher::Event::InitApply(node) => listed = Some(node),
+        watcher::Event::InitDone => put(listed.take()),
+        watcher::Event::Apply(node) => put(Some(node)),
+        watcher::Event::Delete(_) => put(None),
+    })
+    .await
+}
+
+fn same_marks(one: &Node, other: &Node) -> bool {
+    (&one.metadata.uid, &one.metadata.annotations, &one.metadata.labels)
+        == (&other.metadata.uid, &other.metadata.annotations, &other.metadata.labels)
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+
+    /// A Node from JSON, as the API sends it.
+    pub fn node(spec: &Value, annotations: &Value) -> Node {
+        serde_json::from_value(serde_json::json!({
+            "metadata": {"name": "n", "uid": "u", "resourceVersion": "7", "annotations": annotations,
+                "labels": {"kubernetes.io/os": "linux"}, "managedFields": [{"fieldsV1": {"f:x": {}}}]},
+            "spec": spec, "status": {"nodeInfo": {"bootID": "boot-1", "kernelVersion": "6"}, "conditions": []},
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn keeps_what_it_needs_and_no_more() {
+        let node = node(
+            &serde_json::json!({"providerID": "azure:///x/virtualMachineScaleSets/s/virtualMachines/3", "podCIDR": "10.0.0.0/24"}),
+            &serde_json::json!({"spotpool.dev/drain-request": "{}", "volumes.kubernetes.io/x": "true"}),
+        );
+        assert_eq!(node.identity().unwrap().imds_name(), "s_3");
+        assert_eq!(node.boot_id(), "boot-1");
+        assert_eq!(node.metadata.annotations.as_ref().unwrap().len(), 1);
+        assert_eq!(node.metadata.labels.as_ref().unwrap().len(), 0);
+        assert!(node.drain_request().is_none(), "an unreadable annotation is no request");
+    }
+}

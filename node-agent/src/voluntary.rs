@@ -1,0 +1,137 @@
+//! A drain that the operator asks for: no hurry, disruption budgets obeyed, the node given back if it does not
+//! work out. Everything that must survive a restart stands on the Node.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use spotpool_crds::Reason;
+use spotpool_crds::voluntary_drain::{DrainPhase, DrainRequest, DrainStatus};
+use spotpool_drain::{Answer, Drain, Ending, Observer, Pod, Progress, Terms};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::context::Context;
+use crate::edit::Edit;
+use crate::marks;
+
+/// Progress is written this often at most; an end is written at once.
+const WRITE_PAUSE: Duration = Duration::from_secs(2);
+
+/// Drains as `request` asks and answers on the Node. `stop` ends it where it is: what then becomes of the Node is
+/// decided by what stands on it.
+pub async fn run(context: Arc<Context>, request: DrainRequest, stop: CancellationToken) {
+    let began = Instant::now();
+    let resumed = context
+        .node
+        .latest()
+        .and_then(|node| node.drain_status())
+        .is_some_and(|status| status.id == request.id);
+    let unless_stopped = |edit: Edit| if stop.is_cancelled() { Edit::default() } else { edit };
+    let begin = |node: &crate::node::Node| unless_stopped(marks::drain_begun(node, &request.id));
+    let node = context.node.write(begin, || ()).await;
+    let Some(status) =
+        node.drain_status().filter(|status| status.id == request.id && !status.phase.is_final())
+    else {
+        return;
+    };
+    if stop.is_cancelled() {
+        return;
+    }
+    let reason = Reason::VoluntaryDrainStarted;
+    tracing::info!(
+        request = request.id, asked_for = ?request.reason, node = context.node.name(), %reason, resumed,
+        cordoned = status.cordoned, not_after = %request.not_after, "voluntary drain"
+    );
+    if !resumed {
+        let note = format!(
+            "Drain asked for ({:?}), within disruption budgets, until {:.0}",
+            request.reason, request.not_after
+        );
+        context.announcer.node(context.node.name(), node.metadata.uid.as_deref(), false, reason, note);
+    }
+
+    let status = watch::Sender::new(status);
+    let terms = watch::Sender::new(Terms::Voluntary { not_after: request.not_after });
+    let hears = Hears { status: &status, context: &context };
+    let drain = async {
+        let report = Drain {
+            client: &context.client,
+            pods: context.pods.clone(),
+            terms: terms.subscribe(),
+            stop: stop.clone(),
+            observer: &hears,
+        }
+        .run()
+        .await;
+        hears.progressed(&report.progress);
+        let phase = match report.ending {
+            Ending::Drained => DrainPhase::Drained,
+            Ending::TimeOver => DrainPhase::TimedOut,
+            Ending::Stopped => return,
+        };
+        let (result, reason) = match phase {
+            DrainPhase::Drained => ("drained", Reason::DrainCompleted),
+            _ => ("timed_out", Reason::DrainTimedOut),
+        };
+        context.metrics.drained_voluntarily(result, began.elapsed());
+        tracing::info!(request = request.id, node = context.node.name(), %reason, left = report.left.len(), "voluntary drain over");
+        for pod in &report.left {
+            tracing::info!(request = request.id, node = context.node.name(), %reason, pod, "left on the node");
+        }
+        status.send_modify(|status| status.phase = phase);
+    };
+    let answer = async {
+        let mut changes = status.subscribe();
+        let mut told = changes.borrow_and_update().clone();
+        loop {
+            let wanted = changes.borrow_and_update().clone();
+            if wanted != told {
+                let edit = |node: &crate::node::Node| match wanted.phase {
+                    DrainPhase::TimedOut => marks::drain_timed_out(node, &wanted),
+                    _ => marks::drain_status(node, &wanted),
+                };
+                context.node.write(|node| unless_stopped(edit(node)), || ()).await;
+            }
+            if wanted.phase.is_final() || stop.is_cancelled() {
+                return;
+            }
+            if wanted != told {
+                told = wanted;
+                let pause = tokio::time::sleep(WRITE_PAUSE);
+                tokio::select! {
+                    () = pause => {}
+                    () = stop.cancelled() => return,
+                    _ = changes.wait_for(|status| status.phase.is_final()) => continue,
+                }
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = changes.changed() => if changed.is_err() {
+                    return;
+                },
+            }
+        }
+    };
+    tokio::join!(drain, answer);
+}
+
+struct Hears<'a> {
+    status: &'a watch::Sender<DrainStatus>,
+    context: &'a Context,
+}
+
+impl Observer for Hears<'_> {
+    fn answered(&self, _: &Pod, _: bool, answer: &Answer) {
+        self.context.metrics.answered(answer);
+    }
+
+    fn progressed(&self, progress: &Progress) {
+        self.status.send_if_modified(|status| {
+            let blocking: Vec<String> = progress.blocking.iter().cloned().collect();
+            let changed = (status.pods_left, &status.blocking_pdbs) != (progress.left, &blocking);
+            (status.pods_left, status.blocking_pdbs) = (progress.left, blocking);
+            changed
+        });
+    }
+}
