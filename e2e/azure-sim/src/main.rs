@@ -80,12 +80,7 @@ struct Serve {
     #[arg(long, env = "LISTEN", default_value = "127.0.0.1:0")]
     listen: SocketAddr,
     /// Cluster to make Nodes in.
-    #[arg(
-        long,
-        env = "KUBECONFIG",
-        conflicts_with = "no_kubernetes",
-        required_unless_present = "no_kubernetes"
-    )]
+    #[arg(long, env = "KUBECONFIG")]
     kubeconfig: Option<PathBuf>,
     /// Make no Nodes, whatever KUBECONFIG says: machines count as registered once they have booted.
     #[arg(long)]

@@ -7,6 +7,7 @@ mod examples;
 mod imds;
 mod kubernetes;
 mod lifecycle;
+mod program;
 mod properties;
 
 use std::time::Duration;

@@ -1,0 +1,74 @@
+//! The program, from outside.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+fn program(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_spotpool-azure-sim"));
+    command.args(args).env_remove("KUBECONFIG").env_remove("SIM_URL");
+    command
+}
+
+fn run(args: &[&str]) -> Output {
+    program(args).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn bad_flags_are_2_and_one_line_that_says_which() {
+    for (args, named) in [
+        (&["serve"][..], "--kubeconfig"),
+        (&["serve", "--kubeconfig", "/nonexistent"], "--kubeconfig"),
+        (&["serve", "--no-kubernetes", "--pool", "spota"], "--pool"),
+        (&["serve", "--no-kubernetes", "--pool", "Spot-A=Standard_D8s_v5"], "--pool"),
+        (&["serve", "--no-kubernetes", "--boot-time", "soon"], "--boot-time"),
+        (&["serve", "--no-kubernetes", "--listen", "192.0.2.1:1"], "--listen"),
+        (&["list"], "--sim-url"),
+        (&["evict", "--sim-url", "http://127.0.0.1:1"], "MACHINES"),
+    ] {
+        let output = run(args);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {said}");
+        assert!(said.lines().count() == 1 && said.contains(named), "{args:?}: {said}");
+    }
+    assert_eq!(run(&["list", "--sim-url", "http://127.0.0.1:1"]).status.code(), Some(1));
+    assert_eq!(run(&["--help"]).status.code(), Some(0));
+}
+
+#[test]
+fn it_serves_obeys_commands_and_stops_cleanly() {
+    let mut served = program(&["serve", "--no-kubernetes", "--pool", "spota=Standard_D8s_v5,spot,count=2"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(served.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let ready: Value = serde_json::from_str(&line).unwrap();
+    let url = ready["url"].as_str().unwrap();
+    let obey = |args: &[&str]| {
+        let output = run(&[args, &["--sim-url", url]].concat());
+        assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
+        text(&output.stdout)
+    };
+
+    let table = obey(&["list"]);
+    let node = table.lines().find(|line| line.starts_with("aks-")).unwrap().split(' ').next().unwrap();
+    assert!(obey(&["evict", node, "--notice", "1m"]).contains(node));
+    assert!(obey(&["list"]).contains("Preempt Scheduled"));
+    obey(&["evict", "--pool", "spota", "--notice", "0s"]);
+    obey(&["cancel", node]);
+    obey(&["capacity", "Standard_D8s_v5", "spot=0", "regular=any"]);
+    let nobody = run(&["cancel", "nobody", "--sim-url", url]);
+    assert_eq!(nobody.status.code(), Some(1));
+    assert!(text(&nobody.stderr).contains("nobody"));
+
+    let pid = served.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    assert_eq!(served.wait().unwrap().code(), Some(0));
+}
