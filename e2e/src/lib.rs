@@ -4,6 +4,8 @@
 pub mod agents;
 pub mod objects;
 pub mod programs;
+pub mod proxy;
+pub mod runtime;
 pub mod stage;
 pub mod timeline;
 pub mod wait;
@@ -11,6 +13,7 @@ pub mod world;
 
 pub use agents::Agents;
 pub use programs::{Profile, Programs};
+pub use runtime::run;
 pub use stage::{Operator, OperatorOptions, Stage};
 pub use wait::eventually;
 pub use world::{World, WorldOptions};

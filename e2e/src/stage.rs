@@ -1,6 +1,7 @@
 //! One test's own corner of a shared world: a namespace, an operator that watches it alone, agent pools.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -34,6 +35,8 @@ pub struct OperatorOptions {
     pub replica: String,
     /// Where ARM is, if not at the simulator's own address.
     pub azure_endpoint: Option<String>,
+    /// The apiserver's address, if not the cluster's own.
+    pub kubernetes: Option<String>,
     /// Further arguments.
     pub args: Vec<String>,
 }
@@ -41,7 +44,7 @@ pub struct OperatorOptions {
 /// A running operator.
 pub struct Operator {
     /// Its process.
-    pub process: Supervised,
+    pub process: Arc<Supervised>,
     /// Where it serves `/metrics` and `/readyz`.
     pub admin_url: String,
 }
@@ -117,7 +120,12 @@ impl<'a> Stage<'a> {
 
     /// Starts an operator with its own ServiceAccount, for this namespace alone. Does not wait for it.
     pub async fn operator(&self, options: &OperatorOptions) -> Result<Operator> {
-        let kubeconfig = self.service_account("spotpool-operator").await?;
+        let mut kubeconfig = self.operator_kubeconfig().await?;
+        if let Some(server) = &options.kubernetes {
+            let text = std::fs::read_to_string(&kubeconfig)?.replace(self.world.cluster.server_url(), server);
+            kubeconfig.set_extension(format!("{}.proxied", options.replica));
+            std::fs::write(&kubeconfig, text)?;
+        }
         let replica = if options.replica.is_empty() { "operator" } else { &options.replica };
         let port = free_port()?;
         let identity = self.world.sim.state().await?.identity;
@@ -134,7 +142,7 @@ impl<'a> Stage<'a> {
                 .args(&options.args)
                 .log(self.log(replica))
                 .spawn()?;
-        Ok(Operator { process, admin_url: format!("http://127.0.0.1:{port}") })
+        Ok(Operator { process: Arc::new(process), admin_url: format!("http://127.0.0.1:{port}") })
     }
 
     /// The log of an operator replica.
@@ -142,7 +150,9 @@ impl<'a> Stage<'a> {
         self.world.cluster.dir().join(format!("log/{}-{replica}.log", self.name))
     }
 
-    async fn service_account(&self, account: &str) -> Result<PathBuf> {
+    /// A kubeconfig that signs in as the operator's ServiceAccount.
+    pub async fn operator_kubeconfig(&self) -> Result<PathBuf> {
+        let account = "spotpool-operator";
         let accounts: Api<ServiceAccount> = Api::namespaced(self.world.client.clone(), &self.name);
         let request: TokenRequest =
             object(json!({"metadata": {}, "spec": {"audiences": [], "expirationSeconds": 7200}}))?;

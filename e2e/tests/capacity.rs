@@ -2,9 +2,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+use std::time::Duration;
+
+use kube::ResourceExt;
 use serde_json::json;
-use spotpool_azure_sim::api::{PoolSpec, Targets};
-use spotpool_e2e::{OperatorOptions, Stage, World, WorldOptions};
+use spotpool_azure_sim::api::{Envelope, Fault, FaultAction, FaultTarget, PoolSpec, Priority, Targets};
+use spotpool_crds::SpotPoolStatus;
+use spotpool_e2e::{OperatorOptions, Stage, World, WorldOptions, eventually, run};
 use tokio::sync::OnceCell;
 
 static WORLD: OnceCell<World> = OnceCell::const_new();
@@ -14,31 +18,234 @@ async fn world() -> &'static World {
     WORLD.get_or_init(async || World::start(options).await.unwrap()).await
 }
 
-#[tokio::test]
-async fn a_pool_grows_from_nothing_and_heals_when_machines_vanish() {
-    let stage = Stage::set(world().await, "heal").await.unwrap();
-    stage
-        .agent_pools(&[
-            PoolSpec::spot("heala", "Standard_D4s_v5", 0),
-            PoolSpec::spot("healb", "Standard_D4s_v5", 0),
-        ])
+#[test]
+fn a_pool_grows_from_nothing_and_heals_when_machines_vanish() {
+    run(async {
+        let stage = Stage::set(world().await, "heal").await.unwrap();
+        stage
+            .agent_pools(&[
+                PoolSpec::spot("heala", "Standard_D4s_v5", 0),
+                PoolSpec::spot("healb", "Standard_D4s_v5", 0),
+            ])
+            .await
+            .unwrap();
+        let operator = stage.operator(&OperatorOptions::default()).await.unwrap();
+        let pools = json!([{"name": "heala", "maxNodes": 5}, {"name": "healb", "maxNodes": 5}]);
+        stage.spot_pool("p", json!({"replicas": 4, "agentPools": pools})).await.unwrap();
+        stage.status_is("p", "4 ready", |status| status.ready_replicas == 4).await.unwrap();
+        assert_eq!(
+            (stage.nodes("heala").await.unwrap().len(), stage.nodes("healb").await.unwrap().len()),
+            (2, 2)
+        );
+
+        stage.world.sim.kill(&Targets::of_pool("heala", 2)).await.unwrap();
+        stage.status_is("p", "the loss to show", |status| status.ready_replicas == 2).await.unwrap();
+        stage.status_is("p", "4 ready again", |status| status.ready_replicas == 4).await.unwrap();
+        let state = stage.world.sim.state().await.unwrap();
+        let puts: Vec<_> =
+            state.writes_to("heala").chain(state.writes_to("healb")).map(|write| write.status).collect();
+        assert_eq!(puts.len(), 3, "one PUT for each pool at first, one for the loss: {puts:?}");
+        operator.stop().await.unwrap();
+    });
+}
+
+#[test]
+fn an_agent_pool_that_does_not_exist_is_named_and_the_others_go_on() {
+    run(async {
+        let stage = Stage::set(world().await, "missing").await.unwrap();
+        stage.agent_pools(&[PoolSpec::spot("missinga", "Standard_D4s_v5", 0)]).await.unwrap();
+        let operator = stage.operator(&OperatorOptions::default()).await.unwrap();
+        let pools = json!([{"name": "missinga", "maxNodes": 5}, {"name": "nowhere", "maxNodes": 5}]);
+        stage.spot_pool("p", json!({"replicas": 1, "agentPools": pools})).await.unwrap();
+        let status = stage
+            .status_is("p", "the wrong name to show", |status| condition(status, "Stalled") == "True")
+            .await
+            .unwrap();
+        let stalled = status.conditions.iter().find(|it| it.type_ == "Stalled").unwrap();
+        assert_eq!(stalled.reason, "AgentPoolNotFound");
+        assert!(stalled.message.contains("agent pool nowhere does not exist"), "{}", stalled.message);
+        stage
+            .status_is("p", "the other agent pool to serve", |status| status.ready_replicas == 1)
+            .await
+            .unwrap();
+        operator.stop().await.unwrap();
+    });
+}
+
+#[test]
+fn of_two_spot_pools_the_older_keeps_an_agent_pool() {
+    run(async {
+        let stage = Stage::set(world().await, "twice").await.unwrap();
+        stage.agent_pools(&[PoolSpec::spot("twicea", "Standard_D4s_v5", 0)]).await.unwrap();
+        let pools = json!([{"name": "twicea", "maxNodes": 5}]);
+        let older = stage.spot_pool("older", json!({"replicas": 1, "agentPools": pools})).await.unwrap();
+        // Creation times are whole seconds.
+        eventually("the next second", async || {
+            let created = older.metadata.creation_timestamp.as_ref().unwrap().0;
+            Ok((jiff::Timestamp::now().as_second() > created.as_second()).then_some(()))
+        })
         .await
         .unwrap();
-    let operator = stage.operator(&OperatorOptions::default()).await.unwrap();
-    let pools = json!([{"name": "heala", "maxNodes": 5}, {"name": "healb", "maxNodes": 5}]);
-    stage.spot_pool("p", json!({"replicas": 4, "agentPools": pools})).await.unwrap();
-    stage.status_is("p", "4 ready", |status| status.ready_replicas == 4).await.unwrap();
-    assert_eq!(
-        (stage.nodes("heala").await.unwrap().len(), stage.nodes("healb").await.unwrap().len()),
-        (2, 2)
-    );
+        stage.spot_pool("younger", json!({"replicas": 3, "agentPools": pools})).await.unwrap();
+        let operator = stage.operator(&OperatorOptions::default()).await.unwrap();
+        let status = stage
+            .status_is("younger", "the younger to stall", |status| condition(status, "Stalled") == "True")
+            .await
+            .unwrap();
+        let stalled = status.conditions.iter().find(|it| it.type_ == "Stalled").unwrap();
+        assert_eq!(stalled.reason, "AgentPoolClaimed");
+        assert!(stalled.message.contains("twice/older"), "{}", stalled.message);
+        stage
+            .status_is("older", "the older to be served", |status| status.ready_replicas == 1)
+            .await
+            .unwrap();
+        assert_eq!(stage.world.sim.state().await.unwrap().pool("twicea").unwrap().count, 1);
+        operator.stop().await.unwrap();
+    });
+}
 
-    stage.world.sim.kill(&Targets::of_pool("heala", 2)).await.unwrap();
-    stage.status_is("p", "the loss to show", |status| status.ready_replicas == 2).await.unwrap();
-    stage.status_is("p", "4 ready again", |status| status.ready_replicas == 4).await.unwrap();
-    let state = stage.world.sim.state().await.unwrap();
-    let puts: Vec<_> =
-        state.writes_to("heala").chain(state.writes_to("healb")).map(|write| write.status).collect();
-    assert_eq!(puts.len(), 3, "one PUT for each pool at first, one for the loss: {puts:?}");
-    operator.stop().await.unwrap();
+#[test]
+fn errors_of_azure_are_told_and_outlived() {
+    run(async {
+        let stage = Stage::set(world().await, "faults").await.unwrap();
+        stage.agent_pools(&[PoolSpec::spot("faultsa", "Standard_D4s_v5", 0)]).await.unwrap();
+        let sim = &stage.world.sim;
+        let error = |status, code: &str, envelope| FaultAction::Error {
+            status,
+            code: code.into(),
+            message: format!("{code} for a test"),
+            envelope,
+            retry_after: Some(1),
+        };
+        let put = || FaultTarget::arm("PUT", "/agentPools/faultsa");
+        let faults = [
+            (put(), error(409, "OperationNotAllowed", Envelope::Flat)),
+            (put(), error(412, "PreconditionFailed", Envelope::Flat)),
+            (put(), error(429, "Throttled", Envelope::Flat)),
+            (put(), error(500, "InternalServerError", Envelope::Wrapped)),
+            (
+                put(),
+                FaultAction::Answer {
+                    status: 502,
+                    headers: std::collections::BTreeMap::new(),
+                    body: b"<html>".to_vec(),
+                },
+            ),
+            (put(), FaultAction::Drop),
+            (put(), FaultAction::ApplyThenDrop { time: Duration::ZERO }),
+            (put(), FaultAction::Hang { time: Duration::from_mins(1) }),
+            (FaultTarget::arm("GET", "/agentPools"), error(503, "ServiceUnavailable", Envelope::Wrapped)),
+            (FaultTarget::arm("GET", "/operations/"), error(404, "ResourceNotFound", Envelope::Wrapped)),
+        ];
+        let operator = stage.operator(&OperatorOptions::default()).await.unwrap();
+        let pools = json!([{"name": "faultsa", "maxNodes": 20}]);
+        stage.spot_pool("p", json!({"replicas": 0, "agentPools": pools})).await.unwrap();
+        for (wanted, (target, action)) in faults.into_iter().enumerate() {
+            let wanted = wanted as i32 + 1;
+            let name = format!("{action:?}");
+            sim.add_fault(&Fault { target, times: Some(1), action }).await.unwrap();
+            stage.spot_pool("p", json!({"replicas": wanted, "agentPools": pools})).await.unwrap();
+            // Avoidance may last a minute; the fault strikes once.
+            stage.status_is("p", &name, |status| status.ready_replicas == wanted).await.unwrap();
+            let state = sim.state().await.unwrap();
+            assert_eq!(state.vms_of("faultsa").count() as i32, wanted, "no machine too many after {name}");
+        }
+        operator.stop().await.unwrap();
+    });
+}
+
+#[test]
+fn a_denied_write_is_explained_with_azures_own_words() {
+    run(async {
+        let stage = Stage::set(world().await, "denied").await.unwrap();
+        stage.agent_pools(&[PoolSpec::spot("denieda", "Standard_D4s_v5", 0)]).await.unwrap();
+        let action = FaultAction::Error {
+            status: 403,
+            code: "AuthorizationFailed".into(),
+            message: "does not have authorization to perform action 'agentPools/write'".into(),
+            envelope: Envelope::Wrapped,
+            retry_after: None,
+        };
+        let target = FaultTarget::arm("PUT", "/agentPools/denieda");
+        stage.world.sim.add_fault(&Fault { target, times: None, action }).await.unwrap();
+        let operator = stage.operator(&OperatorOptions::default()).await.unwrap();
+        let pools = json!([{"name": "denieda", "maxNodes": 5}]);
+        stage.spot_pool("p", json!({"replicas": 1, "agentPools": pools})).await.unwrap();
+        let status = stage
+            .status_is("p", "the error in status", |status| {
+                status.agent_pools.iter().any(|it| it.last_error.is_some())
+            })
+            .await
+            .unwrap();
+        let pool = &status.agent_pools[0];
+        let error = pool.last_error.as_ref().unwrap();
+        assert_eq!(error.code, "AuthorizationFailed");
+        assert!(error.message.contains("agentPools/write") && pool.avoided_until.is_some(), "{pool:?}");
+        let writes = stage.world.sim.state().await.unwrap().writes_to("denieda").count();
+        assert!(writes <= 1, "{writes} writes: a refusal must not be repeated at once");
+        operator.stop().await.unwrap();
+    });
+}
+
+#[test]
+fn spot_that_is_sold_out_is_avoided_and_on_demand_stands_in() {
+    run(async {
+        let stage = Stage::set(world().await, "soldout").await.unwrap();
+        let sim = &stage.world.sim;
+        stage
+            .agent_pools(&[
+                PoolSpec::spot("soldouta", "Standard_E4s_v5", 0),
+                PoolSpec::regular("soldoutr", "Standard_E4s_v5", 0),
+            ])
+            .await
+            .unwrap();
+        sim.set_capacity("Standard_E4s_v5", Priority::Spot, Some(1)).await.unwrap();
+        let operator = stage.operator(&OperatorOptions::default()).await.unwrap();
+        let pools = json!([{"name": "soldouta", "maxNodes": 5}, {"name": "soldoutr", "maxNodes": 5}]);
+        let fallback = json!({"maxNodes": 2});
+        stage
+            .spot_pool("p", json!({"replicas": 2, "agentPools": pools, "fallback": fallback}))
+            .await
+            .unwrap();
+        let status =
+            stage.status_is("p", "on-demand to stand in", |status| status.ready_replicas == 2).await.unwrap();
+        assert_eq!((status.capacity.ready_spot, status.capacity.ready_on_demand), (1, 1));
+        assert_eq!(condition(&status, "FallbackActive"), "True");
+        let pool = status.agent_pools.iter().find(|it| it.name == "soldouta").unwrap();
+        assert_eq!(pool.last_error.as_ref().unwrap().code, "SkuNotAvailable");
+        assert!(pool.avoided_until.is_some());
+        operator.stop().await.unwrap();
+    });
+}
+
+#[test]
+fn observe_explains_and_writes_nothing() {
+    run(async {
+        let stage = Stage::set(world().await, "observe").await.unwrap();
+        stage.agent_pools(&[PoolSpec::spot("observea", "Standard_D4s_v5", 1)]).await.unwrap();
+        let operator = stage.operator(&OperatorOptions::default()).await.unwrap();
+        let pools = json!([{"name": "observea", "maxNodes": 5}]);
+        stage.spot_pool("p", json!({"mode": "Observe", "replicas": 3, "agentPools": pools})).await.unwrap();
+        let status = stage.status_is("p", "the plan to show", |status| status.plan.len() > 1).await.unwrap();
+        assert!(
+            status.plan.iter().any(|step| step.message.contains("ask observea for 2 more")),
+            "{:?}",
+            status.plan
+        );
+        assert_eq!(stage.world.sim.state().await.unwrap().writes_to("observea").count(), 0);
+        eventually("labels on the node", async || {
+            let nodes = stage.nodes("observea").await?;
+            Ok(nodes
+                .iter()
+                .all(|node| node.labels().contains_key(spotpool_crds::names::POOL_LABEL))
+                .then_some(()))
+        })
+        .await
+        .unwrap();
+        operator.stop().await.unwrap();
+    });
+}
+
+fn condition<'a>(status: &'a SpotPoolStatus, kind: &str) -> &'a str {
+    status.conditions.iter().find(|it| it.type_ == kind).map_or("", |it| it.status.as_str())
 }

@@ -181,7 +181,7 @@ async fn workload(world: &World) -> Result<()> {
         objects::apply(&world.client, &item.to_string(), |_| ()).await?;
     }
     let deployments: Api<Deployment> = Api::namespaced(world.client.clone(), NAMESPACE);
-    within(Duration::from_secs(60), "the Deployment to be available", async || {
+    within(Duration::from_mins(1), "the Deployment to be available", async || {
         let ready =
             deployments.get("web").await?.status.and_then(|status| status.ready_replicas).unwrap_or(0);
         Ok((ready as usize == WEB).then_some(()))

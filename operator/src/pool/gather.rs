@@ -5,12 +5,15 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 use serde::de::DeserializeOwned;
+use spotpool_azure::{AzureError, Class};
+use spotpool_core::avoidance::{Failure, avoided_until};
 use spotpool_core::claims::{Claim, claimed_by};
 use spotpool_core::{AgentPoolView, DrainView, Memory, NodeView, Snapshot};
 use spotpool_crds::eviction::{EvictionNotice, Phase};
-use spotpool_crds::spot_pool::{AgentPoolStatus, OperationKind, Role};
+use spotpool_crds::spot_pool::{AgentPoolStatus, AzureError as StatusError, OperationKind, Role};
 use spotpool_crds::voluntary_drain::{DrainRequest, DrainStatus};
 use spotpool_crds::{ProviderId, Reason, SpotPool, names};
 
@@ -26,11 +29,43 @@ pub struct Gathered {
     /// What Azure said of the agent pools of the spec.
     pub azure: BTreeMap<String, Known>,
     /// Why Azure could not be read, if so.
-    pub unreachable: Option<spotpool_azure::AzureError>,
+    pub unreachable: Option<AzureError>,
     /// Agent pools that another SpotPool has, and which.
     pub claimed: BTreeMap<String, String>,
+    /// What went wrong with agent pools, and until when each is avoided for it.
+    pub trouble: BTreeMap<String, Trouble>,
     /// When the newest notice on these nodes was seen.
     pub newest_notice: Option<Timestamp>,
+}
+
+/// The last error of an agent pool and what follows from it.
+#[derive(Clone, Debug, Default)]
+pub struct Trouble {
+    /// As Azure gave it.
+    pub last_error: Option<StatusError>,
+    /// Nothing new is asked of the agent pool before this time.
+    pub avoided_until: Option<Timestamp>,
+}
+
+impl Trouble {
+    /// Takes a newer error in.
+    pub fn note(&mut self, error: &AzureError, time: Timestamp) {
+        // Status keeps whole seconds: what is as old as what is there is the same.
+        if self.last_error.as_ref().is_some_and(|last| last.time.0.as_second() >= time.as_second()) {
+            return;
+        }
+        let failure = match error.class {
+            // Somebody was faster: nothing is wrong with the agent pool.
+            Class::Conflict => return,
+            Class::Capacity => Failure::Capacity,
+            Class::Throttled => Failure::Throttled(error.retry_after.and_then(|wait| wait.try_into().ok())),
+            Class::Invalid | Class::Denied => Failure::Refused,
+            Class::Transient => Failure::Transient,
+        };
+        self.avoided_until = Some(avoided_until(failure, time));
+        self.last_error =
+            Some(StatusError { code: error.code.clone(), message: error.message.clone(), time: Time(time) });
+    }
 }
 
 /// Gathers for `pool`; `all` are the SpotPools of every watched namespace.
@@ -47,6 +82,7 @@ pub fn gather(pool: &SpotPool, all: &[Arc<SpotPool>], nodes: &[Arc<Node>], view:
     let before: BTreeMap<&str, &AgentPoolStatus> =
         status.agent_pools.iter().map(|pool| (pool.name.as_str(), pool)).collect();
 
+    let mut trouble = BTreeMap::new();
     let mut snapshot = Snapshot { memory: memory(&status), ..Snapshot::default() };
     snapshot.nodes = nodes.iter().filter_map(|node| node_view(node, &doomed)).collect();
     for agent_pool in &pool.spec.agent_pools {
@@ -68,6 +104,13 @@ pub fn gather(pool: &SpotPool, all: &[Arc<SpotPool>], nodes: &[Arc<Node>], view:
             _ => 0,
         };
         let busy = known.is_none_or(|known| known.busy);
+        let mut troubled = Trouble {
+            last_error: before.and_then(|before| before.last_error.clone()),
+            avoided_until: before.and_then(|before| before.avoided_until.as_ref()).map(|until| until.0),
+        };
+        if let Some((error, time)) = known.and_then(|known| known.failure.as_ref()) {
+            troubled.note(error, *time);
+        }
         snapshot.agent_pools.push(AgentPoolView {
             name: name.clone(),
             max_nodes: agent_pool.max_nodes.max(0) as u32,
@@ -79,9 +122,10 @@ pub fn gather(pool: &SpotPool, all: &[Arc<SpotPool>], nodes: &[Arc<Node>], view:
             operation: before.and_then(|before| before.operation.clone()).filter(|operation| {
                 busy && (operation.kind == OperationKind::DeleteMachines || operation.machines > 0)
             }),
-            avoided_until: before.and_then(|before| before.avoided_until.as_ref()).map(|until| until.0),
+            avoided_until: troubled.avoided_until,
             kept: kept as u32,
         });
+        trouble.insert(name.clone(), troubled);
     }
     let newest_notice = nodes
         .iter()
@@ -90,7 +134,7 @@ pub fn gather(pool: &SpotPool, all: &[Arc<SpotPool>], nodes: &[Arc<Node>], view:
         .map(|n| n.observed_at)
         .max();
     let azure = view.pools.into_iter().flatten().filter(|(name, _)| names.contains(name.as_str())).collect();
-    Gathered { snapshot, nodes, azure, unreachable: view.unreachable, claimed, newest_notice }
+    Gathered { snapshot, nodes, azure, unreachable: view.unreachable, claimed, trouble, newest_notice }
 }
 
 fn claims(pool: &SpotPool, all: &[Arc<SpotPool>], names: &BTreeSet<&str>) -> BTreeMap<String, String> {
@@ -112,9 +156,7 @@ fn claims(pool: &SpotPool, all: &[Arc<SpotPool>], names: &BTreeSet<&str>) -> BTr
 }
 
 fn memory(status: &spotpool_crds::SpotPoolStatus) -> Memory {
-    let time = |time: &Option<k8s_openapi::apimachinery::pkg::apis::meta::v1::Time>| {
-        time.as_ref().map(|time| time.0)
-    };
+    let time = |time: &Option<Time>| time.as_ref().map(|time| time.0);
     Memory {
         established: status.capacity.established.max(0) as u32,
         lost_since: time(&status.capacity.lost_since),

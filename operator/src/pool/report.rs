@@ -6,10 +6,8 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::ResourceExt;
 use kube::runtime::events::{Event, EventType};
-use spotpool_azure::{AzureError, Class};
-use spotpool_core::avoidance::{Failure, avoided_until};
 use spotpool_core::{Action, Plan};
-use spotpool_crds::spot_pool::{AgentPoolStatus, AzureError as StatusError, FallbackStatus, Operation, Role};
+use spotpool_crds::spot_pool::{AgentPoolStatus, FallbackStatus, Operation, Role};
 use spotpool_crds::{Reason, SpotPool, SpotPoolStatus, names};
 
 use super::act::Outcome;
@@ -84,6 +82,10 @@ fn agent_pools(
             let old = before.agent_pools.iter().find(|old| old.name == view.name);
             let known = gathered.azure.get(&view.name);
             let nodes = || gathered.snapshot.nodes.iter().filter(|node| node.agent_pool == view.name);
+            let mut trouble = gathered.trouble.get(&view.name).cloned().unwrap_or_default();
+            if let Some(error) = outcome.failed.get(&view.name) {
+                trouble.note(error, now);
+            }
             let mut entry = AgentPoolStatus {
                 name: view.name.clone(),
                 role: view.role.ok(),
@@ -102,41 +104,16 @@ fn agent_pools(
                     .map(|known| known.pool.provisioning_state.clone())
                     .unwrap_or_default(),
                 operation: operations.get(&view.name).cloned().or_else(|| view.operation.clone()),
-                avoided_until: view.avoided_until.filter(|until| *until > now).map(Time),
-                last_error: old.and_then(|old| old.last_error.clone()),
+                avoided_until: trouble.avoided_until.filter(|until| *until > now).map(Time),
+                last_error: trouble.last_error,
                 unusable: view.role.err(),
             };
-            if let Some((error, time)) = known.and_then(|known| known.failure.as_ref()) {
-                note_error(&mut entry, error, *time);
-            }
-            if let Some(error) = outcome.failed.get(&view.name) {
-                note_error(&mut entry, error, now);
-                if !error.outcome_unknown() {
-                    entry.operation = None;
-                }
+            if outcome.failed.get(&view.name).is_some_and(|error| !error.outcome_unknown()) {
+                entry.operation = None;
             }
             entry
         })
         .collect()
-}
-
-/// Keeps the error, and the agent pool away from new requests for as long as it calls for.
-fn note_error(entry: &mut AgentPoolStatus, error: &AzureError, time: Timestamp) {
-    // Status keeps whole seconds: what is as old as what is there is the same.
-    if entry.last_error.as_ref().is_some_and(|last| last.time.0.as_second() >= time.as_second()) {
-        return;
-    }
-    let failure = match error.class {
-        // Somebody was faster: nothing is wrong with the agent pool.
-        Class::Conflict => return,
-        Class::Capacity => Failure::Capacity,
-        Class::Throttled => Failure::Throttled(error.retry_after.and_then(|wait| wait.try_into().ok())),
-        Class::Invalid | Class::Denied => Failure::Refused,
-        Class::Transient => Failure::Transient,
-    };
-    entry.avoided_until = Some(Time(avoided_until(failure, time)));
-    entry.last_error =
-        Some(StatusError { code: error.code.clone(), message: error.message.clone(), time: Time(time) });
 }
 
 struct Verdict {
