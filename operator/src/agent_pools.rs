@@ -335,6 +335,11 @@ impl AgentPools {
                 let outdated = entry.machines.is_none() || settled || changed || self.differs(&name, &entry);
                 if wanted.contains(&name) && outdated {
                     to_list.push(name.clone());
+                    // Until they are listed again nothing may be planned from the old ones. A list that only
+                    // differs from the Nodes is as good as it was.
+                    if settled || changed {
+                        entry.machines = None;
+                    }
                 }
                 entries.insert(name, entry);
             }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::ResourceExt;
 use kube::runtime::events::{Event, EventType};
@@ -252,47 +253,45 @@ fn condition(
 }
 
 /// Events that a person would want to know of.
+///
+/// The recorder folds Events of one reason, action and related object into a series and keeps only the first
+/// note: what is to be read apart must differ in one of these.
 pub fn events(before: &SpotPoolStatus, after: &SpotPoolStatus, outcome: &Outcome) -> Vec<Event> {
     let mut events = Vec::new();
-    let mut event = |type_, reason: Reason, action: &str, note: String| {
-        events.push(Event {
-            type_,
-            reason: reason.to_string(),
-            note: Some(note),
-            action: action.into(),
-            secondary: None,
+    let mut event = |type_, reason: Reason, action: String, node: Option<&String>, note: String| {
+        let secondary = node.map(|node| ObjectReference {
+            api_version: Some("v1".into()),
+            kind: Some("Node".into()),
+            name: Some(node.clone()),
+            ..ObjectReference::default()
         });
+        events.push(Event { type_, reason: reason.to_string(), note: Some(note), action, secondary });
     };
     for action in &outcome.done {
+        let reason = action.reason();
         match action {
-            Action::ScaleUp { agent_pool, new, count, reason } => {
+            Action::ScaleUp { agent_pool, new, count, .. } => {
                 let kind =
-                    if *reason == Reason::SpotBelowTarget { EventType::Normal } else { EventType::Warning };
-                event(
-                    kind,
-                    *reason,
-                    "ScaleUp",
-                    format!("asked agent pool {agent_pool} for {new} more nodes, {count} in all"),
-                );
+                    if reason == Reason::SpotBelowTarget { EventType::Normal } else { EventType::Warning };
+                let note = format!("asked agent pool {agent_pool} for {new} more nodes, {count} in all");
+                event(kind, reason, format!("ScaleUp/{agent_pool}"), None, note);
             }
             Action::DeleteMachines { agent_pool, nodes, .. } => {
+                let note = format!("returned {} of agent pool {agent_pool}", nodes.join(", "));
+                event(EventType::Normal, reason, "DeleteMachines".into(), nodes.first(), note);
+            }
+            Action::RequestDrain { node, reason: why, .. } => {
                 event(
                     EventType::Normal,
-                    Reason::ReturnDrained,
-                    "DeleteMachines",
-                    format!("returned {} of agent pool {agent_pool}", nodes.join(", ")),
+                    reason,
+                    "Drain".into(),
+                    Some(node),
+                    format!("asked {node} to drain: {why:?}"),
                 );
             }
-            Action::RequestDrain { node, reason, .. } => {
-                event(
-                    EventType::Normal,
-                    Reason::Failback,
-                    "Drain",
-                    format!("asked {node} to drain: {reason:?}"),
-                );
-            }
-            Action::WithdrawDrain { node, reason } => {
-                event(EventType::Normal, *reason, "Drain", format!("withdrew the drain of {node}"));
+            Action::WithdrawDrain { node, .. } => {
+                let note = format!("withdrew the drain of {node}");
+                event(EventType::Normal, reason, "WithdrawDrain".into(), Some(node), note);
             }
         }
     }
@@ -311,7 +310,8 @@ pub fn events(before: &SpotPoolStatus, after: &SpotPoolStatus, outcome: &Outcome
             event(
                 EventType::Warning,
                 Reason::OperationFailed,
-                "Azure",
+                format!("Azure/{}/{}", pool.name, error.code),
+                None,
                 format!("agent pool {}: {}: {}{until}", pool.name, error.code, error.message),
             );
         }
