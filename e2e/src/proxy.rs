@@ -115,6 +115,11 @@ impl Proxy {
         self.shared.release.notify_one();
     }
 
+    /// The writes seen since they were taken.
+    pub fn writes(&self) -> Vec<Write> {
+        self.shared.lock().writes.clone()
+    }
+
     /// Takes the writes seen so far.
     pub fn take_writes(&self) -> Vec<Write> {
         std::mem::take(&mut self.shared.lock().writes)
