@@ -163,7 +163,10 @@ impl Agent {
             return;
         };
         self.has_document = true;
-        let decisions = self.seen.read(&document, identity, Timestamp::now());
+        // Nobody reads nanoseconds.
+        let now = Timestamp::now();
+        let now = now.round(jiff::Unit::Millisecond).unwrap_or(now);
+        let decisions = self.seen.read(&document, identity, now);
         for decision in decisions {
             self.follow(decision);
         }

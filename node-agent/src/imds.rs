@@ -1,6 +1,7 @@
 //! Asking Azure's metadata service for the Scheduled Events document, once a second, for ever.
 
 use std::fmt::Write;
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,6 +11,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use jiff::Timestamp;
+use spotpool_crds::Reason;
 use spotpool_drain::jittered;
 use spotpool_runtime::admin::Gate;
 use tokio::sync::{mpsc, watch};
@@ -85,11 +87,13 @@ impl Imds {
         Ok(Self { client, uri, has_answered: false, last: Bytes::new() })
     }
 
-    /// The document, or `None` if it is the last one again.
-    async fn poll(&mut self) -> Result<Option<Document>, PollError> {
-        let patience = if self.has_answered { ANSWER } else { FIRST_ANSWER };
-        let body =
-            tokio::time::timeout(patience, self.get()).await.map_err(|_| PollError::Silent(patience))??;
+    /// How long an answer may take.
+    fn patience(&self) -> Duration {
+        if self.has_answered { ANSWER } else { FIRST_ANSWER }
+    }
+
+    /// The document in `body`, or `None` if it is the last one again.
+    fn news(&mut self, body: Bytes) -> Result<Option<Document>, PollError> {
         self.has_answered = true;
         if body == self.last {
             return Ok(None);
@@ -129,9 +133,30 @@ pub async fn poll(
 ) {
     let mut good_at = (Instant::now(), None::<Timestamp>);
     let mut pause = interval;
+    // One timer for everything, set before it is needed: each timer that is set or moved forward while a request
+    // is out costs another wake-up of the program, and these are what an idle agent's CPU time goes into.
+    let mut tick = pin!(tokio::time::sleep(Duration::ZERO));
     loop {
-        let asked_at = Instant::now();
-        match imds.poll().await {
+        let (asked_at, patience) = (Instant::now(), imds.patience());
+        let next = asked_at + spread(interval);
+        tick.as_mut().reset(next.min(asked_at + patience));
+        let answer = {
+            let mut get = pin!(imds.get());
+            loop {
+                tokio::select! {
+                    biased;
+                    answer = &mut get => break answer,
+                    () = &mut tick => {
+                        let waited = asked_at.elapsed();
+                        if waited >= patience {
+                            break Err(PollError::Silent(patience));
+                        }
+                        tick.as_mut().reset(Instant::now() + interval.min(patience - waited));
+                    }
+                }
+            }
+        };
+        match answer.and_then(|body| imds.news(body)) {
             Ok(news) => {
                 metrics.polled(if news.is_some() { Poll::Changed } else { Poll::Unchanged });
                 if pause > interval {
@@ -149,7 +174,7 @@ pub async fn poll(
             Err(error) => {
                 metrics.polled(error.result());
                 if pause <= interval {
-                    tracing::warn!(%error, reason = %spotpool_crds::Reason::MetadataNotUnderstood, "no document");
+                    tracing::warn!(%error, reason = %Reason::MetadataNotUnderstood, "no document");
                 } else {
                     tracing::debug!(%error, "still no document");
                 }
@@ -162,13 +187,15 @@ pub async fn poll(
                 }
             }
         }
-        // A change of urgency shortens a long pause at once.
-        while let Some(rest) = {
-            let pause = if *urgent.borrow_and_update() { interval } else { pause };
-            jittered_least(pause).checked_sub(asked_at.elapsed())
-        } {
+        // Under notice every poll counts, however many have failed; a notice that begins shortens a pause.
+        loop {
+            let is_plain = pause == interval || *urgent.borrow_and_update();
+            let next = if is_plain { next } else { asked_at + spread(pause) };
+            if tick.deadline() != next {
+                tick.as_mut().reset(next);
+            }
             tokio::select! {
-                () = tokio::time::sleep(rest) => break,
+                () = &mut tick => break,
                 changed = urgent.changed() => if changed.is_err() { return },
             }
         }
@@ -176,7 +203,7 @@ pub async fn poll(
 }
 
 /// A tenth of spread at most: the service allows five requests a second, and notices must not wait.
-fn jittered_least(pause: Duration) -> Duration {
+fn spread(pause: Duration) -> Duration {
     (pause + jittered(pause)) / 2
 }
 

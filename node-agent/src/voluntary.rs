@@ -51,6 +51,7 @@ pub async fn run(context: Arc<Context>, request: DrainRequest, stop: Cancellatio
         context.announcer.node(context.node.name(), node.metadata.uid.as_deref(), false, reason, note);
     }
 
+    let begun = status.clone();
     let status = watch::Sender::new(status);
     let terms = watch::Sender::new(Terms::Voluntary { not_after: request.not_after });
     let hears = Hears { status: &status, context: &context };
@@ -83,7 +84,8 @@ pub async fn run(context: Arc<Context>, request: DrainRequest, stop: Cancellatio
     };
     let answer = async {
         let mut changes = status.subscribe();
-        let mut told = changes.borrow_and_update().clone();
+        // What stands on the Node. An empty node may be drained before this is asked for the first time.
+        let mut told = begun;
         loop {
             let wanted = changes.borrow_and_update().clone();
             if wanted != told {
