@@ -81,7 +81,11 @@ async fn evict(world: &World, name: &str, trap: Option<(usize, Spring)>) -> Resu
         Ok((evicted && quiet && calm && up(&a) + up(&b) == 2 && up(&regular) == 0).then_some(state))
     })
     .await
-    .with_context(|| format!("{trap:?}; writes {:#?}", proxy.writes()))?;
+    .with_context(|| format!("{trap:?}; writes {:?}", proxy.writes()));
+    let end = match end {
+        Ok(end) => end,
+        Err(error) => return Err(error.context(serde_json::to_string(&stage.status("p").await?)?)),
+    };
     let ordered = |pool: &str| end.writes_to(pool).map(|write| write.machines_ordered.len()).sum::<usize>();
     ensure!(
         ordered(&a) + ordered(&b) == 1,

@@ -1,0 +1,141 @@
+//! A SpotPool that cannot be meant is refused where it enters, with a sentence that says what to change.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+use kube::api::{Patch, PatchParams, ValidationDirective};
+use kube::{Api, Client};
+use serde_json::{Value, json};
+use spotpool_crds::SpotPool;
+use spotpool_e2e::{World, WorldOptions, objects, run};
+use tokio::sync::OnceCell;
+
+static WORLD: OnceCell<World> = OnceCell::const_new();
+
+async fn pools() -> Api<SpotPool> {
+    let options = WorldOptions { agents: false, ..WorldOptions::default() };
+    let world = WORLD.get_or_init(async || World::start(options).await.unwrap()).await;
+    Api::namespaced(Client::clone(&world.client), "default")
+}
+
+fn spec(change: &[(&str, Value)]) -> Value {
+    let mut spec = json!({"replicas": 1, "agentPools": [{"name": "spota", "maxNodes": 3}]});
+    for (path, value) in change {
+        let mut at = &mut spec;
+        for key in path.split('.') {
+            at = &mut at[key];
+        }
+        *at = value.clone();
+    }
+    spec
+}
+
+async fn apply(pools: &Api<SpotPool>, name: &str, spec: &Value) -> Result<SpotPool, String> {
+    let pool = json!({"apiVersion": "spotpool.dev/v1alpha1", "kind": "SpotPool", "metadata": {"name": name}, "spec": spec});
+    let strict = Some(ValidationDirective::Strict);
+    let params = PatchParams { field_validation: strict, dry_run: true, ..PatchParams::apply("e2e") };
+    pools.patch(name, &params, &Patch::Apply(pool)).await.map_err(|error| error.to_string())
+}
+
+#[test]
+fn what_cannot_be_meant_is_refused_with_what_to_change() {
+    let long = "x".repeat(64);
+    let twice = json!([{"name": "spota", "maxNodes": 1}, {"name": "spota", "maxNodes": 2}]);
+    let table: &[(&str, &str, Value)] = &[
+        (&long, "use at most 63 characters", spec(&[])),
+        ("p", "should be greater than or equal to 0", spec(&[("replicas", json!(-1))])),
+        ("p", "should be less than or equal to 5000", spec(&[("replicas", json!(5001))])),
+        ("p", "should have at least 1 items", spec(&[("agentPools", json!([]))])),
+        ("p", "duplicate entries for key", spec(&[("agentPools", twice)])),
+        (
+            "p",
+            "should match '^[a-z][a-z0-9]{0,11}$'",
+            spec(&[("agentPools", json!([{"name": "Spot-A", "maxNodes": 1}]))]),
+        ),
+        (
+            "p",
+            "should be less than or equal to 1000",
+            spec(&[("agentPools", json!([{"name": "a", "maxNodes": 1001}]))]),
+        ),
+        ("p", "Required value", spec(&[("fallback", json!({}))])),
+        (
+            "p",
+            "fallback.after must be at most 24h",
+            spec(&[("fallback", json!({"maxNodes": 1, "after": "25h", "growthAfter": "24h"}))]),
+        ),
+        (
+            "p",
+            "raise fallback.growthAfter or lower fallback.after",
+            spec(&[("fallback", json!({"maxNodes": 1, "after": "10m", "growthAfter": "5m"}))]),
+        ),
+        (
+            "p",
+            "failback.stabilization must be at most 24h",
+            spec(&[("failback", json!({"stabilization": "48h"}))]),
+        ),
+        (
+            "p",
+            "failback.minOnDemandLifetime must be at most 24h",
+            spec(&[("failback", json!({"minOnDemandLifetime": "48h"}))]),
+        ),
+        (
+            "p",
+            "failback.drainTimeout must be 1s to 24h",
+            spec(&[("failback", json!({"drainTimeout": "0s"}))]),
+        ),
+        ("p", "should be greater than or equal to 1", spec(&[("failback", json!({"maxConcurrent": 0}))])),
+        ("p", "drain.escalateAfter must be at most 10m", spec(&[("drain", json!({"escalateAfter": "11m"}))])),
+        (
+            "p",
+            "drain.reserve must be at most 20s: Azure gives 30s at best",
+            spec(&[("drain", json!({"reserve": "30s"}))]),
+        ),
+        ("p", "should match", spec(&[("drain", json!({"reserve": "-3s"}))])),
+        ("p", "Unsupported value", spec(&[("mode", json!("Dream"))])),
+        ("p", "field not declared in schema", spec(&[("hourlyBudgett", json!("6.00"))])),
+    ];
+    run(async {
+        let pools = pools().await;
+        for (name, wanted, spec) in table {
+            let refusal = apply(&pools, name, spec).await.expect_err(wanted);
+            assert!(refusal.contains(wanted), "wanted `{wanted}` in: {refusal}");
+        }
+    });
+}
+
+#[test]
+fn what_can_be_meant_is_taken_and_gets_its_defaults() {
+    run(async {
+        let pools = pools().await;
+        let full = json!({"mode": "Observe", "suspend": true, "adoption": "Reclaim",
+            "fallback": {"maxNodes": 0, "after": "1m", "growthAfter": "1m30s"},
+            "failback": {"stabilization": "0s", "minOnDemandLifetime": "500ms", "maxConcurrent": 100, "drainTimeout": "24h"},
+            "drain": {"blockedByPdb": "Leave", "escalateAfter": "10m", "reserve": "0s"}});
+        let mut most = spec(&[("replicas", json!(5000))]);
+        most.as_object_mut().unwrap().extend(full.as_object().unwrap().clone());
+        apply(&pools, "most", &most).await.unwrap();
+        let taken = apply(&pools, "least", &spec(&[])).await.unwrap();
+        let filled = serde_json::to_value(&taken.spec).unwrap();
+        assert_eq!(
+            filled["failback"],
+            json!({"stabilization": "10m", "minOnDemandLifetime": "20m", "maxConcurrent": 1, "drainTimeout": "15m"})
+        );
+        assert_eq!(
+            filled["drain"],
+            json!({"blockedByPdb": "DeleteAtDeadline", "escalateAfter": "8s", "reserve": "2s"})
+        );
+    });
+}
+
+#[test]
+fn hpa_can_scale_a_spot_pool() {
+    run(async {
+        let pools = pools().await;
+        let manifest = json!({"apiVersion": "spotpool.dev/v1alpha1", "kind": "SpotPool", "metadata": {"name": "scaled"}, "spec": spec(&[])});
+        pools.create(&kube::api::PostParams::default(), &objects::object(manifest).unwrap()).await.unwrap();
+        let replicas = Patch::Merge(json!({"spec": {"replicas": 7}}));
+        pools.patch_scale("scaled", &PatchParams::default(), &replicas).await.unwrap();
+        assert_eq!(pools.get("scaled").await.unwrap().spec.replicas, 7);
+        let refused = Patch::Merge(json!({"spec": {"replicas": 6000}}));
+        assert!(pools.patch_scale("scaled", &PatchParams::default(), &refused).await.is_err());
+    });
+}
