@@ -2,12 +2,15 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
+use kube::api::DeleteParams;
 use serde_json::json;
 use spotpool_azure_sim::api::{Envelope, Fault, FaultAction, FaultTarget, PoolSpec, Priority, Targets};
-use spotpool_crds::SpotPoolStatus;
+use spotpool_crds::{SpotPoolStatus, names};
 use spotpool_e2e::{OperatorOptions, Stage, World, WorldOptions, eventually, run};
 use tokio::sync::OnceCell;
 
@@ -105,11 +108,9 @@ fn of_two_spot_pools_the_older_keeps_an_agent_pool() {
 }
 
 #[test]
-fn errors_of_azure_are_told_and_outlived() {
+fn errors_of_azure_are_outlived_without_a_machine_too_many() {
     run(async {
         let stage = Stage::set(world().await, "faults").await.unwrap();
-        stage.agent_pools(&[PoolSpec::spot("faultsa", "Standard_D4s_v5", 0)]).await.unwrap();
-        let sim = &stage.world.sim;
         let error = |status, code: &str, envelope| FaultAction::Error {
             status,
             code: code.into(),
@@ -117,39 +118,70 @@ fn errors_of_azure_are_told_and_outlived() {
             envelope,
             retry_after: Some(1),
         };
-        let put = || FaultTarget::arm("PUT", "/agentPools/faultsa");
+        let nonsense =
+            FaultAction::Answer { status: 502, headers: BTreeMap::new(), body: b"<html>".to_vec() };
         let faults = [
-            (put(), error(409, "OperationNotAllowed", Envelope::Flat)),
-            (put(), error(412, "PreconditionFailed", Envelope::Flat)),
-            (put(), error(429, "Throttled", Envelope::Flat)),
-            (put(), error(500, "InternalServerError", Envelope::Wrapped)),
-            (
-                put(),
-                FaultAction::Answer {
-                    status: 502,
-                    headers: std::collections::BTreeMap::new(),
-                    body: b"<html>".to_vec(),
-                },
-            ),
-            (put(), FaultAction::Drop),
-            (put(), FaultAction::ApplyThenDrop { time: Duration::ZERO }),
-            (put(), FaultAction::Hang { time: Duration::from_mins(1) }),
-            (FaultTarget::arm("GET", "/agentPools"), error(503, "ServiceUnavailable", Envelope::Wrapped)),
-            (FaultTarget::arm("GET", "/operations/"), error(404, "ResourceNotFound", Envelope::Wrapped)),
+            ("PUT", error(409, "OperationNotAllowed", Envelope::Flat)),
+            ("PUT", error(412, "PreconditionFailed", Envelope::Flat)),
+            ("PUT", error(429, "Throttled", Envelope::Flat)),
+            ("PUT", error(500, "InternalServerError", Envelope::Wrapped)),
+            ("PUT", nonsense),
+            ("PUT", FaultAction::body("{\"name\": 7}")),
+            ("PUT", FaultAction::Drop),
+            ("PUT", FaultAction::ApplyThenDrop { time: Duration::ZERO }),
+            ("PUT", FaultAction::Hang { time: Duration::from_mins(1) }),
+            ("GET", error(503, "ServiceUnavailable", Envelope::Wrapped)),
+            ("GET", FaultAction::body("[]")),
         ];
         let operator = stage.operator(&OperatorOptions::default()).await.unwrap();
-        let pools = json!([{"name": "faultsa", "maxNodes": 20}]);
-        stage.spot_pool("p", json!({"replicas": 0, "agentPools": pools})).await.unwrap();
-        for (wanted, (target, action)) in faults.into_iter().enumerate() {
-            let wanted = wanted as i32 + 1;
-            let name = format!("{action:?}");
-            sim.add_fault(&Fault { target, times: Some(1), action }).await.unwrap();
-            stage.spot_pool("p", json!({"replicas": wanted, "agentPools": pools})).await.unwrap();
-            // Avoidance may last a minute; the fault strikes once.
-            stage.status_is("p", &name, |status| status.ready_replicas == wanted).await.unwrap();
-            let state = sim.state().await.unwrap();
-            assert_eq!(state.vms_of("faultsa").count() as i32, wanted, "no machine too many after {name}");
-        }
+        let stage = &stage;
+        let cases = faults.into_iter().enumerate().map(|(index, (method, action))| async move {
+            let (name, what) = (format!("faults{}", (b'a' + index as u8) as char), format!("{action:?}"));
+            stage.agent_pools(&[PoolSpec::spot(&name, "Standard_D4s_v5", 0)]).await.unwrap();
+            let target = FaultTarget::arm(method, &format!("/agentPools/{name}"));
+            stage.world.sim.add_fault(&Fault { target, times: Some(1), action }).await.unwrap();
+            let pools = json!([{"name": name, "maxNodes": 20}]);
+            stage.spot_pool(&name, json!({"replicas": 2, "agentPools": pools})).await.unwrap();
+            stage.status_is(&name, &what, |status| status.ready_replicas == 2).await.unwrap();
+            let state = stage.world.sim.state().await.unwrap();
+            let ordered: usize = state.writes_to(&name).map(|write| write.machines_ordered.len()).sum();
+            assert_eq!((ordered, state.vms_of(&name).count()), (2, 2), "after {what}");
+        });
+        futures::future::join_all(cases).await;
+        operator.stop().await.unwrap();
+    });
+}
+
+#[test]
+fn azure_that_cannot_be_listed_is_said_and_the_loop_goes_on() {
+    run(async {
+        // An address of its own for this operator, so that only its lists fail.
+        let stage = Stage::set(world().await, "listing").await.unwrap();
+        stage.agent_pools(&[PoolSpec::spot("listinga", "Standard_D4s_v5", 1)]).await.unwrap();
+        let nobody = OperatorOptions {
+            azure_endpoint: Some("http://127.0.0.1:9".into()),
+            ..OperatorOptions::default()
+        };
+        let operator = stage.operator(&nobody).await.unwrap();
+        let pools = json!([{"name": "listinga", "maxNodes": 5}]);
+        stage.spot_pool("p", json!({"replicas": 1, "agentPools": pools})).await.unwrap();
+        let status = stage
+            .status_is("p", "Azure to be out of reach", |status| {
+                condition(status, "AzureReachable") == "False"
+            })
+            .await
+            .unwrap();
+        let reachable = status.conditions.iter().find(|it| it.type_ == "AzureReachable").unwrap();
+        assert!(reachable.message.contains("ConnectionFailed"), "{}", reachable.message);
+        operator.stop().await.unwrap();
+
+        let operator = stage.operator(&OperatorOptions::default()).await.unwrap();
+        stage
+            .status_is("p", "Azure to be back", |status| {
+                condition(status, "AzureReachable") == "True" && status.ready_replicas == 1
+            })
+            .await
+            .unwrap();
         operator.stop().await.unwrap();
     });
 }
@@ -226,22 +258,45 @@ fn observe_explains_and_writes_nothing() {
         let operator = stage.operator(&OperatorOptions::default()).await.unwrap();
         let pools = json!([{"name": "observea", "maxNodes": 5}]);
         stage.spot_pool("p", json!({"mode": "Observe", "replicas": 3, "agentPools": pools})).await.unwrap();
-        let status = stage.status_is("p", "the plan to show", |status| status.plan.len() > 1).await.unwrap();
-        assert!(
-            status.plan.iter().any(|step| step.message.contains("ask observea for 2 more")),
-            "{:?}",
-            status.plan
-        );
+        let planned = |status: &SpotPoolStatus| {
+            status.plan.iter().any(|step| step.message.contains("ask observea for 2 more"))
+        };
+        stage.status_is("p", "the plan to show", planned).await.unwrap();
         assert_eq!(stage.world.sim.state().await.unwrap().writes_to("observea").count(), 0);
         eventually("labels on the node", async || {
             let nodes = stage.nodes("observea").await?;
-            Ok(nodes
-                .iter()
-                .all(|node| node.labels().contains_key(spotpool_crds::names::POOL_LABEL))
-                .then_some(()))
+            Ok(nodes.iter().all(|node| node.labels().contains_key(names::POOL_LABEL)).then_some(()))
         })
         .await
         .unwrap();
+        operator.stop().await.unwrap();
+    });
+}
+
+#[test]
+fn a_deleted_spot_pool_leaves_its_machines_and_takes_its_marks_along() {
+    run(async {
+        let stage = Stage::set(world().await, "retain").await.unwrap();
+        stage.agent_pools(&[PoolSpec::spot("retaina", "Standard_D4s_v5", 2)]).await.unwrap();
+        let operator = stage.operator(&OperatorOptions::default()).await.unwrap();
+        let pools = json!([{"name": "retaina", "maxNodes": 5}]);
+        stage.spot_pool("p", json!({"replicas": 2, "agentPools": pools})).await.unwrap();
+        let marked = async |wanted: bool| {
+            eventually(&format!("nodes marked: {wanted}"), async || {
+                let nodes = stage.nodes("retaina").await?;
+                let marked = |node: &Node| {
+                    node.labels().contains_key(names::POOL_LABEL)
+                        && node.annotations().contains_key(names::POLICY_ANNOTATION)
+                };
+                Ok((nodes.len() == 2 && nodes.iter().all(|node| marked(node) == wanted)).then_some(()))
+            })
+            .await
+            .unwrap();
+        };
+        marked(true).await;
+        stage.spot_pools().delete("p", &DeleteParams::default()).await.unwrap();
+        marked(false).await;
+        assert_eq!(stage.world.sim.state().await.unwrap().writes_to("retaina").count(), 0);
         operator.stop().await.unwrap();
     });
 }

@@ -92,7 +92,7 @@ fn lease_duration(text: &str) -> Result<Duration, String> {
 #[tokio::main]
 async fn main() -> ExitCode {
     let args = args::parse::<Args>();
-    exit::code("spotpool-operator", run(args).await)
+    exit::code("spotpool-operator", Box::pin(run(args)).await)
 }
 
 async fn run(args: Args) -> Result<(), Exit> {

@@ -19,7 +19,7 @@ use spotpool_crds::{SpotPool, SpotPoolStatus, names};
 
 use super::act::{self, Outcome, act};
 use super::gather::gather;
-use super::{Error, report};
+use super::{Error, orphans, report};
 use crate::agent_pools::AgentPools;
 use crate::metrics::Metrics;
 use crate::watches::{Nodes, backoff};
@@ -64,10 +64,12 @@ pub async fn run(
     metrics: Metrics,
     namespaces: Vec<(String, mpsc::UnboundedReceiver<()>)>,
 ) {
-    let controllers: Vec<_> = namespaces
-        .into_iter()
+    let (names, triggers): (Vec<_>, Vec<_>) = namespaces.into_iter().unzip();
+    let controllers: Vec<_> = names
+        .iter()
+        .zip(triggers)
         .map(|(namespace, triggered)| {
-            let api = Api::<SpotPool>::namespaced(client.clone(), &namespace);
+            let api = Api::<SpotPool>::namespaced(client.clone(), namespace);
             Controller::new(api, watcher::Config::default())
                 .with_config(Config::default().concurrency(CONCURRENCY))
                 .trigger_backoff(backoff())
@@ -84,19 +86,23 @@ pub async fn run(
         spot_pools: controllers.iter().map(Controller::store).collect(),
         memory: Mutex::default(),
     });
+    let stores = names.into_iter().zip(context.spot_pools.iter().cloned()).collect();
+    let sweep = orphans::keep_clean(context.client.clone(), context.nodes.clone(), stores);
     let runs = controllers.into_iter().map(|controller| ended(controller, context.clone()));
-    futures::future::join_all(runs).await;
+    tokio::select! {
+        _ = futures::future::join_all(runs) => {}
+        () = sweep => {}
+    }
 }
 
 fn ended(controller: Controller<SpotPool>, context: Arc<Context>) -> impl Future<Output = ()> {
     let results: std::pin::Pin<Box<dyn Stream<Item = _> + Send>> =
         Box::pin(controller.run(reconcile, again, context));
     results.for_each(|result| async {
-        if let Err(error) = result {
-            // Errors of reconciliations are logged where the next try is decided; these are of the watch.
-            if !matches!(error, kube::runtime::controller::Error::ReconcilerFailed(..)) {
-                tracing::debug!(%error, "controller");
-            }
+        // Errors of reconciliations are logged where the next try is decided; this is of the watch. Without
+        // the CRD, for one, nothing works, and nothing else would say so.
+        if let Err(kube::runtime::controller::Error::QueueError(error)) = result {
+            tracing::warn!(%error, "the watch of SpotPools is broken; trying again");
         }
     })
 }

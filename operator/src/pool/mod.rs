@@ -3,6 +3,7 @@
 mod act;
 mod controller;
 mod gather;
+mod orphans;
 mod report;
 
 pub use controller::run;
