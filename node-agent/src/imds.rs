@@ -147,11 +147,11 @@ pub async fn poll(
                     biased;
                     answer = &mut get => break answer,
                     () = &mut tick => {
-                        let waited = asked_at.elapsed();
-                        if waited >= patience {
+                        let rest = patience.saturating_sub(asked_at.elapsed());
+                        if rest.is_zero() {
                             break Err(PollError::Silent(patience));
                         }
-                        tick.as_mut().reset(Instant::now() + interval.min(patience - waited));
+                        tick.as_mut().reset(Instant::now() + interval.min(rest));
                     }
                 }
             }
