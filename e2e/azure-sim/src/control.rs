@@ -1,6 +1,6 @@
 //! The control API under `/sim/`: what tests and people do to the simulated cloud.
 
-use axum::extract::{Path, State};
+use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::response::Response;
 use axum::routing::{delete, get, patch, post, put};
 use axum::{Json, Router};
@@ -11,6 +11,9 @@ use crate::api::{Capacity, EventRequest, Fault, PoolSpec, SettingsPatch, Targets
 use crate::model::Refused;
 use crate::reply;
 use crate::sim::Sim;
+
+/// A fault may carry a document that is too large on purpose, each byte of it as a number.
+const LARGEST_REQUEST: usize = 64 * 1024 * 1024;
 
 /// The routes of the control API.
 pub fn routes() -> Router<Sim> {
@@ -25,6 +28,7 @@ pub fn routes() -> Router<Sim> {
         .route("/sim/faults", post(add_fault).delete(clear_faults))
         .route("/sim/faults/{id}", delete(clear_fault))
         .route("/sim/settings", patch(patch_settings))
+        .layer(DefaultBodyLimit::max(LARGEST_REQUEST))
 }
 
 fn answer<T: Serialize>(result: Result<T, Refused>) -> Response {

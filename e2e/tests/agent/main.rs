@@ -1,0 +1,12 @@
+//! The node agent, really running with its Pod's token and the chart's rights, against a real control plane and
+//! the simulator, with no operator. Each test says what a user would lose without it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod budgets;
+mod corner;
+mod metadata;
+mod notice;
+mod restarts;
+mod rights;
+mod voluntary;

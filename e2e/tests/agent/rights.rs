@@ -1,0 +1,199 @@
+//! What an agent may do, and what it may not.
+
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::time::Duration;
+
+use k8s_openapi::api::authorization::v1::SelfSubjectAccessReview;
+use k8s_openapi::api::core::v1::{Node, Taint};
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Api, Client, Config};
+use serde::Deserialize as _;
+use serde_json::{Value, json};
+use spotpool_crds::eviction::Phase;
+use spotpool_e2e::objects::create;
+use spotpool_e2e::run;
+
+use crate::corner::{Corner, shared};
+
+const AGENT_RBAC: &str = include_str!("../../../charts/spotpool/rbac/agent.yaml");
+
+async fn agent_client(corner: &Corner<'_>, node: &str) -> Client {
+    let path = corner.stage.world.cluster.dir().join(format!("agents/{node}.kubeconfig"));
+    let kubeconfig = Kubeconfig::read_from(path).unwrap();
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
+    Client::try_from(config).unwrap()
+}
+
+#[test]
+fn a_broken_into_node_cannot_touch_another_node() {
+    run(async {
+        let world = shared().await;
+        let corner = Corner::set(&world, "ownnode", 2).await;
+        let (own, other) = (corner.nodes[0].as_str(), corner.nodes[1].as_str());
+        let nodes: Api<Node> = Api::all(agent_client(&corner, own).await);
+        let patch = Patch::Merge(json!({"metadata": {"annotations": {"example.com/x": "y"}}}));
+        nodes.patch(own, &PatchParams::default(), &patch).await.unwrap();
+        let status = Patch::Merge(json!({"status": {"conditions": []}}));
+        for result in [
+            nodes.patch(other, &PatchParams::default(), &patch).await,
+            nodes.patch_status(other, &PatchParams::default(), &status).await,
+        ] {
+            let Err(kube::Error::Api(refusal)) = result else { panic!("it was allowed: {result:?}") };
+            assert_eq!(refusal.code, 403, "{refusal:?}");
+            let sentence = format!("the agent of node \"{own}\" may write only that Node, not \"{other}\"");
+            assert!(refusal.message.contains(&sentence), "{}", refusal.message);
+        }
+        let untouched = corner.node_api().get(other).await.unwrap();
+        assert!(!untouched.metadata.annotations.unwrap_or_default().contains_key("example.com/x"));
+    });
+}
+
+#[test]
+fn a_broken_into_agent_finds_no_other_doors() {
+    run(async {
+        let world = shared().await;
+        let corner = Corner::set(&world, "doors", 1).await;
+        let client = agent_client(&corner, &corner.nodes[0]).await;
+        let reviews: Api<SelfSubjectAccessReview> = Api::all(client);
+        let may = async |verb: &str, group: &str, resource: &str, subresource: &str| {
+            let attributes = json!({"namespace": "default", "verb": verb, "group": group, "resource": resource,
+                "subresource": subresource});
+            let review =
+                create(&reviews, json!({"metadata": {}, "spec": {"resourceAttributes": attributes}})).await;
+            review.unwrap().status.unwrap().allowed
+        };
+        assert!(may("watch", "", "pods", "").await, "the question is asked in the right way");
+        for (verb, group, resource, subresource) in [
+            ("get", "", "secrets", ""),
+            ("list", "", "secrets", ""),
+            ("list", "", "configmaps", ""),
+            ("create", "", "pods", ""),
+            ("patch", "", "pods", ""),
+            ("update", "", "pods", ""),
+            ("deletecollection", "", "pods", ""),
+            ("create", "", "pods", "exec"),
+            ("get", "", "pods", "log"),
+            ("create", "", "pods", "ephemeralcontainers"),
+            ("patch", "", "pods", "status"),
+            ("create", "", "nodes", ""),
+            ("delete", "", "nodes", ""),
+            ("deletecollection", "", "nodes", ""),
+            ("update", "", "nodes", ""),
+            ("get", "", "nodes", "proxy"),
+            ("create", "", "serviceaccounts", "token"),
+            ("impersonate", "", "users", ""),
+            ("delete", "", "namespaces", ""),
+            ("list", "", "events", ""),
+            ("delete", "events.k8s.io", "events", ""),
+            ("patch", "apps", "deployments", ""),
+            ("create", "apps", "daemonsets", ""),
+            ("patch", "policy", "poddisruptionbudgets", ""),
+            ("list", "spotpool.dev", "spotpools", ""),
+            ("patch", "spotpool.dev", "spotpools", ""),
+            ("get", "coordination.k8s.io", "leases", ""),
+            ("create", "rbac.authorization.k8s.io", "clusterrolebindings", ""),
+            ("bind", "rbac.authorization.k8s.io", "clusterroles", ""),
+            ("escalate", "rbac.authorization.k8s.io", "clusterroles", ""),
+            ("patch", "admissionregistration.k8s.io", "validatingadmissionpolicies", ""),
+        ] {
+            assert!(
+                !may(verb, group, resource, subresource).await,
+                "{verb} {group}/{resource}/{subresource}"
+            );
+        }
+    });
+}
+
+#[test]
+fn an_agent_needs_every_right_that_the_chart_gives_it_and_others_may_write_taints_at_the_same_time() {
+    run(async {
+        let world = shared().await;
+        let corner = Corner::set(&world, "rights", 1).await;
+        let node = corner.nodes[0].as_str();
+        corner.pods(node, &["held", "free"]).await;
+        corner.budget("held", 1, 1).await;
+        let history = corner.history(node).await;
+        let granted = granted();
+        let used = || -> BTreeSet<(String, String)> {
+            corner.asked(node).into_iter().map(|asked| (asked.resource, asked.verb)).collect()
+        };
+        // Only a write that meets somebody else's makes the agent look at the Node again, so there must be one.
+        for round in 0.. {
+            let noticed = async {
+                corner.evict(&[node], Duration::from_mins(2)).await;
+                corner.phase_is(node, Phase::Drained).await
+            };
+            tokio::select! {
+                never = other_writer(&corner, node) => match never {},
+                _ = noticed => {}
+            }
+            world.sim.cancel(node).await.unwrap();
+            corner.phase_is(node, Phase::Cancelled).await;
+            corner.node_is(node, "no condition", |looks| looks.condition.is_none()).await;
+            if round > 0 && granted.is_subset(&used()) {
+                break;
+            }
+            let unused: Vec<_> = granted.difference(&used()).cloned().collect();
+            assert!(round < 20, "granted, never used: {unused:?}");
+        }
+        let beyond: Vec<_> = used().difference(&granted).cloned().collect();
+        assert!(beyond.is_empty(), "asked for, not granted: {beyond:?}");
+        let refused: Vec<_> =
+            corner.asked(node).into_iter().filter(|asked| matches!(asked.code, 401 | 403)).collect();
+        assert!(refused.is_empty(), "{refused:?}");
+        history.marked_in_one_write();
+        let spot = |keys: &[String]| keys.iter().filter(|key| key.contains("scalesetpriority")).count();
+        assert!(
+            history.versions().iter().all(|looks| spot(&looks.other_taints) == 1),
+            "nobody's taint was lost"
+        );
+    });
+}
+
+/// Puts a taint on and off for ever, as fast as can be, never at the cost of anybody else's.
+async fn other_writer(corner: &Corner<'_>, node: &str) -> Infallible {
+    let nodes = corner.node_api();
+    loop {
+        let mut object = nodes.get(node).await.unwrap();
+        let spec = object.spec.get_or_insert_default();
+        let taints = spec.taints.get_or_insert_default();
+        let before = taints.len();
+        taints.retain(|taint| taint.key != "example.com/busy");
+        if taints.len() == before {
+            taints.push(Taint {
+                key: "example.com/busy".into(),
+                effect: "PreferNoSchedule".into(),
+                ..Taint::default()
+            });
+        }
+        match nodes.replace(node, &PostParams::default(), &object).await {
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.code == 409 => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// Resource and verb of every right in the chart.
+fn granted() -> BTreeSet<(String, String)> {
+    let documents = serde_yaml_ng::Deserializer::from_str(AGENT_RBAC);
+    let documents = documents.map(|document| Value::deserialize(document).unwrap());
+    let role = documents.into_iter().find(|document| document["kind"] == "ClusterRole").unwrap();
+    let texts = |value: &Value| -> Vec<String> {
+        value.as_array().unwrap().iter().map(|text| text.as_str().unwrap().to_owned()).collect()
+    };
+    let mut granted = BTreeSet::new();
+    for rule in role["rules"].as_array().unwrap() {
+        for group in texts(&rule["apiGroups"]) {
+            let prefix = if group.is_empty() { String::new() } else { format!("{group}/") };
+            for resource in texts(&rule["resources"]) {
+                for verb in texts(&rule["verbs"]) {
+                    granted.insert((format!("{prefix}{resource}"), verb));
+                }
+            }
+        }
+    }
+    granted
+}
