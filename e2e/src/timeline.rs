@@ -14,7 +14,7 @@ use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use spotpool_azure_sim::client::SimClient;
-use spotpool_crds::eviction::EvictionNotice;
+use spotpool_crds::eviction::{EvictionNotice, Phase};
 use spotpool_crds::names;
 use tokio::task::JoinHandle;
 
@@ -75,6 +75,8 @@ pub struct PodSeen {
     pub gone: Option<Timestamp>,
     /// A DaemonSet's.
     pub of_daemon_set: bool,
+    /// Its label `app`.
+    pub app: String,
 }
 
 /// All that was seen. Times are those at which a watch told of it.
@@ -84,6 +86,21 @@ pub struct Seen {
     pub nodes: BTreeMap<String, NodeSeen>,
     /// By uid.
     pub pods: BTreeMap<String, PodSeen>,
+    /// The fewest Ready pods of each `app` at any moment since the clock was set to zero.
+    pub fewest_ready: BTreeMap<String, usize>,
+}
+
+impl Seen {
+    /// Ready pods of an `app` now.
+    pub fn ready(&self, app: &str) -> usize {
+        self.pods.values().filter(|pod| pod.ready && pod.app == app).count()
+    }
+
+    fn count(&mut self, app: &str) {
+        let ready = self.ready(app);
+        let fewest = self.fewest_ready.entry(app.to_owned()).or_insert(ready);
+        *fewest = ready.min(*fewest);
+    }
 }
 
 /// A running account. Cheap to clone; all clones are one.
@@ -143,8 +160,15 @@ impl Timeline {
         self.0.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts seconds from here.
+    /// Counts seconds from here, and the fewest ready pods.
     pub fn zero(&self, zero: Timestamp) {
+        let mut seen = self.lock();
+        let apps: Vec<String> = seen.pods.values().map(|pod| pod.app.clone()).collect();
+        seen.fewest_ready.clear();
+        for app in &apps {
+            seen.count(app);
+        }
+        drop(seen);
         *self.0.zero.lock().unwrap_or_else(PoisonError::into_inner) = zero;
     }
 
@@ -197,13 +221,13 @@ impl Timeline {
                     }
                     let phase = format!("{:?}", notice.phase);
                     let pods = notice.pods;
-                    lines.push((
-                        Actor::Agent,
-                        format!(
-                            "{name}: {phase}, {} evicted, {} escalated, {} left",
+                    if notice.phase != Phase::Noticed {
+                        let counts = format!(
+                            "{} evicted, {} escalated, {} left",
                             pods.evicted, pods.escalated, pods.left
-                        ),
-                    ));
+                        );
+                        lines.push((Actor::Agent, format!("{name}: {phase}, {counts}")));
+                    }
                 }
             }
         }
@@ -231,15 +255,20 @@ impl Timeline {
             entry.gone = Some(now);
             entry.ready = false;
             entry.leaving.get_or_insert(now);
+            let app = entry.app.clone();
+            seen.count(&app);
             return;
         };
         entry.name = (pod.namespace().unwrap_or_default(), pod.name_any());
         entry.node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
         entry.ready = objects::is_ready(pod);
         entry.of_daemon_set = pod.owner_references().iter().any(|owner| owner.kind == "DaemonSet");
+        entry.app = pod.labels().get("app").cloned().unwrap_or_default();
         if pod.metadata.deletion_timestamp.is_some() {
             entry.leaving.get_or_insert(now);
         }
+        let app = entry.app.clone();
+        seen.count(&app);
     }
 
     fn event(&self, event: Option<&Event>, _name: &str, _uid: &str) {

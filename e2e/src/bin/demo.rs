@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -60,9 +61,18 @@ impl Times {
 #[tokio::main]
 async fn main() -> ExitCode {
     let args = Args::parse();
+    let watching = AtomicBool::new(false);
+    let interrupted = async {
+        while tokio::signal::ctrl_c().await.is_ok() {
+            // Then it is the way to end, and heard there.
+            if !watching.load(Ordering::Relaxed) {
+                return;
+            }
+        }
+    };
     let shown = tokio::select! {
-        shown = demo(&args) => shown,
-        _ = tokio::signal::ctrl_c() => {
+        shown = Box::pin(demo(&args, &watching)) => shown,
+        () = interrupted => {
             eprintln!("\ninterrupted; everything that was started ends with this process");
             return ExitCode::from(130);
         }
@@ -76,7 +86,7 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn demo(args: &Args) -> Result<()> {
+async fn demo(args: &Args, watching: &AtomicBool) -> Result<()> {
     let times = Times::of(args);
     eprintln!("building SpotPool and, the first time, a Kubernetes control plane (about 6 minutes) …");
     let world = World::start(WorldOptions {
@@ -148,7 +158,9 @@ async fn demo(args: &Args) -> Result<()> {
             world.programs.azure_sim.display(),
             world.sim.base_url(),
         );
-        std::future::pending::<()>().await;
+        watching.store(true, Ordering::Relaxed);
+        tokio::signal::ctrl_c().await?;
+        println!("\nending …");
     }
     timeline.stop();
     operator.stop().await?;
@@ -190,8 +202,7 @@ async fn workload(world: &World) -> Result<()> {
 }
 
 fn all_running(seen: &Seen) -> bool {
-    let ready = |app: &str| seen.pods.values().filter(|pod| pod.ready && pod.name.1.starts_with(app)).count();
-    ready("web-") == WEB && ready("batch-") == BATCH
+    seen.ready("web") == WEB && seen.ready("batch") == BATCH
 }
 
 /// Evicts two nodes of one scale set at once and measures until on-demand is given back.
@@ -214,33 +225,51 @@ async fn evict(world: &World, stage: &Stage<'_>, timeline: &Timeline, times: Tim
             .then_some(()))
     })
     .await?;
-    let running = within(times.limit, "all pods to run again elsewhere", async || {
-        let seen = timeline.seen();
-        let moved = seen.pods.values().all(|pod| {
-            pod.gone.is_some()
-                || pod.of_daemon_set
-                || !pod.node.as_ref().is_some_and(|node| doomed.contains(node))
-        });
-        Ok((moved && all_running(&seen)).then(Timestamp::now))
-    })
-    .await?;
-    timeline.tell(Actor::Demo, running, "every pod runs again");
-    let whole = within(times.limit, "spot to be whole", async || {
-        let status = stage.status("workers").await?;
-        Ok((status.capacity.ready_spot == 4).then(Timestamp::now))
-    })
-    .await?;
-    timeline.tell(Actor::Demo, whole, "spot is whole again; on-demand stays until it is stable");
+    let running = async {
+        let running = within(times.limit, "all pods to run again elsewhere", async || {
+            let seen = timeline.seen();
+            let moved = seen.pods.values().all(|pod| {
+                pod.gone.is_some()
+                    || pod.of_daemon_set
+                    || !pod.node.as_ref().is_some_and(|node| doomed.contains(node))
+            });
+            Ok((moved && all_running(&seen)).then(Timestamp::now))
+        })
+        .await?;
+        timeline.tell(Actor::Demo, running, "every pod runs again");
+        Ok::<_, anyhow::Error>(running)
+    };
+    let whole = async {
+        let whole = within(times.limit, "spot to be whole", async || {
+            let status = stage.status("workers").await?;
+            Ok((status.capacity.ready_spot == 4).then(Timestamp::now))
+        })
+        .await?;
+        timeline.tell(Actor::Demo, whole, "spot is whole again; on-demand stays until it is stable");
+        Ok(whole)
+    };
+    let (running, whole) = tokio::try_join!(running, whole)?;
     let back = within(times.limit, "on-demand to be given back", async || {
         let state = world.sim.state().await?;
         let left = state.vms_of("regd8").count();
         let status = stage.status("workers").await?;
-        Ok((left == 0 && status.fallback.nodes == 0).then(Timestamp::now))
+        let settled =
+            status.agent_pools.iter().all(|pool| pool.operation.is_none() && pool.count == pool.machines);
+        Ok((left == 0 && status.fallback.nodes == 0 && settled).then(Timestamp::now))
     })
     .await?;
     timeline.tell(Actor::Demo, back, "on-demand is given back");
 
     let seen = timeline.seen();
+    let fewest = seen.fewest_ready.get("web").copied().unwrap_or_default();
+    timeline.tell(
+        Actor::Demo,
+        Timestamp::now(),
+        &format!("never fewer than {fewest} of {WEB} web pods were ready; their budget asks for {}", WEB - 2),
+    );
+    if fewest < WEB - 2 {
+        bail!("the disruption budget was broken: only {fewest} of {WEB} web pods were ready");
+    }
     let state = world.sim.state().await?;
     let killed = state
         .killed_pods
@@ -264,6 +293,7 @@ async fn evict(world: &World, stage: &Stage<'_>, timeline: &Timeline, times: Tim
         "noticeToAllPodsRunningSeconds": since(running),
         "noticeToSpotWholeSeconds": since(whole),
         "failbackSeconds": round(back.duration_since(whole).as_secs_f64()),
+        "fewestWebPodsReady": fewest,
         "podsKilledWithVm": 0,
     }))
 }
