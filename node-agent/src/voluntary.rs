@@ -104,8 +104,9 @@ pub async fn run(context: Arc<Context>, request: DrainRequest, stop: Cancellatio
                 tokio::select! {
                     () = pause => {}
                     () = stop.cancelled() => return,
-                    _ = changes.wait_for(|status| status.phase.is_final()) => continue,
+                    _ = changes.wait_for(|status| status.phase.is_final()) => {}
                 }
+                continue; // what changed meanwhile counts as seen, but has not been told
             }
             tokio::select! {
                 () = stop.cancelled() => return,
