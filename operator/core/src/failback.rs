@@ -145,9 +145,15 @@ fn request_drains(situation: &Situation<'_>, fallback_wanted: u32, drains: &Drai
     let Situation { spec, tally, now, .. } = situation;
     let now = *now;
     let candidates = surplus(situation, fallback_wanted);
-    // Any spot node under notice starts the wait anew: spot that is being taken is not stable.
-    if candidates.is_empty() || tally.evicting > 0 {
+    if candidates.is_empty() {
         draft.memory.surplus_since = None;
+        return;
+    }
+    // Any node under notice starts the wait anew: spot that is being taken is not stable.
+    if tally.evicting > 0 {
+        draft.memory.surplus_since = None;
+        let message = format!("{} more than needed, kept while Azure takes nodes", candidates.len());
+        draft.step(Reason::Stabilizing, None, message);
         return;
     }
     let since = *draft.memory.surplus_since.get_or_insert(now);
