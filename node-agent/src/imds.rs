@@ -216,3 +216,119 @@ fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prometheus_client::registry::Registry;
+    use spotpool_runtime::admin::Readiness;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    const EMPTY: &str = r#"{"DocumentIncarnation":1,"Events":[]}"#;
+
+    /// A metadata service that gives each of `answers` once, one after another, and then hangs. An empty one hangs up.
+    async fn service(answers: Vec<String>) -> Url {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/vm/7/", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            let mut answers = answers.into_iter();
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = vec![0; 4096];
+                while let Ok(read @ 1..) = stream.read(&mut request).await {
+                    let asked = String::from_utf8_lossy(&request[..read]).to_lowercase();
+                    assert!(asked.starts_with("get /vm/7/metadata/scheduledevents?api-version=2020-07-01 "));
+                    assert!(asked.contains("metadata: true") && !asked.contains("x-forwarded-for"));
+                    match answers.next() {
+                        Some(answer) if !answer.is_empty() => {
+                            stream.write_all(answer.as_bytes()).await.unwrap()
+                        }
+                        Some(_) => break,
+                        None => std::future::pending().await,
+                    }
+                }
+            }
+        });
+        url.parse().unwrap()
+    }
+
+    fn answer(status: &str, body: &str) -> String {
+        format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    }
+
+    async fn ask(imds: &mut Imds) -> Result<Option<Document>, PollError> {
+        let body = imds.get().await?;
+        imds.news(body)
+    }
+
+    #[tokio::test]
+    async fn every_answer_has_a_meaning() {
+        let huge = "x".repeat(LARGEST_DOCUMENT + 1);
+        let url = service(vec![
+            answer("200 OK", EMPTY),
+            answer("200 OK", EMPTY),
+            answer("500 Internal Server Error", EMPTY),
+            answer("410 Gone", ""),
+            answer("429 Too Many Requests", ""),
+            answer("200 OK", ""),
+            answer("200 OK", "{\"Events\":"),
+            answer("200 OK", &huge),
+            String::new(),
+            answer("200 OK", EMPTY),
+        ])
+        .await;
+        let mut imds = Imds::new(&url).unwrap();
+        assert_eq!(ask(&mut imds).await.unwrap().unwrap().incarnation, Some(1));
+        assert_eq!(ask(&mut imds).await.unwrap(), None);
+        assert!(matches!(ask(&mut imds).await, Err(PollError::Status(500))));
+        assert!(matches!(ask(&mut imds).await, Err(PollError::Status(410))));
+        assert!(matches!(ask(&mut imds).await, Err(PollError::Status(429))));
+        assert!(matches!(ask(&mut imds).await, Err(PollError::NotUnderstood(NotUnderstood::Empty))));
+        assert!(matches!(ask(&mut imds).await, Err(PollError::NotUnderstood(_))));
+        assert!(matches!(ask(&mut imds).await, Err(PollError::TooLarge)));
+        assert!(matches!(ask(&mut imds).await, Err(PollError::Unreachable(_))));
+        // None of these is the last document: it still is the one that was understood.
+        assert_eq!(ask(&mut imds).await.unwrap(), None);
+        let nobody = Imds::new(&"http://127.0.0.1:1".parse().unwrap()).unwrap();
+        assert!(matches!(nobody.get().await, Err(PollError::Unreachable(_))));
+    }
+
+    #[tokio::test]
+    async fn a_poll_that_hangs_is_given_up_and_the_next_goes_on() {
+        let event = r#"{"DocumentIncarnation":2,"Events":[{"EventId":"A","EventType":"Preempt"}]}"#;
+        let slow = service(vec![answer("200 OK", EMPTY)]).await;
+        let mut imds = Imds::new(&slow).unwrap();
+        assert!(ask(&mut imds).await.unwrap().is_some());
+        // Now it hangs.
+        let (documents, mut received) = mpsc::channel(4);
+        let (_urgent, is_urgent) = watch::channel(true);
+        let readiness = Readiness::default();
+        let metrics = Metrics::new(&mut Registry::default());
+        let polling =
+            poll(imds, Duration::from_millis(100), documents, is_urgent, metrics, readiness.gate("imds"));
+        let polling = tokio::spawn(polling);
+        tokio::time::sleep(ANSWER + Duration::from_millis(300)).await;
+        assert!(received.try_recv().is_err() && !polling.is_finished());
+        polling.abort();
+
+        let quick =
+            service(vec![answer("503 Service Unavailable", ""), String::new(), answer("200 OK", event)])
+                .await;
+        let (documents, mut received) = mpsc::channel(4);
+        let (_urgent, is_urgent) = watch::channel(true);
+        let metrics = Metrics::new(&mut Registry::default());
+        let imds = Imds::new(&quick).unwrap();
+        tokio::spawn(poll(
+            imds,
+            Duration::from_millis(100),
+            documents,
+            is_urgent,
+            metrics,
+            readiness.gate("imds"),
+        ));
+        let document = received.recv().await.unwrap();
+        assert_eq!(document.incarnation, Some(2));
+        assert_eq!(readiness.waiting(), "");
+    }
+}

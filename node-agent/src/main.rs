@@ -56,6 +56,7 @@ async fn main() -> ExitCode {
 
 async fn run(args: Args) -> Result<(), Exit> {
     telemetry::init(&args.common)?;
+    exit::on_panic();
     let shutdown = shutdown::on_signal().map_err(|error| Exit::Died(format!("signals: {error}")))?;
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);

@@ -398,4 +398,69 @@ pub mod tests {
         assert_eq!(node.metadata.labels.as_ref().unwrap().len(), 0);
         assert!(node.drain_request().is_none(), "an unreadable annotation is no request");
     }
+
+    /// An API that gives each answer once; what it was asked is kept.
+    fn api(answers: Vec<(u16, Value)>) -> (OwnNode, Arc<Mutex<Vec<String>>>) {
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let (answers, log) = (Arc::new(Mutex::new(answers.into_iter())), asked.clone());
+        let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+            let kind =
+                request.headers().get(http::header::CONTENT_TYPE).map_or("", |kind| kind.to_str().unwrap());
+            log.lock().unwrap().push(format!("{} {kind}", request.method()));
+            let (code, body) = answers.lock().unwrap().next().unwrap();
+            let body = kube::client::Body::from(body.to_string().into_bytes());
+            async move { Ok::<_, Infallible>(http::Response::builder().status(code).body(body).unwrap()) }
+        });
+        let base = node(&serde_json::json!({}), &serde_json::json!({}));
+        let (_, watched) = watch::channel(Some(Arc::new(base)));
+        (OwnNode::new(Client::new(service, "default"), "n", watched), asked)
+    }
+
+    fn refused(code: u16) -> (u16, Value) {
+        (code, serde_json::json!({"kind": "Status", "code": code, "message": "no", "status": "Failure"}))
+    }
+
+    fn version(version: &str) -> (u16, Value) {
+        (
+            200,
+            serde_json::json!({"metadata": {"name": "n", "uid": "u", "resourceVersion": version}, "spec": {}}),
+        )
+    }
+
+    fn cordon(_: &Node) -> Edit {
+        Edit { unschedulable: Some(true), ..Edit::default() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_wins_in_the_end() {
+        const JSON: &str = "PATCH application/json-patch+json";
+        const MERGE: &str = "PATCH application/merge-patch+json";
+        for (answers, wanted) in [
+            (vec![version("8")], vec![JSON]),
+            // Someone else wrote: from the fresh Node, at once.
+            (vec![refused(422), version("8"), version("9")], vec![JSON, "GET ", JSON]),
+            (vec![refused(409), version("8"), version("9")], vec![JSON, "GET ", JSON]),
+            // Nobody wrote and it is refused all the same: the other way.
+            (
+                vec![refused(422), version("7"), refused(422), version("7"), version("8")],
+                vec![JSON, "GET ", JSON, "GET ", MERGE],
+            ),
+            // No luck, and more of it.
+            (vec![refused(503), refused(500), refused(401), refused(403), version("8")], vec![JSON; 5]),
+        ] {
+            let (own, asked) = api(answers);
+            let tries = std::cell::Cell::new(0);
+            let node = own.write(cordon, || tries.set(tries.get() + 1)).await;
+            assert_eq!(*asked.lock().unwrap(), wanted);
+            assert_eq!(tries.get(), wanted.iter().filter(|asked| asked.starts_with("PATCH")).count());
+            assert_eq!(own.latest(), Some(node), "what was written is known before the watch shows it");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_that_is_done_asks_nothing() {
+        let (own, asked) = api(Vec::new());
+        own.write(|_| Edit { unschedulable: Some(false), ..Edit::default() }, || ()).await;
+        assert!(asked.lock().unwrap().is_empty());
+    }
 }

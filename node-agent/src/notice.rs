@@ -65,7 +65,7 @@ pub enum Decision {
 pub struct Seen {
     incarnation: Option<i64>,
     current: Option<Current>,
-    left: BTreeSet<String>,
+    left: BTreeSet<(String, Kind)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -166,14 +166,14 @@ impl Seen {
 
     /// Tells each event of this VM that is not acted upon once.
     fn leave<'a>(&mut self, ours: impl Iterator<Item = &'a Event>) -> Vec<Decision> {
-        let others: BTreeMap<String, Kind> = ours
+        let others: BTreeSet<(String, Kind)> = ours
             .filter(|event| event.kind != Kind::Preempt)
             .map(|event| (event.id.clone(), event.kind.clone()))
             .collect();
-        let told = std::mem::replace(&mut self.left, others.keys().cloned().collect());
+        let told = std::mem::replace(&mut self.left, others.clone());
         others
             .into_iter()
-            .filter(|(id, _)| !told.contains(id))
+            .filter(|event| !told.contains(event))
             .map(|(event_id, kind)| Decision::Leave { event_id, kind })
             .collect()
     }

@@ -33,6 +33,14 @@ pub fn code(program: &str, outcome: Result<(), Exit>) -> ExitCode {
     }
 }
 
+/// Makes a panic anywhere, in a task too, end the process with code 1 after a line in the log.
+pub fn on_panic() {
+    std::panic::set_hook(Box::new(|panic| {
+        tracing::error!(%panic, "panicked");
+        std::process::exit(1)
+    }));
+}
+
 pub(crate) fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
