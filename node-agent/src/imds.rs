@@ -242,7 +242,7 @@ mod tests {
                     assert!(asked.contains("metadata: true") && !asked.contains("x-forwarded-for"));
                     match answers.next() {
                         Some(answer) if !answer.is_empty() => {
-                            stream.write_all(answer.as_bytes()).await.unwrap()
+                            stream.write_all(answer.as_bytes()).await.unwrap();
                         }
                         Some(_) => break,
                         None => std::future::pending().await,

@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
 use jiff::{SignedDuration, Timestamp};
 use kube::Client;
 use tokio::sync::watch;
@@ -126,6 +126,14 @@ impl Asked {
         self.last == Some(Answer::Gone)
     }
 
+    /// The budget that held the pod at last, if it is known by name.
+    fn held_by(&self) -> Option<&str> {
+        match &self.last {
+            Some(Answer::Blocked { pdb }) => pdb.as_deref(),
+            _ => None,
+        }
+    }
+
     /// Whether the API's last word was no. Silence is not a no, and does not undo one.
     fn is_refused(&self) -> bool {
         matches!(self.last, Some(Answer::Blocked { .. } | Answer::Refused(_)))
@@ -207,7 +215,9 @@ impl<O: Observer> Drain<'_, O> {
                 return Report { ending, progress, left: self.still_there(&asked) };
             }
 
-            for (pod, action) in view.due.into_iter().take(CONCURRENCY.saturating_sub(flying.len())) {
+            let room = CONCURRENCY.saturating_sub(flying.len());
+            let has_more = view.due.len() > room;
+            for (pod, action) in view.due.into_iter().take(room) {
                 let known = asked.entry(pod.uid.clone()).or_default();
                 known.in_flight = true;
                 known.escalating = matches!(action, Action::Escalate { .. });
@@ -216,22 +226,28 @@ impl<O: Observer> Drain<'_, O> {
 
             let wake = view.wake.map_or(gives_up, |wake| wake.min(gives_up));
             tokio::select! {
-                Some((pod, deleted, answer)) = flying.next() => {
-                    let known = asked.entry(pod.uid.clone()).or_default();
-                    self.observer.answered(&pod, deleted, &answer);
-                    if answer == Answer::Accepted && !known.accepted {
-                        known.accepted = true;
-                        if deleted {
-                            escalated += 1;
-                            let pdb = match &known.last { Some(Answer::Blocked { pdb }) => pdb.as_deref(), _ => None };
-                            self.observer.escalated(&pod, pdb);
-                        } else {
-                            evicted += 1;
+                Some(heard) = flying.next() => {
+                    let is_forced = matches!(terms, Terms::Forced { .. });
+                    // All answers that are there, before the next look at all pods.
+                    let mut next = Some(heard);
+                    while let Some((pod, deleted, answer)) = next {
+                        let known = asked.entry(pod.uid.clone()).or_default();
+                        self.observer.answered(&pod, deleted, &answer);
+                        if answer == Answer::Accepted && !known.accepted {
+                            known.accepted = true;
+                            if deleted {
+                                escalated += 1;
+                                self.observer.escalated(&pod, known.held_by());
+                            } else {
+                                evicted += 1;
+                            }
                         }
+                        known.heard(answer, is_forced);
+                        next = flying.next().now_or_never().flatten();
                     }
-                    known.heard(answer, matches!(terms, Terms::Forced { .. }));
                 }
-                changed = self.pods.changed(), if pods_live => pods_live = changed.is_ok(),
+                // Nothing that a pod does matters as long as others wait for their turn.
+                changed = self.pods.changed(), if pods_live && !has_more => pods_live = changed.is_ok(),
                 changed = self.terms.changed(), if terms_live => terms_live = changed.is_ok(),
                 () = self.stop.cancelled() => {}
                 () = tokio::time::sleep_until(wake) => {}
