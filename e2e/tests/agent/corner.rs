@@ -248,7 +248,7 @@ impl<'a> Corner<'a> {
     /// The operator's part: what the SpotPool says about drains.
     pub async fn policy(&self, node: &str, blocked: BlockedByPdb, escalate_after: Duration) {
         let policy = json!({"pool": "p", "namespace": self.stage.name, "mode": "Enforce", "hash": "h",
-            "drain": {"blockedByPdb": blocked, "escalateAfter": format!("{}s", escalate_after.as_secs()), "reserve": "2s"}});
+            "drain": {"blockedByPdb": blocked, "escalateAfter": format!("{}s", escalate_after.as_secs()), "reserve": "4s"}});
         self.annotate(node, json!({names::POLICY_ANNOTATION: policy.to_string()})).await;
     }
 
@@ -440,7 +440,10 @@ impl History {
     }
 
     /// The first version with marks, having seen that none had only some of them.
-    pub fn marked_in_one_write(&self) -> Looks {
+    pub async fn marked_in_one_write(&self) -> Looks {
+        // The watch may be behind, after an outage by seconds.
+        let has_marks = async || Ok(self.versions().iter().any(Looks::is_marked).then_some(()));
+        eventually("the history to tell of the marks", has_marks).await.unwrap();
         let versions = self.versions();
         for looks in &versions {
             assert!(looks.is_marked() || looks.is_clean(), "half marked: {looks:?}");

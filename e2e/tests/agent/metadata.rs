@@ -92,11 +92,13 @@ fn whatever_the_metadata_service_answers_no_node_is_lost_or_given_back_by_mistak
     });
 }
 
+/// The events of a document for a VM.
+type Write = fn(&str) -> Value;
+
 #[test]
 fn a_preempt_is_acted_upon_however_oddly_it_is_written() {
     run(async {
         let world = shared().await;
-        type Write = fn(&str) -> Value;
         let cases: [(&str, Write); 9] = [
             ("beside broken events", |vm| {
                 json!([7, null, {}, {"EventType": 5, "EventId": "B"},

@@ -9,7 +9,9 @@ use serde_json::{Value, json};
 use spotpool_azure_sim::api::{EventRequest, Fault, FaultAction, FaultTarget, Targets};
 use spotpool_crds::Reason;
 use spotpool_crds::eviction::{Claimant, Phase, PodCounts, Source};
+use spotpool_e2e::objects::create;
 use spotpool_e2e::{eventually, run};
+use spotpool_e2e_cluster::STOP_AFTER_ANNOTATION;
 
 use crate::corner::{Corner, alone, shared, whole_seconds};
 
@@ -44,7 +46,7 @@ fn a_node_under_notice_takes_no_pods_and_is_emptied_before_its_vm_dies() {
         assert!(after < event.not_before, "drained at {after}, Azure acts at {}", event.not_before);
 
         // In one write, with all that others need to know.
-        let marked = history.marked_in_one_write();
+        let marked = history.marked_in_one_write().await;
         let first = marked.notice.unwrap();
         let node = corner.node_api().get(doomed).await.unwrap();
         let due = whole_seconds(event.not_before);
@@ -148,7 +150,7 @@ fn a_notice_that_azure_takes_back_gives_the_node_back_but_not_somebody_elses_cor
         let (ours, theirs) = (corner.nodes[0].as_str(), corner.nodes[1].as_str());
         corner.node_api().cordon(theirs).await.unwrap();
         let histories = [corner.history(ours).await, corner.history(theirs).await];
-        corner.evict(&[ours, theirs], Duration::from_secs(60)).await;
+        corner.evict(&[ours, theirs], Duration::from_mins(1)).await;
         for (node, is_ours) in [(ours, true), (theirs, false)] {
             let notice = corner.phase_is(node, Phase::Drained).await;
             assert_eq!(notice.cordoned, is_ours);
@@ -166,7 +168,7 @@ fn a_notice_that_azure_takes_back_gives_the_node_back_but_not_somebody_elses_cor
             assert_eq!(told.contains("uncordoned"), is_ours, "{told}");
             assert!(corner.metric(node, "spotpool_agent_under_notice", "").await < 0.5);
         }
-        histories[0].marked_in_one_write();
+        histories[0].marked_in_one_write().await;
 
         // And the node can be noticed again.
         let pods = corner.pods(ours, &["later"]).await;
@@ -174,6 +176,13 @@ fn a_notice_that_azure_takes_back_gives_the_node_back_but_not_somebody_elses_cor
         corner.gone(&pods).await;
         let notice = corner.phase_is(ours, Phase::Drained).await;
         assert_eq!(notice.pods, PodCounts { evicted: 1, escalated: 0, left: 0 });
+
+        // A pod that was bound to the node a moment too late is moved, too.
+        let late = json!({"metadata": {"name": "late", "annotations": {STOP_AFTER_ANNOTATION: "300ms"}},
+            "spec": {"nodeName": ours, "containers": [{"name": "main", "image": "none"}]}});
+        let late = create(&corner.pod_api(), late).await.unwrap();
+        corner.gone(&[late]).await;
+        corner.counted(ours, "spotpool_agent_evictions_total", "\"accepted\"", 2.0).await;
         corner.nothing_was_lost().await;
     });
 }
@@ -270,7 +279,7 @@ fn an_apiserver_that_is_away_at_the_notice_does_not_cost_the_drain() {
         // The clock runs from when Azure said so, not from when the apiserver listened.
         assert!(notice.observed_at.duration_since(event.scheduled_at) < SignedDuration::from_secs(4));
         corner.gone(&pods).await;
-        history.marked_in_one_write();
+        history.marked_in_one_write().await;
         corner.node_is(node, "the condition", |looks| looks.condition.is_some()).await;
         corner.nothing_was_lost().await;
         assert_eq!(

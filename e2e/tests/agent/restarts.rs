@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{DeleteParams, ListParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use kube::{Api, ResourceExt};
+use serde_json::json;
+use spotpool_azure_sim::api::{Fault, FaultAction, FaultTarget};
 use spotpool_crds::eviction::{Phase, PodCounts};
 use spotpool_crds::spot_pool::BlockedByPdb;
 use spotpool_e2e::world::SYSTEM_NAMESPACE;
@@ -99,5 +101,43 @@ fn an_agent_asked_to_end_finishes_the_drain_first() {
         let after = corner.look(node).await;
         assert!(after.is_marked());
         assert_eq!(after.notice.unwrap().phase, Phase::Drained);
+    });
+}
+
+#[test]
+fn a_node_that_survives_its_notice_is_given_back_when_it_has_booted_again() {
+    run(async {
+        let world = shared().await;
+        let corner = Corner::set(&world, "reboots", 1).await;
+        let node = corner.nodes[0].as_str();
+        let vm = world.sim.state().await.unwrap().vm(node).unwrap().name.clone();
+        let due = Timestamp::now() + Duration::from_secs(4);
+        let document = json!({"DocumentIncarnation": 7, "Events": [{"EventId": "E", "EventType": "Preempt",
+            "EventStatus": "Scheduled", "Resources": [vm], "NotBefore": due.to_string()}]});
+        let target = FaultTarget::scheduled_events(Some(node));
+        let action = FaultAction::body(document.to_string());
+        let fault = world.sim.add_fault(&Fault { target, times: None, action }).await.unwrap();
+        corner.phase_is(node, Phase::Drained).await;
+        eventually("the event's time", async || Ok((Timestamp::now() > due).then_some(()))).await.unwrap();
+
+        // The event is over, and the VM may be so any moment: the node stays closed.
+        let read = corner.metric(node, "spotpool_agent_polls", "\"unchanged\"").await;
+        world.sim.clear_fault(fault).await.unwrap();
+        corner.counted(node, "spotpool_agent_polls", "\"unchanged\"", read + 3.0).await;
+        assert!(corner.look(node).await.is_marked());
+        // So it does when only the agent starts again.
+        let process = corner.agents().process(node).unwrap();
+        corner.agents().signal(node, Signal::SIGKILL).unwrap();
+        process.wait().await;
+        corner.counted(node, "spotpool_agent_polls", "\"unchanged\"", 3.0).await;
+        assert!(corner.look(node).await.is_marked());
+
+        // Another boot.
+        let boot = Patch::Merge(json!({"status": {"nodeInfo": {"bootID": "another"}}}));
+        corner.node_api().patch_status(node, &PatchParams::default(), &boot).await.unwrap();
+        corner.agents().signal(node, Signal::SIGKILL).unwrap();
+        corner.phase_is(node, Phase::Cancelled).await;
+        let looks = corner.node_is(node, "no condition", |looks| looks.condition.is_none()).await;
+        assert!(looks.is_clean(), "{looks:?}");
     });
 }

@@ -2,25 +2,41 @@
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
+use std::path::Path;
 use std::time::Duration;
 
 use k8s_openapi::api::authorization::v1::SelfSubjectAccessReview;
-use k8s_openapi::api::core::v1::{Node, Taint};
+use k8s_openapi::api::core::v1::{Node, ServiceAccount, Taint};
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 use serde::Deserialize as _;
 use serde_json::{Value, json};
 use spotpool_crds::eviction::Phase;
-use spotpool_e2e::objects::create;
+use spotpool_e2e::objects::{create, object};
 use spotpool_e2e::run;
+use spotpool_e2e::world::SYSTEM_NAMESPACE;
 
 use crate::corner::{Corner, shared};
 
 const AGENT_RBAC: &str = include_str!("../../../charts/spotpool/rbac/agent.yaml");
 
 async fn agent_client(corner: &Corner<'_>, node: &str) -> Client {
-    let path = corner.stage.world.cluster.dir().join(format!("agents/{node}.kubeconfig"));
+    signed_in(&corner.stage.world.cluster.dir().join(format!("agents/{node}.kubeconfig"))).await
+}
+
+async fn stray_client(corner: &Corner<'_>) -> Client {
+    let (world, account) = (corner.stage.world, "spotpool-node-agent");
+    let accounts: Api<ServiceAccount> = Api::namespaced(world.client.clone(), SYSTEM_NAMESPACE);
+    let request = object(json!({"metadata": {}, "spec": {"audiences": []}})).unwrap();
+    let request = accounts.create_token_request(account, &PostParams::default(), &request).await.unwrap();
+    let path = world.cluster.dir().join("stray.kubeconfig");
+    let token = request.status.unwrap().token;
+    world.cluster.service_account_kubeconfig(SYSTEM_NAMESPACE, account, &token, &path).unwrap();
+    signed_in(&path).await
+}
+
+async fn signed_in(path: &Path) -> Client {
     let kubeconfig = Kubeconfig::read_from(path).unwrap();
     let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
     Client::try_from(config).unwrap()
@@ -45,6 +61,12 @@ fn a_broken_into_node_cannot_touch_another_node() {
             let sentence = format!("the agent of node \"{own}\" may write only that Node, not \"{other}\"");
             assert!(refusal.message.contains(&sentence), "{}", refusal.message);
         }
+        // A token that names no Pod on a node, such as one that somebody has made by hand, writes none.
+        let stray: Api<Node> = Api::all(stray_client(&corner).await);
+        let Err(kube::Error::Api(refusal)) = stray.patch(own, &PatchParams::default(), &patch).await else {
+            panic!("it was allowed");
+        };
+        assert!(refusal.code == 403 && refusal.message.contains("the agent of node \"\""), "{refusal:?}");
         let untouched = corner.node_api().get(other).await.unwrap();
         assert!(!untouched.metadata.annotations.unwrap_or_default().contains_key("example.com/x"));
     });
@@ -143,7 +165,7 @@ fn an_agent_needs_every_right_that_the_chart_gives_it_and_others_may_write_taint
         let refused: Vec<_> =
             corner.asked(node).into_iter().filter(|asked| matches!(asked.code, 401 | 403)).collect();
         assert!(refused.is_empty(), "{refused:?}");
-        history.marked_in_one_write();
+        history.marked_in_one_write().await;
         let spot = |keys: &[String]| keys.iter().filter(|key| key.contains("scalesetpriority")).count();
         assert!(
             history.versions().iter().all(|looks| spot(&looks.other_taints) == 1),

@@ -132,5 +132,17 @@ fn a_notice_in_a_voluntary_drain_wins() {
         assert!(corner.look(node).await.is_marked());
         assert!(history.versions().iter().all(|looks| looks.cordoned), "cordoned throughout");
         corner.nothing_was_lost().await;
+        // Taken back, it leaves the voluntary drain as it was, and that one gives the node back in its turn.
+        world.sim.cancel(node).await.unwrap();
+        corner.phase_is(node, Phase::Cancelled).await;
+        corner
+            .answer_is(node, "its end", |it| it.id == "one" && it.phase == DrainPhase::Drained && it.cordoned)
+            .await;
+        let looks = corner.look(node).await;
+        assert!(looks.cordoned && looks.taint.is_none() && !looks.excluded, "{looks:?}");
+        corner.annotate(node, no_request()).await;
+        corner
+            .node_is(node, "the node to be given back", |looks| looks.is_clean() && looks.answer.is_none())
+            .await;
     });
 }
