@@ -104,7 +104,6 @@ fn an_operator_with_a_wrong_flag_says_which() {
             (&["--log-format=xml"], "--log-format"),
             (&["--log-level=!loud"], "--log-level"),
             (&["--kubeconfig=/nonexistent/config"], "--kubeconfig"),
-            (&["--ca-bundle=/nonexistent/ca"], "--kubeconfig"),
             (&["--replicas=2"], "--replicas"),
         ];
         for case in cases {
