@@ -91,6 +91,7 @@ fn lease_duration(text: &str) -> Result<Duration, String> {
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    exit::on_panic();
     let args = args::parse::<Args>();
     exit::code("spotpool-operator", Box::pin(run(args)).await)
 }

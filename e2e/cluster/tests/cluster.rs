@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use spotpool_e2e_cluster::{Cluster, ClusterOptions, NODE_AGENT_NAME, STOP_AFTER_ANNOTATION};
 use tokio::sync::{OnceCell, RwLock, RwLockReadGuard};
 
-const GENEROUS: Duration = Duration::from_secs(120);
+const GENEROUS: Duration = Duration::from_mins(2);
 
 /// The test that takes the API server away has it alone.
 static SHARED: OnceCell<RwLock<Cluster>> = OnceCell::const_new();

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use spotpool_e2e_cluster::{Cluster, ClusterOptions, Program, Signal, Supervised};
 
-const GENEROUS: Duration = Duration::from_secs(60);
+const GENEROUS: Duration = Duration::from_mins(1);
 const MODE: &str = "SPOTPOOL_TEST_PARENT";
 
 /// The state of a process as `ps` shows it; empty if there is none.
