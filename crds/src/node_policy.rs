@@ -37,7 +37,7 @@ impl NodePolicy {
     /// The policy of a SpotPool for its nodes.
     pub fn new(pool: &str, namespace: &str, mode: Mode, drain: &Drain) -> Self {
         let drain = DrainPolicy::from(drain);
-        // FNV-1a: the hash is compared across releases, so it must never change by itself.
+        // FNV-1a: the same in every build, unlike the standard library's hasher.
         let text = format!("{pool}\n{namespace}\n{mode:?}\n{drain:?}");
         let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)

@@ -81,9 +81,7 @@ pub enum Reason {
     OnDemandStandsIn,
     /// No on-demand stands in for spot.
     NoFallback,
-    /// A scale operation was accepted by Azure.
-    ScaleRequested,
-    /// An operation that Azure accepted has failed.
+    /// Azure refused a request, or an operation that it had accepted has failed.
     OperationFailed,
     /// Azure announced the eviction of this node's VM.
     SpotEvictionNoticed,

@@ -61,8 +61,9 @@ pub struct SpotPoolSpec {
     #[schemars(range(min = 0, max = 5000))]
     pub replicas: i32,
 
-    /// The agent pools this SpotPool may use, in order of preference. They must exist; whether one is spot
-    /// or on-demand is read from Azure. An agent pool belongs to one SpotPool.
+    /// The agent pools this SpotPool may use. New nodes go where the fewest are; the order here breaks ties.
+    /// They must exist; whether one is spot or on-demand is read from Azure. An agent pool belongs to one
+    /// SpotPool.
     #[schemars(length(min = 1, max = 32))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub agent_pools: Vec<AgentPool>,
@@ -142,7 +143,8 @@ pub struct Fallback {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Failback {
-    /// How long spot must have carried the whole pool before an on-demand node is drained, 0s to 24h.
+    /// How long there must have been more nodes than needed, none of them under notice, before the first is
+    /// drained, 0s to 24h. Holds for on-demand that spot has replaced and for a pool that was made smaller.
     #[serde(default = "default_stabilization")]
     #[x_kube(validation = Rule::new("duration(self) <= duration('24h')")
         .message("failback.stabilization must be at most 24h"))]

@@ -137,7 +137,7 @@ impl<'a> Stage<'a> {
                 .args(["--subscription-id", &identity.subscription])
                 .args(["--resource-group", &identity.resource_group, "--cluster-name", &identity.cluster])
                 .args(["--azure-credential", "none", "--azure-endpoint", &endpoint])
-                .args(["--namespace", &self.name, "--pod-name", replica])
+                .args(["--pod-namespace", &self.name, "--pod-name", replica])
                 .args(["--listen", &format!("127.0.0.1:{port}")])
                 .args(&options.args)
                 .log(self.log(replica))

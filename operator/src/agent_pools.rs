@@ -35,6 +35,8 @@ pub struct Known {
     pub role: Result<Role, Reason>,
     /// Machines that Azure listed and whose Node is not known to be gone.
     pub machines: Vec<String>,
+    /// How many it listed.
+    pub listed: usize,
     /// Whether a write would be refused, or must not be tried before a read.
     pub busy: bool,
     /// How the last operation of ours failed, if it did.
@@ -72,9 +74,16 @@ struct State {
 struct Entry {
     pool: AgentPool,
     /// `None` until they have been listed since the last change.
-    machines: Option<Vec<String>>,
+    machines: Option<Listed>,
     written: Written,
     failure: Option<(AzureError, Timestamp)>,
+}
+
+/// Machines as Azure listed them.
+#[derive(Clone)]
+struct Listed {
+    names: Vec<String>,
+    at: Instant,
 }
 
 /// How our last write stands.
@@ -126,10 +135,17 @@ impl AgentPools {
             (AgentPoolMode::User, Priority::Spot) => Ok(Role::Spot),
             (AgentPoolMode::User, Priority::Regular) => Ok(Role::OnDemand),
         };
-        let machines =
-            entry.machines.iter().flatten().filter(|name| !self.nodes.is_gone(name)).cloned().collect();
+        let machines = self.existing(entry).cloned().collect();
+        let listed = entry.machines.as_ref().map_or(0, |listed| listed.names.len());
         let busy = pool.busy() || entry.written != Written::Read || entry.machines.is_none();
-        Known { pool, role, machines, busy, failure: entry.failure.clone() }
+        Known { pool, role, machines, listed, busy, failure: entry.failure.clone() }
+    }
+
+    /// Listed machines that are not known to be gone.
+    fn existing<'a>(&'a self, entry: &'a Entry) -> impl Iterator<Item = &'a String> {
+        let listed =
+            entry.machines.iter().flat_map(|listed| listed.names.iter().map(|name| (name, listed.at)));
+        listed.filter(|(name, at)| !self.nodes.is_gone(name, *at)).map(|(name, _)| name)
     }
 
     /// Asks for `count` machines.
@@ -245,8 +261,7 @@ impl AgentPools {
 
     /// Whether listed machines and Nodes do not match.
     fn differs(&self, name: &str, entry: &Entry) -> bool {
-        let listed: BTreeSet<&String> =
-            entry.machines.iter().flatten().filter(|name| !self.nodes.is_gone(name)).collect();
+        let listed: BTreeSet<&String> = self.existing(entry).collect();
         let nodes = self.nodes.names_of(name);
         listed.len() != nodes.len() || nodes.iter().any(|node| !listed.contains(node))
     }
@@ -346,6 +361,7 @@ impl AgentPools {
             state.entries = Some(entries);
         }
         for name in to_list {
+            let at = Instant::now();
             let machines = self.azure.machines(&name).await;
             self.metrics.azure_read("machines", &machines);
             match machines {
@@ -353,7 +369,8 @@ impl AgentPools {
                     if let Some(entry) =
                         self.state().entries.as_mut().and_then(|entries| entries.get_mut(&name))
                     {
-                        entry.machines = Some(machines.into_iter().map(|machine| machine.name).collect());
+                        let names = machines.into_iter().map(|machine| machine.name).collect();
+                        entry.machines = Some(Listed { names, at });
                     }
                 }
                 Err(error) => {

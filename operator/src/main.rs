@@ -56,7 +56,7 @@ struct Args {
     pool_namespaces: Vec<String>,
     /// The operator's own namespace, for its lease. Default: that of the kubeconfig or the Pod.
     #[arg(long, env = "POD_NAMESPACE", value_name = "NS")]
-    namespace: Option<String>,
+    pod_namespace: Option<String>,
     /// Name of this replica in the election. Default: a random one.
     #[arg(long, env = "POD_NAME", value_name = "NAME")]
     pod_name: Option<String>,
@@ -123,7 +123,7 @@ async fn run(args: Args) -> Result<(), Exit> {
     let metrics = Metrics::register(&mut registry);
     let readiness = Readiness::default();
     let (cache, lease) = (readiness.gate("nodes"), readiness.gate("lease"));
-    let namespace = args.namespace.unwrap_or_else(|| client.default_namespace().to_owned());
+    let namespace = args.pod_namespace.unwrap_or_else(|| client.default_namespace().to_owned());
     let identity = args.pod_name.unwrap_or_else(random_identity);
     let pool_namespaces =
         if args.pool_namespaces.is_empty() { vec![namespace.clone()] } else { args.pool_namespaces };

@@ -19,7 +19,10 @@ use tokio::sync::Notify;
 
 /// Several notices of one moment become one plan. Short: it is on the way from notice to replacement.
 const COALESCE: Duration = Duration::from_millis(20);
-/// Azure may list a machine for a while after its Node is gone; its name never comes back.
+/// Azure may go on listing a machine for so long after its Node is gone. One that it lists later than that
+/// exists: somebody has deleted the Node object alone.
+const LINGERS: Duration = Duration::from_mins(2);
+/// Lists are much younger than this.
 const REMEMBER_GONE: Duration = Duration::from_mins(30);
 
 /// Reconnects quickly: while a watch is down notices are not seen.
@@ -104,10 +107,10 @@ impl Nodes {
             .collect()
     }
 
-    /// Whether a Node of this name was here and is gone: its machine does not exist any more, whatever
-    /// Azure still lists.
-    pub fn is_gone(&self, name: &str) -> bool {
-        self.gone.lock().unwrap_or_else(PoisonError::into_inner).contains_key(name)
+    /// Whether a machine that Azure listed at `listed` is gone, because its Node was here and is not any more.
+    pub fn is_gone(&self, name: &str, listed: Instant) -> bool {
+        let gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
+        gone.get(name).is_some_and(|since| listed < *since + LINGERS)
     }
 
     /// Keeps digests and the gone names up to date; tells whether a plan could come out differently.

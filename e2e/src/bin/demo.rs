@@ -20,7 +20,7 @@ const NAMESPACE: &str = "demo";
 const WEB: usize = 6;
 const BATCH: usize = 2;
 
-/// Evicts two spot nodes at once and shows what becomes of their pods, of capacity, and of the money.
+/// Evicts two spot nodes at once and shows what becomes of their pods and of capacity.
 #[derive(Parser)]
 #[command(name = "cargo demo", version)]
 struct Args {

@@ -283,7 +283,7 @@ fn request(situation: &Situation<'_>, placement: &Placement, reason: Reason, dra
     for placed in &placement.placed {
         let pool = &snapshot.agent_pools[placed.pool];
         let exist = snapshot.existing(pool);
-        let count = exist + placed.new;
+        let count = snapshot.count_with(pool, placed.new);
         draft.step(
             reason,
             Some(&pool.name),

@@ -31,6 +31,8 @@ pub struct AgentPoolView {
     pub count: u32,
     /// Names of the machines that Azure listed and that are not known to be gone since.
     pub machines: Vec<String>,
+    /// How many machines Azure listed, those among them whose Node has gone.
+    pub listed: u32,
     /// Whether a write would be refused: an operation runs, or its outcome is not known yet.
     pub busy: bool,
     /// What we asked for and have not seen finished.
@@ -108,6 +110,12 @@ impl Snapshot {
             _ => 0,
         };
         listed.max(asked)
+    }
+
+    /// The count to ask for so that `new` machines come, and none goes that Azure still knows of: lowering a
+    /// count lets Azure choose what to delete.
+    pub(crate) fn count_with(&self, pool: &AgentPoolView, new: u32) -> u32 {
+        (self.existing(pool) + new).max(pool.count.min(pool.listed))
     }
 
     /// Machines that may come to exist without anything further being asked.

@@ -163,6 +163,26 @@ fn a_pool_that_decayed_heals_itself() {
 }
 
 #[test]
+fn a_count_is_never_lowered_while_azure_still_lists_the_machine() {
+    // Somebody deleted a Node object whose VM runs on: one node is missing, two machines are listed.
+    let mut world = world().with("spota", 2, 0).with("spotb", 2, 0);
+    world.reconcile();
+    world.spec.replicas = 4;
+    let mut snapshot = world.snapshot();
+    let deleted = snapshot.nodes.iter().position(|node| node.agent_pool == "spota").unwrap();
+    let name = snapshot.nodes.remove(deleted).name;
+    snapshot.agent_pools[0].machines.retain(|machine| *machine != name);
+    world.pool("spotb").max_nodes = 2;
+    snapshot.agent_pools[1].max_nodes = 2;
+    let plan = spotpool_core::plan(&world.spec, &snapshot, world.now);
+    assert!(
+        asked(&plan.actions).iter().all(|(pool, _, count)| *pool != "spota" || *count >= 2),
+        "{:?}",
+        plan.actions
+    );
+}
+
+#[test]
 fn without_fallback_nothing_is_bought_and_the_plan_says_how_to_allow_it() {
     let mut world = world().with("spota", 2, 0).with("spotb", 2, 0);
     world.spec.fallback = None;

@@ -176,10 +176,6 @@ fn membership(pool: &SpotPool, gathered: &Gathered) -> Vec<(String, Value)> {
     let (name, namespace) = (pool.name_any(), pool.namespace().unwrap_or_default());
     let policy = NodePolicy::new(&name, &namespace, pool.spec.mode, &pool.spec.drain);
     let Ok(policy) = serde_json::to_string(&policy) else { return Vec::new() };
-    let ours = |node: &&std::sync::Arc<Node>| {
-        crate::watches::agent_pool_of(node)
-            .is_some_and(|agent_pool| !gathered.claimed.contains_key(agent_pool))
-    };
     let lacking = |node: &&std::sync::Arc<Node>| {
         node.labels().get(names::POOL_LABEL) != Some(&name)
             || node.labels().get(names::POOL_NAMESPACE_LABEL) != Some(&namespace)
@@ -193,5 +189,5 @@ fn membership(pool: &SpotPool, gathered: &Gathered) -> Vec<(String, Value)> {
         });
         (node.name_any(), json!({ "metadata": metadata }))
     };
-    gathered.nodes.iter().filter(ours).filter(lacking).take(NODES_AT_A_TIME).map(patch).collect()
+    gathered.nodes.iter().filter(lacking).take(NODES_AT_A_TIME).map(patch).collect()
 }

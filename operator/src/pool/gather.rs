@@ -28,6 +28,8 @@ pub struct Gathered {
     pub nodes: Vec<Arc<Node>>,
     /// What Azure said of the agent pools of the spec.
     pub azure: BTreeMap<String, Known>,
+    /// Whether Azure has answered at all.
+    pub asked: bool,
     /// Why Azure could not be read, if so.
     pub unreachable: Option<AzureError>,
     /// Agent pools that another SpotPool has, and which.
@@ -71,12 +73,11 @@ impl Trouble {
 /// Gathers for `pool`; `all` are the SpotPools of every watched namespace.
 pub fn gather(pool: &SpotPool, all: &[Arc<SpotPool>], nodes: &[Arc<Node>], view: View) -> Gathered {
     let names: BTreeSet<&str> = pool.spec.agent_pools.iter().map(|pool| pool.name.as_str()).collect();
-    let nodes: Vec<Arc<Node>> = nodes
-        .iter()
-        .filter(|node| agent_pool_of(node).is_some_and(|name| names.contains(name)))
-        .cloned()
-        .collect();
     let claimed = claims(pool, all, &names);
+    let ours = |node: &&Arc<Node>| {
+        agent_pool_of(node).is_some_and(|name| names.contains(name) && !claimed.contains_key(name))
+    };
+    let nodes: Vec<Arc<Node>> = nodes.iter().filter(ours).cloned().collect();
     let doomed = Doomed::of(&nodes);
     let status = pool.status.clone().unwrap_or_default();
     let before: BTreeMap<&str, &AgentPoolStatus> =
@@ -116,6 +117,7 @@ pub fn gather(pool: &SpotPool, all: &[Arc<SpotPool>], nodes: &[Arc<Node>], view:
             max_nodes: agent_pool.max_nodes.max(0) as u32,
             role,
             count: known.map_or(0, |known| known.pool.count),
+            listed: known.map_or(0, |known| known.listed as u32),
             machines,
             busy,
             // Where nothing runs the operation is over, or never reached Azure.
@@ -133,8 +135,9 @@ pub fn gather(pool: &SpotPool, all: &[Arc<SpotPool>], nodes: &[Arc<Node>], view:
         .filter(EvictionNotice::is_active)
         .map(|n| n.observed_at)
         .max();
+    let asked = view.pools.is_some();
     let azure = view.pools.into_iter().flatten().filter(|(name, _)| names.contains(name.as_str())).collect();
-    Gathered { snapshot, nodes, azure, unreachable: view.unreachable, claimed, trouble, newest_notice }
+    Gathered { snapshot, nodes, azure, asked, unreachable: view.unreachable, claimed, trouble, newest_notice }
 }
 
 fn claims(pool: &SpotPool, all: &[Arc<SpotPool>], names: &BTreeSet<&str>) -> BTreeMap<String, String> {

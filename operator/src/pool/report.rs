@@ -119,7 +119,8 @@ fn agent_pools(
 
 struct Verdict {
     kind: &'static str,
-    status: bool,
+    /// `None` is `Unknown`.
+    status: Option<bool>,
     reason: Reason,
     message: String,
 }
@@ -145,25 +146,25 @@ fn conditions(
     let verdicts = [
         Verdict {
             kind: "Ready",
-            status: ready,
+            status: Some(ready),
             reason: stalled.as_ref().map_or(summary, |(reason, _)| *reason),
             message: stalled.as_ref().map_or(detail, |(_, message)| message.clone()),
         },
         Verdict {
             kind: "Reconciling",
-            status: working,
+            status: Some(working),
             reason: if working { Reason::Progressing } else { Reason::AsWanted },
             message: message.clone(),
         },
         Verdict {
             kind: "Stalled",
-            status: stalled.is_some(),
+            status: Some(stalled.is_some()),
             reason: stalled.as_ref().map_or(Reason::AsWanted, |(reason, _)| *reason),
             message: stalled.map(|(_, message)| message).unwrap_or_default(),
         },
         Verdict {
             kind: "SpotAvailable",
-            status: status.capacity.ready_spot >= plan.spot_target as i32,
+            status: Some(status.capacity.ready_spot >= plan.spot_target as i32),
             reason: if status.capacity.ready_spot >= plan.spot_target as i32 {
                 Reason::SpotReady
             } else {
@@ -173,20 +174,26 @@ fn conditions(
         },
         Verdict {
             kind: "FallbackActive",
-            status: fallback > 0,
+            status: Some(fallback > 0),
             reason: if fallback > 0 { Reason::OnDemandStandsIn } else { Reason::NoFallback },
             message: format!("{fallback} on-demand nodes stand in for spot"),
         },
         match &gathered.unreachable {
             Some(error) => Verdict {
                 kind: "AzureReachable",
-                status: false,
+                status: Some(false),
                 reason: Reason::AzureUnreachable,
                 message: error.to_string(),
             },
+            None if !gathered.asked => Verdict {
+                kind: "AzureReachable",
+                status: None,
+                reason: Reason::AzureUnreachable,
+                message: "Azure has not answered yet".into(),
+            },
             None => Verdict {
                 kind: "AzureReachable",
-                status: true,
+                status: Some(true),
                 reason: Reason::AzureReachable,
                 message: String::new(),
             },
@@ -240,7 +247,11 @@ fn condition(
     verdict: Verdict,
     now: Timestamp,
 ) -> Condition {
-    let text = if verdict.status { "True" } else { "False" };
+    let text = match verdict.status {
+        Some(true) => "True",
+        Some(false) => "False",
+        None => "Unknown",
+    };
     let old = before.conditions.iter().find(|old| old.type_ == verdict.kind && old.status == text);
     Condition {
         type_: verdict.kind.into(),

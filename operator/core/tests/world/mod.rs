@@ -93,6 +93,7 @@ impl World {
                 role: Ok(pool.role),
                 count: pool.count,
                 machines: pool.machines.iter().map(|machine| machine.name.clone()).collect(),
+                listed: pool.machines.len() as u32,
                 busy: pool.operation.is_some(),
                 operation: pool.operation.as_ref().map(|(operation, _)| operation.clone()),
                 avoided_until: None,
