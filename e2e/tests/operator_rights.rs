@@ -1,0 +1,131 @@
+//! The operator uses every right that its manifests give it, and asks for none that they do not.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+use std::collections::BTreeSet;
+
+use kube::api::{Patch, PatchParams};
+use serde::Deserialize as _;
+use serde_json::{Value, json};
+use spotpool_azure_sim::api::{Envelope, Fault, FaultAction, FaultTarget, PoolSpec, Targets};
+use spotpool_e2e::proxy::{Proxy, Spring};
+use spotpool_e2e::{OperatorOptions, Stage, World, WorldOptions, eventually, run};
+
+const RBAC: &str = include_str!("../../charts/spotpool/rbac/operator.yaml");
+
+/// `verb group/resource`.
+type Rights = BTreeSet<String>;
+
+fn granted() -> Rights {
+    let mut rights = Rights::new();
+    for document in serde_yaml_ng::Deserializer::from_str(RBAC) {
+        let manifest = Value::deserialize(document).unwrap();
+        let texts = |value: &Value| -> Vec<String> {
+            value.as_array().unwrap().iter().map(|text| text.as_str().unwrap().to_owned()).collect()
+        };
+        for rule in manifest.get("rules").and_then(Value::as_array).into_iter().flatten() {
+            for group in texts(&rule["apiGroups"]) {
+                for resource in texts(&rule["resources"]) {
+                    rights.extend(
+                        texts(&rule["verbs"]).iter().map(|verb| format!("{verb} {group}/{resource}")),
+                    );
+                }
+            }
+        }
+    }
+    rights
+}
+
+/// What the operator of a namespace has asked for, and what of it was denied.
+fn asked(world: &World, namespace: &str) -> (Rights, Rights) {
+    let user = format!("system:serviceaccount:{namespace}:spotpool-operator");
+    let log = std::fs::read_to_string(world.cluster.audit_log().unwrap()).unwrap();
+    let (mut asked, mut denied) = (Rights::new(), Rights::new());
+    for line in log.lines().filter(|line| line.contains(&user)) {
+        // The last line may be half written.
+        let Ok(entry) = serde_json::from_str::<Value>(line) else { continue };
+        let object = &entry["objectRef"];
+        let Some(resource) = object["resource"].as_str() else { continue };
+        let sub = object["subresource"].as_str().map(|sub| format!("/{sub}")).unwrap_or_default();
+        let group = object["apiGroup"].as_str().unwrap_or_default();
+        let right = format!("{} {group}/{resource}{sub}", entry["verb"].as_str().unwrap());
+        if entry["responseStatus"]["code"] == 403 {
+            denied.insert(right.clone());
+        }
+        asked.insert(right);
+    }
+    (asked, denied)
+}
+
+#[test]
+fn the_operator_needs_every_right_that_the_chart_gives_it() {
+    run(async {
+        let mut options = WorldOptions { agents: false, ..WorldOptions::default() };
+        options.cluster.audit_log = true;
+        let world = World::start(options).await.unwrap();
+        let stage = Stage::set(&world, "rights").await.unwrap();
+        stage.agent_pools(&[PoolSpec::spot("rightsa", "Standard_D4s_v5", 2)]).await.unwrap();
+        let proxy =
+            Proxy::start(&stage.operator_kubeconfig().await.unwrap(), world.sim.base_url()).await.unwrap();
+        let options = OperatorOptions {
+            kubernetes: Some(proxy.kubernetes.clone()),
+            azure_endpoint: Some(proxy.arm.clone()),
+            ..OperatorOptions::default()
+        };
+        let operator = stage.operator(&options).await.unwrap();
+        let pools = json!([{"name": "rightsa", "maxNodes": 5}]);
+        stage.spot_pool("p", json!({"replicas": 2, "agentPools": pools})).await.unwrap();
+        stage.status_is("p", "2 ready", |status| status.ready_replicas == 2).await.unwrap();
+        let heal = async |what: &str| {
+            world.sim.kill(&Targets::of_pool("rightsa", 1)).await.unwrap();
+            stage.status_is("p", "the loss", |status| status.ready_replicas == 1).await.unwrap();
+            stage.status_is("p", what, |status| status.ready_replicas == 2).await.unwrap();
+        };
+        // The same Event twice is a patch of the first.
+        heal("the first loss made good").await;
+        heal("the second loss made good").await;
+        // Somebody changes the SpotPool while the report of a refused PUT is on the way: after the intention
+        // and the PUT, the third write. The operator must look again rather than forget.
+        eventually("calm", async || {
+            let state = world.sim.state().await?;
+            Ok(state.pool("rightsa").is_some_and(|pool| pool.operation.is_none()).then_some(()))
+        })
+        .await
+        .unwrap();
+        let action = FaultAction::Error {
+            status: 409,
+            code: "OperationNotAllowed".into(),
+            message: "Another operation is in progress".into(),
+            envelope: Envelope::Flat,
+            retry_after: None,
+        };
+        let target = FaultTarget::arm("PUT", "/agentPools/rightsa");
+        world.sim.add_fault(&Fault { target, times: Some(1), action }).await.unwrap();
+        proxy.trap(3, Spring::Hold, operator.process.clone());
+        world.sim.kill(&Targets::of_pool("rightsa", 1)).await.unwrap();
+        eventually("the report to be on its way", async || Ok(proxy.sprung().then_some(()))).await.unwrap();
+        let change = Patch::Merge(json!({"metadata": {"annotations": {"example.com/note": "changed"}}}));
+        stage.spot_pools().patch("p", &PatchParams::default(), &change).await.unwrap();
+        proxy.release();
+        stage.status_is("p", "the third loss made good", |status| status.ready_replicas == 2).await.unwrap();
+
+        let wanted = granted();
+        eventually("every right to be used", async || {
+            let (asked, _) = asked(&world, "rights");
+            let idle: Vec<_> = wanted.difference(&asked).collect();
+            anyhow::ensure!(idle.is_empty(), "never needed: {idle:?}");
+            Ok(Some(()))
+        })
+        .await
+        .unwrap();
+        let (asked, denied) = asked(&world, "rights");
+        assert_eq!(denied, Rights::new(), "denied");
+        assert_eq!(
+            asked.difference(&wanted).collect::<Vec<_>>(),
+            Vec::<&String>::new(),
+            "asked for without a right"
+        );
+        operator.stop().await.unwrap();
+        world.stop().await.unwrap();
+    });
+}
