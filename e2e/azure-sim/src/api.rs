@@ -380,6 +380,8 @@ pub struct EventState {
     pub started_at: Option<Timestamp>,
     /// When it left the document.
     pub ended_at: Option<Timestamp>,
+    /// When each machine was first answered with it, by node name.
+    pub told_at: BTreeMap<String, Timestamp>,
 }
 
 /// A `StartRequests` entry that a machine has posted.

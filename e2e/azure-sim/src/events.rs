@@ -1,5 +1,6 @@
 //! The scheduled events document of one scale set, and the life of the events in it.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -87,6 +88,7 @@ impl Document {
                 not_before,
                 started_at: (request.status == "Started").then_some(now),
                 ended_at: None,
+                told_at: BTreeMap::new(),
             };
             added.push(state.clone());
             self.current.push(Event {
@@ -196,6 +198,15 @@ impl Document {
                 [kill, ends(event, kill_after, started_for)].into_iter().flatten().min()
             })
             .min()
+    }
+
+    /// A machine is being answered with the document.
+    pub fn told(&mut self, node: &str, now: Timestamp) {
+        for event in &mut self.current {
+            if !event.state.told_at.contains_key(node) {
+                event.state.told_at.insert(node.to_owned(), now);
+            }
+        }
     }
 
     /// The document as a machine reads it.

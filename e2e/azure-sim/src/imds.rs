@@ -124,7 +124,10 @@ fn answer(
             return bad_version();
         }
         return match *method {
-            Method::GET => match sim.look(|cloud, _| cloud.document(node, &version)) {
+            Method::GET => match sim.look(|cloud, now| {
+                cloud.told(node, now);
+                cloud.document(node, &version)
+            }) {
                 Some(document) => reply::json_body(200, &document),
                 None => reply::dropped(),
             },

@@ -852,6 +852,14 @@ impl Cloud {
         Some(pool.events.json(version))
     }
 
+    /// Records that a machine is answered with its document now.
+    pub fn told(&mut self, node: &str, now: Timestamp) {
+        let of_node = |pool: &&mut Pool| pool.vms.values().any(|vm| vm.state.node == node);
+        if let Some(pool) = self.pools.values_mut().find(of_node) {
+            pool.events.told(node, now);
+        }
+    }
+
     /// Records that a machine approved events; `false` when one of them is not in its document.
     pub fn acknowledge(&mut self, node: &str, event_ids: &[String], now: Timestamp) -> bool {
         let Some(pool) =

@@ -24,7 +24,7 @@ use crate::pods::{Pod, Pods};
 
 /// Requests in flight at a time. More gain nothing without a disruption budget and lose with one, where the
 /// server retries conflicts with itself.
-const CONCURRENCY: usize = 32;
+pub const CONCURRENCY: usize = 32;
 /// A blocked pod is asked for this often when its VM is about to go: at most three times a second.
 const BLOCKED_FORCED: Duration = Duration::from_millis(420);
 /// First and longest wait of a blocked pod in a voluntary drain.

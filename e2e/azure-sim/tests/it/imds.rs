@@ -40,8 +40,11 @@ async fn the_document_is_shared_by_the_scale_set() {
     let document = ask(&bench, &nodes[1], EVENTS).await.body;
     assert_eq!(document["DocumentIncarnation"], 1);
     let event = &document["Events"][0];
-    let vm = bench.client.state().await.unwrap().vm(&nodes[0]).unwrap().name.clone();
+    let state = bench.client.state().await.unwrap();
+    let vm = state.vm(&nodes[0]).unwrap().name.clone();
     assert_eq!(event["Resources"], json!([vm]));
+    assert_eq!(state.events[0].told_at.keys().collect::<Vec<_>>(), [&nodes[1]]);
+    assert!(state.events[0].told_at[&nodes[1]] >= state.events[0].scheduled_at);
     assert_eq!(event["EventId"], json!(events[0].event_id));
     assert!(event["NotBefore"].as_str().unwrap().ends_with(" GMT"));
     let old = ask(&bench, &nodes[1], "metadata/scheduledevents?api-version=2017-11-01").await.body;

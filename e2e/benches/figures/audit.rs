@@ -1,0 +1,156 @@
+//! The apiserver's own account of the requests it had: one clock for everybody's.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::Value;
+use spotpool_e2e::{World, eventually};
+
+/// The audit log from a moment on.
+pub struct Audit {
+    path: PathBuf,
+    from: u64,
+}
+
+/// One request and its answer.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Request {
+    stage: String,
+    /// `create`, `watch`, ….
+    pub verb: String,
+    user: User,
+    object_ref: Option<ObjectRef>,
+    response_status: Option<Status>,
+    /// When the apiserver had read its head.
+    #[serde(rename = "requestReceivedTimestamp")]
+    pub received: Timestamp,
+    /// When the answer was complete.
+    #[serde(rename = "stageTimestamp")]
+    pub done: Timestamp,
+}
+
+#[derive(Debug, Deserialize)]
+struct User {
+    username: String,
+    #[serde(default)]
+    extra: Value,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct ObjectRef {
+    resource: String,
+    subresource: String,
+    name: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct Status {
+    #[serde(default)]
+    code: u16,
+}
+
+impl Request {
+    fn object(&self) -> (&str, &str, &str) {
+        self.object_ref.as_ref().map_or(("", "", ""), |it| (&it.resource, &it.subresource, &it.name))
+    }
+
+    /// Whether a token that is bound to a Pod on `node` signed it.
+    pub fn is_from(&self, node: &str) -> bool {
+        self.user.username.ends_with(":spotpool-node-agent")
+            && self.user.extra["authentication.kubernetes.io/node-name"][0] == node
+    }
+
+    /// What it does to what.
+    pub fn kind(&self) -> String {
+        let (resource, subresource, _) = self.object();
+        format!("{} {resource}/{subresource}", self.verb).trim_end_matches('/').to_owned()
+    }
+
+    /// Whether it is about Events, for people.
+    pub fn is_event(&self) -> bool {
+        self.object().0 == "events"
+    }
+
+    /// The pod that it evicts, if the apiserver accepted that.
+    pub fn evicted(&self) -> Option<&str> {
+        let accepted = self.response_status.as_ref().is_some_and(|status| (200..300).contains(&status.code));
+        (self.eviction_of().is_some() && accepted).then(|| self.object().2)
+    }
+
+    /// The pod that it asks to evict.
+    pub fn eviction_of(&self) -> Option<&str> {
+        match self.object() {
+            ("pods", "eviction", name) => Some(name),
+            _ => None,
+        }
+    }
+}
+
+/// When the evictions of a run were received and accepted.
+#[derive(Clone, Copy, Debug)]
+pub struct Evictions {
+    /// The first request received.
+    pub first: Timestamp,
+    /// The last request accepted.
+    pub last: Timestamp,
+}
+
+impl Evictions {
+    /// From the first request received to the last accepted.
+    pub fn millis(self) -> f64 {
+        millis(self.first, self.last)
+    }
+}
+
+/// From one time to another.
+pub fn millis(from: Timestamp, to: Timestamp) -> f64 {
+    to.duration_since(from).as_secs_f64() * 1000.0
+}
+
+impl Audit {
+    /// The log of this world from now on.
+    pub fn from_now(world: &World) -> Result<Self> {
+        let path = world.cluster.audit_log().context("there is no audit log")?;
+        let from = std::fs::metadata(&path).map_or(0, |file| file.len());
+        Ok(Self { path, from })
+    }
+
+    /// What it holds now, requests that are answered only.
+    pub fn requests(&self) -> Result<Vec<Request>> {
+        let mut file = File::open(&self.path)?;
+        file.seek(SeekFrom::Start(self.from))?;
+        let mut text = String::new();
+        file.read_to_string(&mut text)?;
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        let requests = whole.lines().map(|line| serde_json::from_str(line).context("in the audit log"));
+        let requests: Vec<Request> = requests.collect::<Result<_>>()?;
+        Ok(requests.into_iter().filter(|request| request.stage == "ResponseComplete").collect())
+    }
+
+    /// Waits until all of these pods are evicted, whoever asks for it.
+    pub async fn evictions(&self, pods: &[String]) -> Result<Evictions> {
+        let accepted = async || {
+            let mut requests = self.requests()?;
+            requests.retain(|request| {
+                request.eviction_of().is_some_and(|name| pods.iter().any(|pod| pod == name))
+            });
+            let mut evicted: Vec<&str> = requests.iter().filter_map(Request::evicted).collect();
+            evicted.sort_unstable();
+            evicted.dedup();
+            if evicted.len() < pods.len() {
+                return Ok(None);
+            }
+            let accepted = requests.iter().filter(|request| request.evicted().is_some());
+            let first = requests.iter().map(|request| request.received).min();
+            let last = accepted.map(|request| request.done).max();
+            Ok(first.zip(last).map(|(first, last)| Evictions { first, last }))
+        };
+        eventually(&format!("{} pods to be evicted", pods.len()), accepted).await
+    }
+}

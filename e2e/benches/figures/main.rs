@@ -1,0 +1,88 @@
+//! `cargo bench -p spotpool-e2e [-- FILTER]`: what SpotPool promises in numbers, measured with the programs as they
+//! are shipped on a real control plane, one JSON line a figure.
+
+mod audit;
+mod idle;
+mod machine;
+mod nodes;
+mod notice;
+mod raw;
+mod report;
+mod storm;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Parser;
+use spotpool_e2e::{Profile, World, WorldOptions};
+use spotpool_e2e_cluster::ClusterOptions;
+
+use crate::nodes::Nodes;
+use crate::report::Report;
+
+/// Measures, and prints one JSON line a figure.
+#[derive(Parser)]
+#[command(name = "cargo bench -p spotpool-e2e --")]
+struct Args {
+    /// Only figures whose name contains this.
+    filter: Option<String>,
+    /// End with 1 when a goal is missed.
+    #[arg(long)]
+    check: bool,
+    /// Given by cargo.
+    #[arg(long, hide = true)]
+    bench: bool,
+    /// Be the bare program that evictions are compared with.
+    #[arg(long, hide = true, value_name = "KUBECONFIG")]
+    raw: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let done = match &args.raw {
+        Some(kubeconfig) => raw::run(kubeconfig).map(|()| true),
+        None => spotpool_e2e::run(figures(&args)),
+    };
+    match done {
+        Ok(goals_met) if goals_met || !args.check => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("the benchmarks failed: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn figures(args: &Args) -> Result<bool> {
+    let mut report = Report::new(args.filter.clone());
+    eprintln!("building SpotPool as it is shipped; the first time this takes minutes …");
+    let before = machine::busy(Duration::from_secs(1)).await?;
+    let mut cluster = ClusterOptions::default();
+    cluster.audit_log = true;
+    let world = World::start(WorldOptions {
+        profile: Profile::Release,
+        boot_time: Duration::from_secs(2),
+        cluster,
+        ..WorldOptions::default()
+    })
+    .await?;
+    spotpool_e2e::objects::apply(&world.client, nodes::NAMESPACE_MANIFEST, |_| ()).await?;
+    let nodes = Nodes::watch(world.cluster.client().await?);
+
+    idle::measure(&world, &mut report).await?;
+    storm::measure(&world, &mut report).await?;
+    notice::measure(&world, &nodes, &mut report).await?;
+
+    nodes.stop();
+    world.stop().await?;
+    let after = machine::busy(Duration::from_secs(1)).await?;
+    eprintln!(
+        "other work on this machine: {:.0} % of its CPUs before, {:.0} % after; {} goals missed",
+        before * 100.0,
+        after * 100.0,
+        report.missed()
+    );
+    Ok(report.missed() == 0)
+}

@@ -1,0 +1,145 @@
+//! Nodes, their pods, and what a watch tells of them.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use futures::{StreamExt, TryStreamExt};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::api::{DeleteParams, ListParams};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client, ResourceExt};
+use serde_json::json;
+use spotpool_azure_sim::api::{EventState, PoolSpec};
+use spotpool_crds::{EvictionNotice, names};
+use spotpool_e2e::{Stage, World, eventually, objects};
+use tokio::task::JoinHandle;
+
+/// Where the pods live that are evicted.
+pub const NAMESPACE: &str = "bench";
+
+/// What makes [`NAMESPACE`].
+pub const NAMESPACE_MANIFEST: &str =
+    r#"{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "bench"}}"#;
+
+/// When a watch told of a node's turns.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    /// First seen.
+    pub appeared: Option<Timestamp>,
+    /// First seen ready for pods.
+    pub ready: Option<Timestamp>,
+    /// First seen unschedulable.
+    pub cordoned: Option<Timestamp>,
+    /// The notice on it at last.
+    pub notice: Option<EvictionNotice>,
+}
+
+/// Follows all nodes.
+pub struct Nodes {
+    seen: Arc<Mutex<BTreeMap<String, Seen>>>,
+    task: JoinHandle<()>,
+}
+
+impl Nodes {
+    /// Starts to watch.
+    pub fn watch(client: Client) -> Self {
+        let seen = Arc::default();
+        let task = tokio::spawn(follow(client, Arc::clone(&seen)));
+        Self { seen, task }
+    }
+
+    /// Stops watching.
+    pub fn stop(&self) {
+        self.task.abort();
+    }
+
+    /// What was seen of a node.
+    pub fn seen(&self, node: &str) -> Seen {
+        lock(&self.seen).get(node).cloned().unwrap_or_default()
+    }
+
+    /// What was seen of all.
+    pub fn all(&self) -> BTreeMap<String, Seen> {
+        lock(&self.seen).clone()
+    }
+}
+
+fn lock(seen: &Mutex<BTreeMap<String, Seen>>) -> MutexGuard<'_, BTreeMap<String, Seen>> {
+    seen.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn follow(client: Client, seen: Arc<Mutex<BTreeMap<String, Seen>>>) {
+    let nodes: Api<Node> = Api::all(client);
+    let mut changes = watcher(nodes, watcher::Config::default()).default_backoff().applied_objects().boxed();
+    while let Some(change) = changes.next().await {
+        let (Ok(node), now) = (change, Timestamp::now()) else { continue };
+        let mut seen = lock(&seen);
+        let entry = seen.entry(node.name_any()).or_default();
+        entry.appeared.get_or_insert(now);
+        if objects::takes_pods(&node) {
+            entry.ready.get_or_insert(now);
+        }
+        if node.spec.as_ref().and_then(|spec| spec.unschedulable) == Some(true) {
+            entry.cordoned.get_or_insert(now);
+        }
+        let notice = node.annotations().get(names::EVICTION_ANNOTATION);
+        entry.notice = notice.and_then(|text| serde_json::from_str(text).ok());
+    }
+}
+
+/// Adds an agent pool of ready spot nodes with agents, and returns their names.
+pub async fn fresh(world: &World, pool: &str, count: u32) -> Result<Vec<String>> {
+    let stage = Stage { world, name: NAMESPACE.to_owned() };
+    stage.agent_pools(&[PoolSpec::spot(pool, "Standard_D8s_v5", count)]).await?;
+    Ok(stage.nodes(pool).await?.iter().map(ResourceExt::name_any).collect())
+}
+
+/// Puts pods of nobody's on a node, waits until they run, and returns them. The first `blocked` of them carry the
+/// label `blocked: NODE`.
+pub async fn fill(world: &World, node: &str, count: usize, blocked: usize) -> Result<Vec<Pod>> {
+    let pods: Api<Pod> = Api::namespaced(world.client.clone(), NAMESPACE);
+    let made = futures::stream::iter(0..count).map(|index| {
+        let labels =
+            if index < blocked { json!({"node": node, "blocked": node}) } else { json!({"node": node}) };
+        let pod = json!({
+            "metadata": {"name": format!("{node}-{index:03}"), "labels": labels},
+            "spec": {"nodeName": node, "containers": [{"name": "app", "image": "app"}]},
+        });
+        let pods = pods.clone();
+        async move { objects::create(&pods, pod).await }
+    });
+    let made: Vec<Pod> = made.buffer_unordered(16).try_collect().await?;
+    let on_node = ListParams::default().labels(&format!("node={node}"));
+    eventually(&format!("{count} pods to run on {node}"), async || {
+        let ready = pods.list(&on_node).await?.iter().filter(|pod| objects::is_ready(pod)).count();
+        Ok((ready == count).then_some(()))
+    })
+    .await?;
+    Ok(made)
+}
+
+/// Removes what [`fill`] has made and is still there, and waits for its end.
+pub async fn empty(world: &World, node: &str) -> Result<()> {
+    let pods: Api<Pod> = Api::namespaced(world.client.clone(), NAMESPACE);
+    let on_node = ListParams::default().labels(&format!("node={node}"));
+    pods.delete_collection(&DeleteParams::default().grace_period(0), &on_node).await?;
+    eventually(&format!("the pods of {node} to be gone"), async || {
+        Ok(pods.list_metadata(&on_node).await?.items.is_empty().then_some(()))
+    })
+    .await
+}
+
+/// When the metadata service told the node's agent of the event.
+pub async fn told(world: &World, event: &EventState, node: &str) -> Result<Timestamp> {
+    let when = |events: &[EventState]| {
+        events.iter().find(|it| it.event_id == event.event_id).and_then(|it| it.told_at.get(node).copied())
+    };
+    let state = world
+        .sim
+        .wait_until("the agent to be told", Duration::from_secs(30), |state| when(&state.events).is_some())
+        .await?;
+    when(&state.events).context("the simulator forgot an event")
+}

@@ -1,0 +1,152 @@
+//! The bare program that evictions are compared with: it does nothing but post evictions that were prepared before,
+//! over one HTTP/2 connection that is already there, as many at a time as the agent does.
+
+use std::io::{BufRead, Write};
+use std::path::Path;
+use std::process::Stdio;
+
+use anyhow::{Context, Result, bail, ensure};
+use futures::StreamExt;
+use http::{Method, Request, header};
+use http_body_util::{BodyExt, Full};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use k8s_openapi::api::authentication::v1::TokenRequest;
+use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
+use k8s_openapi::api::policy::v1::Eviction;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, ObjectMeta, Preconditions};
+use kube::api::PostParams;
+use kube::client::ConfigExt;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Api, Config};
+use serde_json::{from_str, json, to_string};
+use spotpool_drain::executor::CONCURRENCY;
+use spotpool_e2e::{World, objects, world::SYSTEM_NAMESPACE};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::process::{Child, ChildStdin, Command};
+
+type Lines = tokio::io::Lines<BufReader<tokio::process::ChildStdout>>;
+
+/// The bare program, connected and with its requests prepared.
+pub struct Raw {
+    _child: Child,
+    input: ChildStdin,
+    output: Lines,
+    pods: usize,
+}
+
+impl Raw {
+    /// Starts it. It signs in as the agents' ServiceAccount.
+    pub async fn prepare(world: &World, pods: &[Pod]) -> Result<Self> {
+        let accounts: Api<ServiceAccount> = Api::namespaced(world.client.clone(), SYSTEM_NAMESPACE);
+        let request: TokenRequest =
+            objects::object(json!({"metadata": {}, "spec": {"audiences": [], "expirationSeconds": 3600}}))?;
+        let account = "spotpool-node-agent";
+        let request = accounts.create_token_request(account, &PostParams::default(), &request).await?;
+        let token = request.status.context("the apiserver gave no token")?.token;
+        let kubeconfig = world.cluster.dir().join("raw.kubeconfig");
+        world.cluster.service_account_kubeconfig(SYSTEM_NAMESPACE, account, &token, &kubeconfig)?;
+
+        let mut child = Command::new(std::env::current_exe()?)
+            .arg("--raw")
+            .arg(&kubeconfig)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        let mut input = child.stdin.take().context("no input")?;
+        let mut output = BufReader::new(child.stdout.take().context("no output")?).lines();
+        let evictions: Vec<Eviction> = pods.iter().map(eviction).collect();
+        input.write_all(format!("{}\n", to_string(&evictions)?).as_bytes()).await?;
+        ensure!(output.next_line().await?.as_deref() == Some("ready"), "the bare program did not start");
+        Ok(Self { _child: child, input, output, pods: pods.len() })
+    }
+
+    /// Lets it go, and waits for its end.
+    pub async fn go(mut self) -> Result<()> {
+        self.input.write_all(b"go\n").await?;
+        let accepted: usize = self.output.next_line().await?.context("the bare program died")?.parse()?;
+        ensure!(accepted == self.pods, "only {accepted} of {} raw evictions were accepted", self.pods);
+        Ok(())
+    }
+}
+
+/// What the agent would send.
+fn eviction(pod: &Pod) -> Eviction {
+    Eviction {
+        metadata: ObjectMeta {
+            name: pod.metadata.name.clone(),
+            namespace: pod.metadata.namespace.clone(),
+            ..ObjectMeta::default()
+        },
+        delete_options: Some(DeleteOptions {
+            grace_period_seconds: Some(28),
+            preconditions: Some(Preconditions { uid: pod.metadata.uid.clone(), ..Preconditions::default() }),
+            ..DeleteOptions::default()
+        }),
+    }
+}
+
+/// Is the bare program: reads the evictions from stdin, says `ready`, waits for a line, posts, says how many were
+/// accepted.
+#[tokio::main(flavor = "current_thread")]
+pub async fn run(kubeconfig: &Path) -> Result<()> {
+    let config =
+        Config::from_custom_kubeconfig(Kubeconfig::read_from(kubeconfig)?, &KubeConfigOptions::default())
+            .await?;
+    let token = std::fs::read_to_string(
+        config.auth_info.token_file.as_ref().context("the kubeconfig names no token file")?,
+    )?;
+    let mut http = HttpConnector::new();
+    http.enforce_http(false);
+    http.set_nodelay(true);
+    let https = hyper_rustls::HttpsConnectorBuilder::new()
+        .with_tls_config(config.rustls_client_config()?)
+        .https_only()
+        .enable_http2()
+        .wrap_connector(http);
+    let client: Client<_, Full<bytes::Bytes>> =
+        Client::builder(TokioExecutor::new()).http2_only(true).build(https);
+    let server = config.cluster_url.to_string();
+    let server = server.trim_end_matches('/');
+    let request = |method: Method, path: String, body: Vec<u8>| {
+        Request::builder()
+            .method(method)
+            .uri(format!("{server}{path}"))
+            .header(header::AUTHORIZATION, format!("Bearer {}", token.trim()))
+            .header(header::CONTENT_TYPE, "application/json")
+            .header(header::ACCEPT, "application/json")
+            .body(Full::new(bytes::Bytes::from(body)))
+    };
+
+    let mut lines = std::io::stdin().lock().lines();
+    let evictions: Vec<Eviction> = from_str(&lines.next().context("no evictions")??)?;
+    let requests: Vec<_> = evictions
+        .iter()
+        .map(|eviction| {
+            let of = &eviction.metadata;
+            let (Some(namespace), Some(name)) = (&of.namespace, &of.name) else {
+                bail!("an eviction of no pod");
+            };
+            let path = format!("/api/v1/namespaces/{namespace}/pods/{name}/eviction");
+            Ok(request(Method::POST, path, serde_json::to_vec(eviction)?)?)
+        })
+        .collect::<Result<_>>()?;
+    // The connection is there, and the apiserver knows the token.
+    let warm = client.request(request(Method::GET, "/version".to_owned(), Vec::new())?).await?;
+    ensure!(warm.status().is_success(), "the apiserver answers {}", warm.status());
+    warm.into_body().collect().await?;
+    println!("ready");
+    std::io::stdout().flush()?;
+    lines.next().context("not to go")??;
+
+    let answers =
+        futures::stream::iter(requests).map(|request| client.request(request)).buffer_unordered(CONCURRENCY);
+    let accepted = answers
+        .filter(|answer| std::future::ready(answer.as_ref().is_ok_and(|answer| answer.status().is_success())))
+        .count()
+        .await;
+    println!("{accepted}");
+    Ok(())
+}

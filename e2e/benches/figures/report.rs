@@ -1,0 +1,110 @@
+//! Figures, their goals, and their JSON lines.
+
+use serde_json::{Map, Value, json};
+
+/// What a figure should be.
+#[derive(Clone, Copy, Debug)]
+pub enum Goal {
+    /// At most this.
+    Max(f64),
+    /// Nothing: it is there to be read.
+    None,
+}
+
+/// One figure of several runs.
+#[derive(Debug)]
+pub struct Figure {
+    name: &'static str,
+    unit: &'static str,
+    goal: Goal,
+    runs: Vec<f64>,
+    /// The value, if it is not the median of the runs.
+    value: Option<f64>,
+    more: Map<String, Value>,
+}
+
+impl Figure {
+    /// A figure whose value is the median of `runs`.
+    pub fn new(name: &'static str, unit: &'static str, goal: Goal, runs: Vec<f64>) -> Self {
+        Self { name, unit, goal, runs, value: None, more: Map::new() }
+    }
+
+    /// The same with a value that is made of the runs in another way.
+    pub fn value(mut self, value: f64) -> Self {
+        self.value = Some(value);
+        self
+    }
+
+    /// The same with one more member on its line.
+    pub fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
+        self.more.insert(key.to_owned(), value.into());
+        self
+    }
+}
+
+/// Prints the figures that are asked for, and counts the goals that are missed.
+pub struct Report {
+    filter: Option<String>,
+    missed: u32,
+}
+
+impl Report {
+    /// A report of the figures whose names contain `filter`.
+    pub fn new(filter: Option<String>) -> Self {
+        Self { filter, missed: 0 }
+    }
+
+    /// Whether any of these figures is asked for.
+    pub fn wants(&self, names: &[&str]) -> bool {
+        self.filter.as_ref().is_none_or(|filter| names.iter().any(|name| name.contains(filter)))
+    }
+
+    /// Goals missed so far.
+    pub fn missed(&self) -> u32 {
+        self.missed
+    }
+
+    /// Prints a figure if it is asked for.
+    pub fn print(&mut self, figure: Figure) {
+        if !self.wants(&[figure.name]) {
+            return;
+        }
+        let value = figure.value.unwrap_or_else(|| median(&figure.runs));
+        let (goal, met) = match figure.goal {
+            Goal::Max(max) => (json!({"max": max}), value <= max),
+            Goal::None => (json!({}), true),
+        };
+        let mut line = Map::new();
+        line.insert("bench".into(), figure.name.into());
+        line.insert("value".into(), rounded(value).into());
+        line.insert("unit".into(), figure.unit.into());
+        line.insert("goal".into(), goal);
+        line.insert("runs".into(), figure.runs.len().into());
+        if figure.runs.len() > 1 {
+            line.insert("min".into(), rounded(figure.runs.iter().copied().fold(f64::MAX, f64::min)).into());
+            line.insert("max".into(), rounded(figure.runs.iter().copied().fold(f64::MIN, f64::max)).into());
+        }
+        line.extend(figure.more);
+        println!("{}", Value::Object(line));
+        if !met {
+            self.missed += 1;
+            eprintln!("  {} misses its goal", figure.name);
+        }
+    }
+}
+
+/// The middle of `values`; of an even number the mean of the two.
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.len() {
+        0 => f64::NAN,
+        len if len % 2 == 1 => sorted[len / 2],
+        len => f64::midpoint(sorted[len / 2 - 1], sorted[len / 2]),
+    }
+}
+
+/// Three digits after the point.
+pub fn rounded(value: f64) -> f64 {
+    (value * 1000.0).round() / 1000.0
+}
