@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,7 +25,8 @@ use crate::objects::object;
 
 /// The apiserver grants no shorter tokens.
 const TOKEN_SECONDS: i64 = 600;
-const PROBE: Duration = Duration::from_millis(200);
+/// How often processes and Pods are looked after.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// The agents that run.
 pub struct Agents {
@@ -40,6 +42,7 @@ struct Shared {
     dir: PathBuf,
     http: reqwest::Client,
     running: Mutex<BTreeMap<String, Agent>>,
+    probe_millis: AtomicU64,
 }
 
 /// One agent, by node name.
@@ -68,6 +71,7 @@ impl Agents {
             args,
             http: reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(2)).build()?,
             running: Mutex::default(),
+            probe_millis: AtomicU64::new(LOOK.as_millis() as u64),
         });
         std::fs::create_dir_all(&shared.dir)?;
         let task = tokio::spawn(play(shared.clone(), client));
@@ -87,6 +91,12 @@ impl Agents {
     /// Where the agent of a node relays its notice.
     pub fn notice_url(&self, node: &str) -> Option<String> {
         self.shared.running().get(node).map(|agent| format!("http://127.0.0.1:{}/v1/notice", agent.notice))
+    }
+
+    /// Probes the readiness of every agent at most this often from now on, as a kubelet does each `periodSeconds`.
+    /// By default that is five times a second.
+    pub fn probe_every(&self, period: Duration) {
+        self.shared.probe_millis.store(period.as_millis() as u64, Ordering::Relaxed);
     }
 
     /// The log of a node's agent.
@@ -211,16 +221,17 @@ async fn keep(shared: Arc<Shared>, client: Client, node: String, pod: Pod, kubec
     let pods: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
     let mut reported = None;
     let mut issued = Instant::now();
+    let mut probed = None::<Instant>;
     loop {
         let Some((process, admin)) =
             shared.running().get(&node).map(|agent| (agent.process.clone(), agent.admin))
         else {
-            tokio::time::sleep(PROBE).await;
+            tokio::time::sleep(LOOK).await;
             continue;
         };
         let ended = tokio::select! {
             _ = process.wait() => true,
-            () = tokio::time::sleep(PROBE) => false,
+            () = tokio::time::sleep(LOOK) => false,
         };
         let live = pods.get_opt(&pod.name_any()).await;
         let live = match live {
@@ -259,6 +270,11 @@ async fn keep(shared: Arc<Shared>, client: Client, node: String, pod: Pod, kubec
         {
             issued = Instant::now();
         }
+        let period = Duration::from_millis(shared.probe_millis.load(Ordering::Relaxed));
+        if probed.is_some_and(|probed| probed.elapsed() < period.saturating_sub(LOOK)) {
+            continue;
+        }
+        probed = Some(Instant::now());
         let answer = shared.http.get(format!("http://127.0.0.1:{admin}/readyz")).send().await;
         let ready = answer.is_ok_and(|answer| answer.status().is_success());
         if reported != Some(ready) && report(&pods, &pod, ready).await.is_ok() {

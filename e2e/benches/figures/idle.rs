@@ -12,6 +12,8 @@ const FIGURES: [&str; 4] = ["agent_idle_rss", "agent_idle_anonymous", "agent_idl
 const PODS: usize = 30;
 /// After start-up, before the measurement.
 const WARM: Duration = Duration::from_secs(10);
+/// How often a kubelet asks for the agent's readiness, unless told.
+const PROBE: Duration = Duration::from_secs(10);
 const TIME: Duration = Duration::from_mins(1);
 
 /// Measures, if any of it is asked for.
@@ -25,15 +27,18 @@ pub async fn measure(world: &World, report: &mut Report) -> Result<()> {
         return Ok(());
     }
     eprintln!("an idle agent on a node with {PODS} pods, for {} s …", (WARM + TIME).as_secs());
+    let agents = world.agents.as_ref().context("no agents run")?;
     let node = nodes::fresh(world, "idle", 1).await?.pop().context("the simulator made no node")?;
     nodes::fill(world, &node, PODS, 0).await?;
-    let agent = world.agents.as_ref().and_then(|agents| agents.process(&node)).context("no agent runs")?;
+    let agent = agents.process(&node).context("no agent runs")?;
+    agents.probe_every(PROBE);
     tokio::time::sleep(WARM).await;
 
     let (before, began) = (machine::cpu_time(agent.id())?, Instant::now());
     tokio::time::sleep(TIME).await;
     let (after, took) = (machine::cpu_time(agent.id())?, began.elapsed());
     agent.check_running()?;
+    agents.probe_every(Duration::ZERO);
     let memory = machine::memory(agent.id())?;
     let cpu = after.0.saturating_sub(before.0).as_secs_f64() * 1000.0 * 60.0 / took.as_secs_f64();
     let print =

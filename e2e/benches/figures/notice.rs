@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use jiff::Timestamp;
 use kube::ResourceExt;
 use serde_json::json;
-use spotpool_azure_sim::api::SettingsPatch;
+use spotpool_azure_sim::api::{SettingsPatch, Targets};
 use spotpool_crds::eviction::Phase;
 use spotpool_e2e::{OperatorOptions, Stage, World, eventually, objects};
 
@@ -72,8 +72,9 @@ pub async fn measure(world: &World, nodes: &Nodes, report: &mut Report) -> Resul
         let boot = if run < short { SHORT_BOOT } else { LONG_BOOT };
         boot_time(world, boot).await?;
         eprintln!("a notice, run {} of {all}, VMs boot in {} s …", run + 1, boot.as_secs());
-        // Spread over the poll interval.
-        let phase = POLL.mul_f64((run as f64 + 0.5) / all as f64);
+        // Each kind of run is spread over the poll interval.
+        let (index, of) = if run < short { (run, short) } else { (run - short, LONG_RUNS) };
+        let phase = POLL.mul_f64((index as f64 + 0.5) / of as f64);
         one(&stage, nodes, phase, &mut runs).await?;
         if run >= short {
             ratios.extend(runs.replaced.last().copied());
@@ -142,11 +143,12 @@ async fn one(stage: &Stage<'_>, nodes: &Nodes, phase: Duration, runs: &mut Runs)
     let observed = seen.notice.context("the node was drained without a notice")?.observed_at;
     let replaced = eventually("the replacement", async || {
         let state = world.sim.state().await?;
-        let writes = state.arm_writes.iter().filter(|write| write.at >= event.scheduled_at);
-        let puts: Vec<_> = writes.filter(|write| write.kind.starts_with("PUT")).collect();
-        let ordered = puts.iter().flat_map(|put| &put.machines_ordered);
-        let ready = ordered.filter_map(|name| nodes.seen(name).ready).min();
-        Ok(puts.first().map(|put| put.at).zip(ready))
+        // Nobody knew of the notice before the agent was told.
+        let orders = state.arm_writes.iter().filter(|it| it.at >= told && !it.machines_ordered.is_empty());
+        let orders: Vec<_> = orders.collect();
+        let ready =
+            orders.iter().flat_map(|put| &put.machines_ordered).filter_map(|name| nodes.seen(name).ready);
+        Ok(orders.first().map(|put| put.at).zip(ready.min()))
     })
     .await?;
 
@@ -166,22 +168,24 @@ async fn one(stage: &Stage<'_>, nodes: &Nodes, phase: Duration, runs: &mut Runs)
     }
     runs.requests.push(kinds.values().sum::<u32>().into());
     runs.kinds = kinds;
+    // While it is there its agent tells the operator of notices to others of its scale set, before theirs do.
+    world.sim.kill(&Targets::named(&[&node])).await?;
     Ok(())
 }
 
-/// Waits until the pool is as wanted and Azure has nothing to do for it, and returns one of its nodes.
+/// Waits until the pool is as wanted and Azure has nothing to do for it, and returns one of its nodes, whose
+/// agent is ready.
 async fn whole(stage: &Stage<'_>) -> Result<String> {
     eventually("the SpotPool to be whole", async || {
         let status = stage.status("pool").await?;
         let state = stage.world.sim.state().await?;
         let idle = state.pool(POOL).is_some_and(|pool| pool.operation.is_none());
-        if status.ready_replicas != NODES as i32 || !idle {
+        let nodes = stage.nodes(POOL).await?;
+        let whole = nodes.len() == NODES as usize && nodes.iter().all(objects::takes_pods);
+        if status.ready_replicas != NODES as i32 || !idle || !whole {
             return Ok(None);
         }
-        // Of the nodes that take pods the newest, whose agent must be ready, too.
-        let mut ready: Vec<_> = stage.nodes(POOL).await?;
-        ready.retain(objects::takes_pods);
-        let node = ready.iter().map(ResourceExt::name_any).next();
+        let node = nodes.iter().map(ResourceExt::name_any).next();
         let Some(agents) = &stage.world.agents else { return Ok(node) };
         let Some(url) = node.as_deref().and_then(|node| agents.admin_url(node)) else { return Ok(None) };
         let answer = reqwest::get(format!("{url}/readyz")).await?;

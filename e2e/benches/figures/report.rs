@@ -1,5 +1,6 @@
 //! Figures, their goals, and their JSON lines.
 
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 /// What a figure should be.
@@ -42,6 +43,22 @@ impl Figure {
     }
 }
 
+/// One line, its members in this order.
+#[derive(Serialize)]
+struct Line {
+    bench: &'static str,
+    value: f64,
+    unit: &'static str,
+    goal: Value,
+    runs: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    min: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max: Option<f64>,
+    #[serde(flatten)]
+    more: Map<String, Value>,
+}
+
 /// Prints the figures that are asked for, and counts the goals that are missed.
 pub struct Report {
     filter: Option<String>,
@@ -74,18 +91,22 @@ impl Report {
             Goal::Max(max) => (json!({"max": max}), value <= max),
             Goal::None => (json!({}), true),
         };
-        let mut line = Map::new();
-        line.insert("bench".into(), figure.name.into());
-        line.insert("value".into(), rounded(value).into());
-        line.insert("unit".into(), figure.unit.into());
-        line.insert("goal".into(), goal);
-        line.insert("runs".into(), figure.runs.len().into());
-        if figure.runs.len() > 1 {
-            line.insert("min".into(), rounded(figure.runs.iter().copied().fold(f64::MAX, f64::min)).into());
-            line.insert("max".into(), rounded(figure.runs.iter().copied().fold(f64::MIN, f64::max)).into());
-        }
-        line.extend(figure.more);
-        println!("{}", Value::Object(line));
+        let range = (figure.runs.len() > 1).then(|| {
+            let of = |choose: fn(f64, f64) -> f64| figure.runs.iter().copied().reduce(choose).map(rounded);
+            (of(f64::min), of(f64::max))
+        });
+        let line = Line {
+            bench: figure.name,
+            value: rounded(value),
+            unit: figure.unit,
+            goal,
+            runs: figure.runs.len(),
+            min: range.and_then(|range| range.0),
+            max: range.and_then(|range| range.1),
+            more: figure.more,
+        };
+        // Numbers and texts always have a JSON form.
+        println!("{}", serde_json::to_string(&line).unwrap_or_default());
         if !met {
             self.missed += 1;
             eprintln!("  {} misses its goal", figure.name);
