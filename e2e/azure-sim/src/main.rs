@@ -103,6 +103,9 @@ struct Serve {
     /// Whether a pool's count falls when a machine is evicted.
     #[arg(long, env = "COUNT_FOLLOWS_EVICTIONS", default_value_t = true, action = clap::ArgAction::Set)]
     count_follows_evictions: bool,
+    /// Makes all ids the same as in another run of this seed [default: from the time].
+    #[arg(long, env = "SEED")]
+    seed: Option<u64>,
     /// Subscription to play.
     #[arg(long, env = "SUBSCRIPTION_ID", default_value = "00000000-0000-0000-0000-000000000000")]
     subscription_id: String,
@@ -269,7 +272,7 @@ async fn options(serve: Serve) -> Result<Options> {
             )
         }
     };
-    Ok(Options { listen: serve.listen, identity, settings, pools: serve.pools, kubernetes })
+    Ok(Options { listen: serve.listen, identity, settings, pools: serve.pools, seed: serve.seed, kubernetes })
 }
 
 async fn run(command: Command) -> Result<()> {

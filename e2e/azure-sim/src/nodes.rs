@@ -9,7 +9,6 @@ use std::future::Future;
 use std::time::Duration;
 
 use futures::{StreamExt, stream};
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{DeleteParams, ListParams, PostParams, Preconditions};
 use kube::{Api, Client, ResourceExt};
@@ -252,7 +251,7 @@ async fn remove_with_pods(sim: &Sim, api: &impl NodeApi, name: &str) -> Result<(
 }
 
 fn note(sim: &Sim, node: &str, pods: &[Pod]) {
-    let at = Timestamp::now();
+    let at = sim.now();
     let killed: Vec<KilledPod> = pods
         .iter()
         .filter_map(|pod| {
@@ -388,6 +387,7 @@ mod tests {
     use super::*;
     use crate::api::{PoolSpec, Settings, Targets};
     use crate::model::Cloud;
+    use jiff::Timestamp;
     use std::sync::Mutex;
     use std::sync::atomic::{AtomicBool, Ordering};
 

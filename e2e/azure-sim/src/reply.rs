@@ -22,6 +22,11 @@ pub fn dropped() -> Response {
     response
 }
 
+/// Whether this answer stands for a connection that is closed without one.
+pub fn is_dropped(response: &Response) -> bool {
+    response.extensions().get::<Dropped>().is_some()
+}
+
 /// A JSON answer.
 pub fn json_body(status: u16, body: &Value) -> Response {
     raw(

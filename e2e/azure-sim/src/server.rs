@@ -18,7 +18,7 @@ use crate::api::{Identity, PoolSpec, Settings};
 use crate::client::{SimClient, SimError};
 use crate::model::{Cloud, Refused};
 use crate::nodes::{self, KubeNodes};
-use crate::reply::Dropped;
+use crate::reply;
 use crate::sim::Sim;
 use crate::{arm, control, imds};
 
@@ -33,6 +33,8 @@ pub struct Options {
     pub settings: Settings,
     /// Pools that are there from the start.
     pub pools: Vec<PoolSpec>,
+    /// Seed of all ids; taken from the time when absent. The same seed and requests give the same ids.
+    pub seed: Option<u64>,
     /// Where Node objects go. Without it, a machine counts as registered once it has booted.
     pub kubernetes: Option<kube::Config>,
 }
@@ -44,6 +46,7 @@ impl Default for Options {
             identity: Identity::default(),
             settings: Settings::default(),
             pools: Vec::new(),
+            seed: None,
             kubernetes: None,
         }
     }
@@ -77,7 +80,7 @@ impl Server {
     pub async fn start(options: Options) -> Result<Self, StartError> {
         let now = Timestamp::now();
         // Any seed will do; the time makes two runs tell their ids apart.
-        let seed = now.as_nanosecond() as u64;
+        let seed = options.seed.unwrap_or(now.as_nanosecond() as u64);
         let kube_nodes = match options.kubernetes {
             Some(config) => {
                 Some(KubeNodes::new(config).map_err(|error| StartError::Kubernetes(Box::new(error)))?)
@@ -140,7 +143,13 @@ impl Drop for Server {
     }
 }
 
-fn router(sim: Sim) -> Router {
+/// All that a simulator answers: ARM, metadata services, the control API.
+///
+/// For tests in the same process, without sockets and in whatever time `sim` keeps: call it as the tower
+/// service that it is (`ServiceExt::oneshot`). Delays that faults ask for are tokio's. An answer that carries
+/// [`crate::reply::Dropped`] among its extensions stands for a connection that was closed instead (see
+/// [`crate::reply::is_dropped`]).
+pub fn router(sim: Sim) -> Router {
     control::routes().route("/imds/{node}/{*rest}", any(imds::handle)).fallback(arm::handle).with_state(sim)
 }
 
@@ -173,7 +182,7 @@ async fn serve(stream: TcpStream, router: Router) {
                 Ok(response) => response,
                 Err(never) => match never {},
             };
-            if response.extensions().get::<Dropped>().is_some() {
+            if reply::is_dropped(&response) {
                 return Err(io::Error::from(io::ErrorKind::ConnectionReset));
             }
             Ok(response)

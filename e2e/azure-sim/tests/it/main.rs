@@ -9,6 +9,7 @@ mod kubernetes;
 mod lifecycle;
 mod program;
 mod properties;
+mod simulated_time;
 
 use std::time::Duration;
 
