@@ -130,6 +130,7 @@ pub async fn poll(
     mut urgent: watch::Receiver<bool>,
     metrics: Metrics,
     gate: Gate,
+    slots: TimerSlots,
 ) {
     let mut good_at = (Instant::now(), None::<Timestamp>);
     let mut pause = interval;
@@ -138,7 +139,7 @@ pub async fn poll(
     let mut tick = pin!(tokio::time::sleep(Duration::ZERO));
     loop {
         let (asked_at, patience) = (Instant::now(), imds.patience());
-        let next = asked_at + spread(interval);
+        let next = slots.near(asked_at + spread(interval), interval);
         tick.as_mut().reset(next.min(asked_at + patience));
         let answer = {
             let mut get = pin!(imds.get());
@@ -202,6 +203,35 @@ pub async fn poll(
     }
 }
 
+/// Moments at which tokio's timer fires with one wake-up. It keeps timers of more than 64 ms in slots of 64 ms,
+/// wakes up at the beginning of the slot, and once more at the very time if that is another: of the wake-ups of
+/// an idle agent a third.
+#[derive(Clone, Copy, Debug)]
+pub struct TimerSlots {
+    began: Instant,
+}
+
+impl TimerSlots {
+    const LENGTH: Duration = Duration::from_millis(64);
+
+    /// To be called as the runtime begins.
+    pub fn begin() -> Self {
+        // Times are rounded up to whole milliseconds after its beginning, which was a moment ago.
+        let began = Instant::now();
+        Self { began: began.checked_sub(Duration::from_millis(1)).unwrap_or(began) }
+    }
+
+    /// The slot nearest to `time`, unless that would move a short interval by much.
+    fn near(self, time: Instant, interval: Duration) -> Instant {
+        if interval < 10 * Self::LENGTH {
+            return time;
+        }
+        let since = time.saturating_duration_since(self.began) + Self::LENGTH / 2;
+        let slots = since.as_millis() / Self::LENGTH.as_millis();
+        self.began + Self::LENGTH * u32::try_from(slots).unwrap_or(u32::MAX)
+    }
+}
+
 /// A tenth of spread at most: the service allows five requests a second, and notices must not wait.
 fn spread(pause: Duration) -> Duration {
     (pause + jittered(pause)) / 2
@@ -257,6 +287,21 @@ mod tests {
         format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{body}", body.len())
     }
 
+    #[tokio::test]
+    async fn a_poll_a_second_falls_on_the_timers_slots_and_stays_within_its_spread() {
+        let slots = TimerSlots::begin();
+        let second = Duration::from_secs(1);
+        for _ in 0..1_000 {
+            let wanted = Instant::now() + spread(second);
+            let near = slots.near(wanted, second);
+            assert_eq!(near.duration_since(slots.began).as_nanos() % TimerSlots::LENGTH.as_nanos(), 0);
+            let moved = near.max(wanted) - near.min(wanted);
+            assert!(moved <= TimerSlots::LENGTH / 2, "moved by {moved:?}");
+        }
+        let soon = Instant::now() + Duration::from_millis(100);
+        assert_eq!(slots.near(soon, Duration::from_millis(100)), soon);
+    }
+
     async fn ask(imds: &mut Imds) -> Result<Option<Document>, PollError> {
         let body = imds.get().await?;
         imds.news(body)
@@ -305,8 +350,15 @@ mod tests {
         let (_urgent, is_urgent) = watch::channel(true);
         let readiness = Readiness::default();
         let metrics = Metrics::new(&mut Registry::default());
-        let polling =
-            poll(imds, Duration::from_millis(100), documents, is_urgent, metrics, readiness.gate("imds"));
+        let polling = poll(
+            imds,
+            Duration::from_millis(100),
+            documents,
+            is_urgent,
+            metrics,
+            readiness.gate("imds"),
+            TimerSlots::begin(),
+        );
         let polling = tokio::spawn(polling);
         tokio::time::sleep(ANSWER + Duration::from_millis(300)).await;
         assert!(received.try_recv().is_err() && !polling.is_finished());
@@ -326,6 +378,7 @@ mod tests {
             is_urgent,
             metrics,
             readiness.gate("imds"),
+            TimerSlots::begin(),
         ));
         let document = received.recv().await.unwrap();
         assert_eq!(document.incarnation, Some(2));

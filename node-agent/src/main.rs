@@ -41,7 +41,7 @@ use crate::agent::{Agent, Inputs, Outputs};
 use crate::announce::Announcer;
 use crate::args::Args;
 use crate::context::Context;
-use crate::imds::Imds;
+use crate::imds::{Imds, TimerSlots};
 use crate::metrics::Metrics;
 use crate::node::{OwnNode, watch_node};
 
@@ -50,11 +50,12 @@ const PROGRAM: &str = "spotpool-node-agent";
 // One thread is plenty, and keeps the agent small: it runs on every node.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
+    let slots = TimerSlots::begin();
     let args: Args = flags::parse();
-    exit::code(PROGRAM, run(args).await)
+    exit::code(PROGRAM, run(args, slots).await)
 }
 
-async fn run(args: Args) -> Result<(), Exit> {
+async fn run(args: Args, slots: TimerSlots) -> Result<(), Exit> {
     telemetry::init(&args.common)?;
     exit::on_panic();
     let shutdown = shutdown::on_signal().map_err(|error| Exit::Died(format!("signals: {error}")))?;
@@ -91,7 +92,8 @@ async fn run(args: Args) -> Result<(), Exit> {
         watch_node(of_client, &watched, node, is_urgent_there).await;
         "the watch of the Node"
     });
-    let polling = imds::poll(imds, args.poll_interval, documents, is_urgent, metrics.clone(), imds_gate);
+    let polling =
+        imds::poll(imds, args.poll_interval, documents, is_urgent, metrics.clone(), imds_gate, slots);
     tasks.spawn(async move {
         polling.await;
         "polling of the metadata service"

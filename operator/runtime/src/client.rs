@@ -21,7 +21,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long an answer may take to begin. Watches answer at once and then go on, so it does not end them.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 /// A dead peer is found by HTTP/2 pings: sent after this much silence …
-const PING_INTERVAL: Duration = Duration::from_secs(10);
+const PING_INTERVAL: Duration = Duration::from_secs(20);
 /// … and given up on after this long, which ends watches and requests on that connection.
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
