@@ -1,28 +1,37 @@
 //! ARM's wire for agent pools: `Microsoft.ContainerService/managedClusters/agentPools`.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use reqwest::header::{HeaderMap, IF_MATCH, LOCATION, RETRY_AFTER};
-use reqwest::{Method, Request, StatusCode};
+use http::header::{HeaderMap, HeaderName, HeaderValue, IF_MATCH, IF_NONE_MATCH, LOCATION};
+use http::{Method, Response, StatusCode};
+use jiff::SignedDuration;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use url::Url;
 
+use crate::Clock;
 use crate::agent_pools::{
-    Accepted, AgentPool, AgentPoolMode, AgentPools, Machine, OperationOutcome, OperationUrl, Priority,
+    Accepted, AgentPool, AgentPools, CreateAgentPool, Created, Machine, OperationOutcome, OperationUrl,
+    Operations,
 };
-use crate::error::{AzureError, Class};
+use crate::body;
+use crate::error::{AzureError, Class, retry_after};
+use crate::http::Transport;
+use crate::pipeline;
+use crate::throttle::{Kind, Throttle, Urgency, WriteBudget};
+use crate::wire::{ApiVersion, Wire, WriteGate, json_request, not_understood, request, understand};
 
-/// One GA version for GET and PUT alike: AKS refuses fields that a version does not know.
-const API_VERSION: &str = "2025-10-01";
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
-/// A page of a list, and how many of them: 100 agent pools of 1,000 machines fit.
-const LONGEST_BODY: usize = 16 << 20;
+/// 100 agent pools, 1,000 machines each.
 const MOST_PAGES: usize = 100;
+/// A body this old without an ETag may have been changed by somebody: a count is not lowered by it.
+const STILL_TRUE: SignedDuration = SignedDuration::from_secs(30);
+/// GA versions up to here do not have it.
+const NO_INITIALIZATION_TAINTS: &str = "2026-08-01";
 
 /// Which cluster.
 #[derive(Clone, Debug)]
@@ -35,41 +44,68 @@ pub struct ClusterId {
     pub cluster_name: String,
 }
 
-/// Asked before each write; a write is refused where it says no. The operator's leader lease.
-pub type WriteGate = Arc<dyn Fn() -> bool + Send + Sync>;
+impl fmt::Display for ClusterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.subscription_id, self.resource_group, self.cluster_name)
+    }
+}
+
+/// What [`Arm`] needs.
+pub struct ArmConfig {
+    /// Such as `https://management.azure.com`.
+    pub endpoint: Url,
+    /// Which cluster.
+    pub cluster: ClusterId,
+    /// One version for reads and writes.
+    pub api_version: ApiVersion,
+    /// Who asks.
+    pub user_agent: String,
+    /// The way out; adds the token.
+    pub transport: Arc<dyn Transport>,
+    /// Asked before each write.
+    pub may_write: WriteGate,
+    /// What time it is.
+    pub clock: Clock,
+}
 
 /// Agent pools over ARM.
 pub struct Arm {
-    http: reqwest::Client,
+    wire: Arc<Wire>,
+    endpoint: Url,
+    cluster: ClusterId,
+    version: ApiVersion,
     agent_pools: Url,
-    may_write: WriteGate,
+    /// Agent pools whose writes are refused as long as the body has their initialization taints.
+    without_initialization_taints: Mutex<BTreeSet<String>>,
 }
 
 impl Arm {
-    /// A client for one cluster at `endpoint`, such as `https://management.azure.com`.
-    pub fn new(
-        endpoint: &Url,
-        cluster: &ClusterId,
-        user_agent: &str,
-        may_write: WriteGate,
-    ) -> Result<Self, AzureError> {
-        let http = reqwest::Client::builder()
-            .user_agent(user_agent)
-            .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(REQUEST_TIMEOUT)
-            .build()
-            .map_err(|error| not_sent(&error))?;
+    /// A client for one cluster.
+    pub fn new(config: ArmConfig) -> Result<Self, AzureError> {
+        let ArmConfig { endpoint, cluster, api_version, user_agent, transport, may_write, clock } = config;
+        let refused = |why: &str| AzureError::new(Class::Invalid, "InvalidRequest", why);
+        let parts = [&cluster.subscription_id, &cluster.resource_group, &cluster.cluster_name];
+        if parts.iter().any(|part| !is_one_segment(part)) {
+            return Err(refused("subscription, resource group and cluster must be plain names"));
+        }
+        let user_agent = HeaderValue::from_str(&user_agent)
+            .map_err(|_| refused("the user agent must be printable ASCII"))?;
         let mut agent_pools = endpoint.clone();
         agent_pools
             .path_segments_mut()
-            .map_err(|()| {
-                AzureError::new(Class::Invalid, "Endpoint", "the Azure endpoint is no http(s) URL")
-            })?
+            .map_err(|()| refused("the Azure endpoint is no http(s) URL"))?
             .pop_if_empty()
-            .extend(["subscriptions", &cluster.subscription_id, "resourceGroups", &cluster.resource_group])
-            .extend(["providers", "Microsoft.ContainerService", "managedClusters", &cluster.cluster_name])
-            .push("agentPools");
-        Ok(Self { http, agent_pools, may_write })
+            .extend(["subscriptions", parts[0], "resourceGroups", parts[1]])
+            .extend(["providers", "Microsoft.ContainerService", "managedClusters", parts[2], "agentPools"]);
+        let throttle = Mutex::new(Throttle::new(&cluster.to_string()));
+        Ok(Self {
+            wire: Arc::new(Wire { transport, user_agent, may_write, clock, throttle }),
+            endpoint,
+            cluster,
+            version: api_version,
+            agent_pools,
+            without_initialization_taints: Mutex::default(),
+        })
     }
 
     fn url(&self, path: &[&str]) -> Url {
@@ -77,86 +113,115 @@ impl Arm {
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.extend(path);
         }
-        url.query_pairs_mut().append_pair("api-version", API_VERSION);
+        url.query_pairs_mut().append_pair("api-version", self.version.as_str());
         url
     }
 
-    async fn send(&self, request: Request) -> Result<(StatusCode, HeaderMap, Vec<u8>), AzureError> {
-        let write = request.method() != Method::GET;
-        // The last moment before the wire: no write is started by one who has lost the lease.
-        if write && !(self.may_write)() {
-            return Err(AzureError::new(Class::Conflict, "NotLeader", "the leader lease is lost"));
-        }
-        let mut answer = self.http.execute(request).await.map_err(|error| not_sent(&error))?;
-        let (status, headers) = (answer.status(), answer.headers().clone());
-        let mut body = Vec::new();
-        while let Some(chunk) = answer.chunk().await.map_err(|error| not_sent(&error))? {
-            if body.len() + chunk.len() > LONGEST_BODY {
-                return Err(AzureError::new(
-                    Class::Transient,
-                    "NotUnderstood",
-                    "the answer is larger than 16 MiB",
-                ));
-            }
-            body.extend_from_slice(&chunk);
-        }
-        if status.is_success() {
-            Ok((status, headers, body))
-        } else {
-            let retry_after = headers
-                .get(RETRY_AFTER)
-                .and_then(|value| value.to_str().ok()?.trim().parse().ok())
-                .map(Duration::from_secs);
-            Err(AzureError::from_answer(status.as_u16(), retry_after, &body))
-        }
+    async fn read(&self, url: &Url) -> Result<Bytes, AzureError> {
+        Ok(self.wire.send(Kind::Read, request(Method::GET, url)?).await?.into_body())
     }
 
-    async fn get<T: for<'de> Deserialize<'de>>(&self, url: Url) -> Result<T, AzureError> {
-        let (_, _, body) = self.send(Request::new(Method::GET, url)).await?;
-        understand(&body)
-    }
-
-    async fn pages(&self, first: Url) -> Result<Vec<Value>, AzureError> {
+    /// All items of a list that begins with `first`.
+    async fn pages(&self, first: Bytes) -> Result<Vec<Value>, AzureError> {
         let mut items = Vec::new();
-        let mut next = Some(first);
+        let mut page: Page = understand(&first)?;
         for _ in 0..MOST_PAGES {
-            let Some(url) = next else { return Ok(items) };
-            let page: Page = self.get(url).await?;
-            items.extend(page.value);
-            next = page.next_link.filter(|link| !link.is_empty()).map(|link| self.link(&link)).transpose()?;
+            items.append(&mut page.value);
+            match page.next_link.filter(|link| !link.is_empty()) {
+                Some(link) => page = understand(&self.read(&self.link(&link)?).await?)?,
+                None => return Ok(items),
+            }
         }
-        Err(AzureError::new(Class::Transient, "NotUnderstood", "the list does not end"))
+        Err(not_understood("the list does not end"))
     }
 
     /// A URL that Azure gave us, to be followed verbatim, but only on Azure's own host: our token goes along.
     fn link(&self, link: &str) -> Result<Url, AzureError> {
-        let wrong = |why: &str| AzureError::new(Class::Transient, "NotUnderstood", why);
-        let url = Url::parse(link).map_err(|_| wrong("Azure gave a URL that is none"))?;
+        let url = Url::parse(link).map_err(|_| not_understood("Azure gave a URL that is none"))?;
         if url.origin() == self.agent_pools.origin() {
             Ok(url)
         } else {
-            Err(wrong("Azure gave a URL on another host"))
+            Err(not_understood("Azure gave a URL on another host"))
         }
     }
 
-    fn accepted(&self, headers: &HeaderMap, body: &[u8]) -> Accepted {
-        let operation = ["azure-asyncoperation", LOCATION.as_str()]
+    async fn list_machines(&self, agent_pool: &str) -> Result<Vec<Machine>, AzureError> {
+        let first = self.read(&self.url(&[agent_pool, "machines"])).await?;
+        Ok(self.pages(first).await?.iter().filter_map(machine).collect())
+    }
+
+    fn accepted(&self, answer: &Response<Bytes>) -> Accepted {
+        let headers = answer.headers();
+        let operation = ["azure-asyncoperation", "operation-location", LOCATION.as_str()]
             .iter()
             .find_map(|name| headers.get(*name)?.to_str().ok())
-            .and_then(|link| self.link(link).ok())
-            .map(OperationUrl);
-        let agent_pool = serde_json::from_slice(body).ok().and_then(|body| agent_pool(body).ok());
-        Accepted { operation, agent_pool }
+            .and_then(|link| match self.link(link) {
+                Ok(url) => Some(OperationUrl(url)),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot follow an operation; the agent pool will tell how it stands");
+                    None
+                }
+            });
+        let agent_pool = serde_json::from_slice(answer.body())
+            .ok()
+            .and_then(|body| body::agent_pool(body, self.wire.now()).ok());
+        Accepted { operation, agent_pool, retry_after: retry_after(headers) }
+    }
+
+    /// Writes `body` over what `pool` was read as.
+    async fn put(&self, pool: &AgentPool, body: Value, urgency: Urgency) -> Result<Accepted, AzureError> {
+        let etag = pool.etag.as_ref().and_then(|etag| HeaderValue::from_str(etag).ok());
+        let condition = etag.map(|etag| (IF_MATCH, etag));
+        let mut body = body;
+        let blocked = || self.without_initialization_taints.lock().unwrap_or_else(PoisonError::into_inner);
+        if blocked().contains(&pool.name) {
+            body = body::without_initialization_taints(&body).unwrap_or(body);
+        }
+        let kind = Kind::Put(&pool.name, urgency);
+        match self.put_once(kind, &pool.name, &body, condition.clone()).await {
+            Err(error)
+                if error.class == Class::Invalid
+                    && error.message.to_ascii_lowercase().contains("nodeinitializationtaints") =>
+            {
+                let Some(without) = body::without_initialization_taints(&body) else { return Err(error) };
+                let accepted = self.put_once(kind, &pool.name, &without, condition).await?;
+                blocked().insert(pool.name.clone());
+                Ok(accepted)
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn put_once(
+        &self,
+        kind: Kind<'_>,
+        agent_pool: &str,
+        body: &Value,
+        condition: Option<(HeaderName, HeaderValue)>,
+    ) -> Result<Accepted, AzureError> {
+        let mut request = json_request(Method::PUT, &self.url(&[agent_pool]), body)?;
+        request.headers_mut().extend(condition);
+        Ok(self.accepted(&self.wire.send(kind, request).await?))
+    }
+
+    async fn get(&self, agent_pool: &str) -> Result<AgentPool, AzureError> {
+        let read_at = self.wire.now();
+        let body =
+            pipeline::get(&self.wire, &self.endpoint, &self.cluster, &self.version, agent_pool).await?;
+        body::agent_pool(understand(&body)?, read_at).map_err(not_understood)
     }
 }
 
 impl AgentPools for Arm {
     fn list(&self) -> BoxFuture<'_, Result<Vec<AgentPool>, AzureError>> {
         async {
+            // Before it is asked for: what happens meanwhile may not be in it.
+            let read_at = self.wire.now();
+            let first = pipeline::list(&self.wire, &self.endpoint, &self.cluster, &self.version).await?;
             let mut pools = Vec::new();
-            for body in self.pages(self.url(&[])).await? {
+            for body in self.pages(first).await? {
                 // One agent pool that we cannot read must not hide the others.
-                match agent_pool(body) {
+                match body::agent_pool(body, read_at) {
                     Ok(pool) => pools.push(pool),
                     Err(why) => tracing::warn!(why, "an agent pool could not be read"),
                 }
@@ -167,29 +232,53 @@ impl AgentPools for Arm {
     }
 
     fn machines<'a>(&'a self, agent_pool: &'a str) -> BoxFuture<'a, Result<Vec<Machine>, AzureError>> {
-        async move {
-            let items = self.pages(self.url(&[agent_pool, "machines"])).await?;
-            let name = |item: &Value| Some(Machine { name: item.get("name")?.as_str()?.to_owned() });
-            Ok(items.iter().filter_map(name).collect())
-        }
-        .boxed()
+        self.list_machines(agent_pool).boxed()
     }
 
     fn scale<'a>(
         &'a self,
         agent_pool: &'a AgentPool,
         count: u32,
+        urgency: Urgency,
+    ) -> BoxFuture<'a, Result<Accepted, AzureError>> {
+        async move { self.put(agent_pool, body::with_count(agent_pool, count)?, urgency).await }.boxed()
+    }
+
+    fn correct_count<'a>(
+        &'a self,
+        agent_pool: &'a AgentPool,
+        count: u32,
     ) -> BoxFuture<'a, Result<Accepted, AzureError>> {
         async move {
-            let mut request = Request::new(Method::PUT, self.url(&[&agent_pool.name]));
-            if let Some(etag) = agent_pool.etag.as_ref().and_then(|etag| etag.parse().ok()) {
-                request.headers_mut().insert(IF_MATCH, etag);
+            let not_now = |why: &str| AzureError::new(Class::Conflict, "CountNotCorrected", why);
+            if count >= agent_pool.count {
+                return Err(not_now("Azure's count is not above it"));
             }
-            set_json(&mut request, &with_count(&agent_pool.body, count));
-            let (_, headers, body) = self.send(request).await?;
-            Ok(self.accepted(&headers, &body))
+            if agent_pool.busy() {
+                return Err(not_now("an operation runs on the agent pool"));
+            }
+            let body = body::with_count(agent_pool, count)?;
+            let machines = self.list_machines(&agent_pool.name).await?.len();
+            if machines > count as usize {
+                return Err(not_now("more machines exist"));
+            }
+            let age = self.wire.now().duration_since(agent_pool.read_at);
+            if agent_pool.etag.is_none() && age > STILL_TRUE {
+                return Err(not_now("the agent pool was read too long ago, and has no ETag"));
+            }
+            self.put(agent_pool, body, Urgency::Routine).await
         }
         .boxed()
+    }
+
+    fn set_autoscaler_range<'a>(
+        &'a self,
+        agent_pool: &'a AgentPool,
+        min: u32,
+        max: u32,
+        urgency: Urgency,
+    ) -> BoxFuture<'a, Result<Accepted, AzureError>> {
+        async move { self.put(agent_pool, body::with_range(agent_pool, min, max)?, urgency).await }.boxed()
     }
 
     fn delete_machines<'a>(
@@ -198,35 +287,102 @@ impl AgentPools for Arm {
         machines: &'a [String],
     ) -> BoxFuture<'a, Result<Accepted, AzureError>> {
         async move {
-            let mut request = Request::new(Method::POST, self.url(&[agent_pool, "deleteMachines"]));
-            set_json(&mut request, &json!({ "machineNames": machines }));
-            let (_, headers, body) = self.send(request).await?;
-            Ok(self.accepted(&headers, &body))
+            if machines.is_empty() {
+                return Err(AzureError::new(Class::Invalid, "InvalidRequest", "no machines to delete"));
+            }
+            let url = self.url(&[agent_pool, "deleteMachines"]);
+            let request = json_request(Method::POST, &url, &json!({ "machineNames": machines }))?;
+            Ok(self.accepted(&self.wire.send(Kind::Delete, request).await?))
         }
         .boxed()
     }
 
-    fn operation<'a>(&'a self, url: &'a OperationUrl) -> BoxFuture<'a, Result<OperationOutcome, AzureError>> {
+    fn create<'a>(&'a self, wanted: &'a CreateAgentPool) -> BoxFuture<'a, Result<Created, AzureError>> {
         async move {
-            let (status, _, body) = self.send(Request::new(Method::GET, url.0.clone())).await?;
-            // A Location URL answers 202 while it runs and 200 or 204, without a body, when it is done.
-            if status == StatusCode::ACCEPTED && body.is_empty() {
-                return Ok(OperationOutcome::Running);
+            if !wanted.initialization_taints.is_empty() && self.version.as_str() <= NO_INITIALIZATION_TAINTS {
+                let why = format!("API version {} does not have nodeInitializationTaints", self.version);
+                return Err(AzureError::new(Class::Invalid, "InvalidRequest", why));
             }
-            if body.is_empty() {
-                return Ok(OperationOutcome::Succeeded);
-            }
-            let body: Value = understand(&body)?;
-            Ok(match body.get("status").and_then(Value::as_str) {
-                Some("Succeeded") | None => OperationOutcome::Succeeded,
-                Some("Failed" | "Canceled") => {
-                    OperationOutcome::Failed(AzureError::from_operation(body.get("error")))
+            let body = body::of(wanted)?;
+            // Read first: a version without ETags would take the PUT as an update.
+            match self.get(&wanted.name).await {
+                Err(error) if error.status == 404 && error.code != "ResourceGroupNotFound" => {}
+                Err(error) => return Err(error),
+                Ok(agent_pool) => {
+                    let differences = body::differences(wanted, &agent_pool);
+                    return Ok(Created::AlreadyThere { agent_pool, differences });
                 }
-                Some(_) => OperationOutcome::Running,
-            })
+            }
+            let kind = Kind::Put(&wanted.name, Urgency::Routine);
+            let absent = Some((IF_NONE_MATCH, HeaderValue::from_static("*")));
+            match self.put_once(kind, &wanted.name, &body, absent).await {
+                Ok(accepted) => Ok(Created::Accepted(accepted)),
+                // Somebody made it in between.
+                Err(error) if error.status == 412 => {
+                    let agent_pool = self.get(&wanted.name).await?;
+                    let differences = body::differences(wanted, &agent_pool);
+                    Ok(Created::AlreadyThere { agent_pool, differences })
+                }
+                Err(error) => Err(error),
+            }
         }
         .boxed()
     }
+
+    fn write_budget(&self, agent_pool: &str) -> WriteBudget {
+        self.wire.throttle().write_budget(agent_pool, self.wire.now())
+    }
+
+    fn restore_write_budget(&self, agent_pool: &str, budget: WriteBudget) {
+        self.wire.throttle().restore(agent_pool, budget, self.wire.now());
+    }
+}
+
+impl Operations for Arm {
+    fn operation<'a>(&'a self, url: &'a OperationUrl) -> BoxFuture<'a, Result<OperationOutcome, AzureError>> {
+        async move {
+            let answer = match self.wire.send(Kind::Status, request(Method::GET, &url.0)?).await {
+                Ok(answer) => answer,
+                // Expired, unknown or not for us: the truth is in the agent pool and its machines.
+                Err(error) if matches!(error.status, 400 | 403 | 404 | 410) => {
+                    tracing::warn!(%error, "Azure does not say how an operation stands; the agent pool will");
+                    return Ok(OperationOutcome::Unknown);
+                }
+                Err(error) => return Err(error),
+            };
+            outcome(answer.status(), answer.headers(), answer.body())
+        }
+        .boxed()
+    }
+}
+
+/// A status URL answers 200 with a status; a Location URL 202 while it runs, 200 or 204 once it is done.
+fn outcome(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Result<OperationOutcome, AzureError> {
+    if body.is_empty() {
+        return Ok(if status == StatusCode::ACCEPTED {
+            OperationOutcome::Running(retry_after(headers))
+        } else {
+            OperationOutcome::Succeeded
+        });
+    }
+    let body: Value = understand(body)?;
+    let text = |value: Option<&Value>| value.and_then(Value::as_str).unwrap_or_default().to_ascii_lowercase();
+    // A Location URL may end with the resource itself.
+    let resource = text(body.pointer("/properties/provisioningState"));
+    let said = text(body.get("status"));
+    Ok(match if said.is_empty() { resource.as_str() } else { said.as_str() } {
+        "succeeded" => OperationOutcome::Succeeded,
+        "" if status != StatusCode::ACCEPTED => OperationOutcome::Succeeded,
+        "failed" => {
+            let error = body.get("error").or_else(|| body.pointer("/properties/status/provisioningError"));
+            OperationOutcome::Failed(AzureError::from_operation(error.filter(|error| !error.is_null())))
+        }
+        "canceled" | "cancelled" => {
+            let why = "the operation was cancelled";
+            OperationOutcome::Failed(AzureError::new(Class::Conflict, "OperationCanceled", why))
+        }
+        _ => OperationOutcome::Running(retry_after(headers)),
+    })
 }
 
 #[derive(Deserialize)]
@@ -237,114 +393,18 @@ struct Page {
     next_link: Option<String>,
 }
 
-fn set_json(request: &mut Request, body: &Value) {
-    let json = reqwest::header::HeaderValue::from_static("application/json");
-    request.headers_mut().insert(reqwest::header::CONTENT_TYPE, json);
-    *request.body_mut() = Some(body.to_string().into());
-}
-
-fn understand<T: for<'de> Deserialize<'de>>(body: &[u8]) -> Result<T, AzureError> {
-    serde_json::from_slice(body).map_err(|error| {
-        AzureError::new(
-            Class::Transient,
-            "NotUnderstood",
-            format!("Azure's answer is not as documented: {error}"),
-        )
+fn machine(item: &Value) -> Option<Machine> {
+    let text = |pointer: &str| item.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
+    let zones = item.get("zones").and_then(Value::as_array).into_iter().flatten();
+    Some(Machine {
+        name: text("/name").filter(|name| !name.is_empty())?,
+        resource_id: text("/properties/resourceId"),
+        zones: zones.filter_map(|zone| zone.as_str().map(str::to_owned)).collect(),
+        provisioning_state: text("/properties/provisioningState"),
     })
 }
 
-fn not_sent(error: &reqwest::Error) -> AzureError {
-    let code = if error.is_timeout() { "Timeout" } else { "ConnectionFailed" };
-    // Without the URL: it may be signed.
-    let mut message = String::new();
-    let mut source: Option<&dyn std::error::Error> = std::error::Error::source(error);
-    while let Some(cause) = source {
-        message = cause.to_string();
-        source = cause.source();
-    }
-    AzureError::new(Class::Transient, code, message)
-}
-
-fn agent_pool(body: Value) -> Result<AgentPool, &'static str> {
-    let text = |value: Option<&Value>| value.and_then(Value::as_str).unwrap_or_default().to_owned();
-    let name = text(body.get("name"));
-    if name.is_empty() {
-        return Err("it has no name");
-    }
-    let properties = body.get("properties").filter(|it| it.is_object()).ok_or("it has no properties")?;
-    let zones = properties.get("availabilityZones").and_then(Value::as_array);
-    let etag = text(properties.get("eTag"));
-    Ok(AgentPool {
-        count: properties.get("count").and_then(Value::as_u64).unwrap_or(0) as u32,
-        priority: if text(properties.get("scaleSetPriority")).eq_ignore_ascii_case("Spot") {
-            Priority::Spot
-        } else {
-            Priority::Regular
-        },
-        mode: match text(properties.get("mode")).to_ascii_lowercase().as_str() {
-            "system" => AgentPoolMode::System,
-            "gateway" => AgentPoolMode::Gateway,
-            _ => AgentPoolMode::User,
-        },
-        autoscaled: properties.get("enableAutoScaling").and_then(Value::as_bool).unwrap_or(false),
-        vm_size: text(properties.get("vmSize")),
-        zones: zones.into_iter().flatten().map(|zone| text(Some(zone))).collect(),
-        provisioning_state: text(properties.get("provisioningState")),
-        etag: (!etag.is_empty()).then_some(etag),
-        name,
-        body,
-    })
-}
-
-/// The body as it was read, with another count and without what is read-only.
-fn with_count(body: &Value, count: u32) -> Value {
-    let mut body = body.clone();
-    if let Some(top) = body.as_object_mut() {
-        for read_only in ["id", "name", "type", "systemData"] {
-            top.remove(read_only);
-        }
-    }
-    if let Some(properties) = body.get_mut("properties").and_then(Value::as_object_mut) {
-        for read_only in
-            ["eTag", "provisioningState", "currentOrchestratorVersion", "nodeImageVersion", "status"]
-        {
-            properties.remove(read_only);
-        }
-        properties.insert("count".into(), count.into());
-    }
-    body
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_put_sends_back_everything_but_what_is_read_only() {
-        let read = json!({
-            "id": "/subscriptions/s/…", "name": "spota", "type": "Microsoft.ContainerService/managedClusters/agentPools",
-            "properties": {
-                "eTag": "\"1\"", "provisioningState": "Succeeded", "count": 2, "scaleSetPriority": "Spot",
-                "aFieldOfTheFuture": {"kept": [1, 2]}, "nodeTaints": ["a=b:NoSchedule"]
-            }
-        });
-        assert_eq!(
-            with_count(&read, 5),
-            json!({"properties": {"count": 5, "scaleSetPriority": "Spot", "aFieldOfTheFuture": {"kept": [1, 2]}, "nodeTaints": ["a=b:NoSchedule"]}})
-        );
-        let pool = agent_pool(read).unwrap();
-        assert_eq!((pool.count, pool.priority, pool.etag.as_deref()), (2, Priority::Spot, Some("\"1\"")));
-        assert!(!pool.busy());
-    }
-
-    #[test]
-    fn odd_agent_pools_are_told_apart_from_good_ones() {
-        assert!(agent_pool(json!({"properties": {}})).is_err());
-        assert!(agent_pool(json!({"name": "x"})).is_err());
-        let pool = agent_pool(
-            json!({"name": "x", "properties": {"mode": "System", "provisioningState": "Scaling"}}),
-        )
-        .unwrap();
-        assert!(pool.busy() && pool.mode == AgentPoolMode::System && pool.priority == Priority::Regular);
-    }
+fn is_one_segment(part: &str) -> bool {
+    let plain = |c: char| !c.is_control() && !matches!(c, '/' | '\\' | '?' | '#' | '%');
+    !part.is_empty() && part != "." && part != ".." && part.chars().all(plain)
 }

@@ -2,14 +2,24 @@
 
 mod agent_pools;
 mod arm;
+mod body;
 mod error;
 mod http;
+mod pipeline;
 #[cfg(test)]
 mod stub;
+mod throttle;
+mod wire;
 
 pub use agent_pools::{
-    Accepted, AgentPool, AgentPoolMode, AgentPools, Machine, OperationOutcome, OperationUrl, Priority,
+    Accepted, AgentPool, AgentPoolKind, AgentPoolMode, AgentPools, CreateAgentPool, Created, Difference,
+    EvictionPolicy, Machine, MaxPrice, OperationOutcome, OperationUrl, Operations, Priority,
 };
-pub use arm::{Arm, ClusterId, WriteGate};
-pub use error::{AzureError, Class};
+pub use arm::{Arm, ArmConfig, ClusterId};
+pub use error::{Avoid, AzureError, Class, MissingAction, Quota, Scope};
 pub use http::{HttpOptions, HttpsTransport, Transport};
+pub use throttle::{Kind, RESERVE, Throttle, Urgency, WriteBudget};
+pub use wire::{ApiVersion, DEFAULT_API_VERSION, WriteGate};
+
+/// What time it is. Given in, so that tests and simulations have a time of their own.
+pub type Clock = std::sync::Arc<dyn Fn() -> jiff::Timestamp + Send + Sync>;
