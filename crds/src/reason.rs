@@ -53,6 +53,9 @@ pub enum Reason {
     ScaleDown,
     /// A drained node's machine is deleted.
     ReturnDrained,
+    /// Azure's count is above the machines that exist, and is lowered to them, so that no later change of the
+    /// agent pool brings VMs back that nobody wants.
+    CountCorrected,
     /// A drain request is taken back because its node is needed again.
     NodeNeededAgain,
     /// A drain ended without success (disruption budgets) and its request is withdrawn.

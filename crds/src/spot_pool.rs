@@ -357,6 +357,10 @@ pub struct AgentPoolStatus {
     /// What we asked of Azure and have not seen finished. Written before the request is sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation: Option<Operation>,
+    /// What our last write left of Azure's limit on writes of an agent pool (20, one more each minute), so that a
+    /// restart does not overrun it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub write_budget: Option<WriteBudget>,
     /// Nothing new is asked of it before this time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub avoided_until: Option<Time>,
@@ -392,6 +396,16 @@ pub struct Operation {
     pub since: Time,
 }
 
+/// Writes left at a time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct WriteBudget {
+    /// Writes that were left.
+    pub left: i32,
+    /// When that was so.
+    pub at: Time,
+}
+
 /// Kinds of operations on an agent pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum OperationKind {
@@ -399,6 +413,8 @@ pub enum OperationKind {
     ScaleUp,
     /// POST deleteMachines.
     DeleteMachines,
+    /// PUT of the agent pool with its count lowered to the machines that exist.
+    CorrectCount,
 }
 
 /// An error as Azure gave it.

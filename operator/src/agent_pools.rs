@@ -5,15 +5,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use spotpool_azure::{
-    Accepted, AgentPool, AgentPoolMode, AzureError, Class, OperationOutcome, OperationUrl, Priority,
+    Accepted, AgentPool, AgentPoolMode, AzureError, Class, Clock, OperationOutcome, OperationUrl, Priority,
+    Urgency, WriteBudget,
 };
-use spotpool_crds::Reason;
 use spotpool_crds::spot_pool::Role;
+use spotpool_crds::{Reason, SpotPoolStatus};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::metrics::Metrics;
 use crate::watches::{Nodes, Trigger};
@@ -23,8 +25,12 @@ use crate::watches::{Nodes, Trigger};
 const IDLE: Duration = Duration::from_secs(90);
 /// … while an operation runs whose URL we do not have, or something does not fit together.
 const UNSETTLED: Duration = Duration::from_secs(5);
-/// How often an operation's own URL is asked.
+/// … at most, after Azure has refused reads: the bucket is not ours alone.
+const LONGEST_IDLE: Duration = Duration::from_mins(15);
+/// How often an operation's own URL is asked: what fails mostly fails early, what succeeds takes minutes, and
+/// this bucket is shared, too.
 const OPERATION: Duration = Duration::from_secs(2);
+const LONGEST_OPERATION: Duration = Duration::from_secs(15);
 
 /// One agent pool as a plan needs it.
 #[derive(Clone, Debug)]
@@ -37,10 +43,14 @@ pub struct Known {
     pub machines: Vec<String>,
     /// How many it listed.
     pub listed: usize,
+    /// Since when Azure's count has been above what it lists, with no operation running.
+    pub count_stale_since: Option<Timestamp>,
     /// Whether a write would be refused, or must not be tried before a read.
     pub busy: bool,
     /// How the last operation of ours failed, if it did.
     pub failure: Option<(AzureError, Timestamp)>,
+    /// What was left of its writes after our last one.
+    pub write_budget: Option<WriteBudget>,
 }
 
 /// What is known of all agent pools at one moment.
@@ -55,19 +65,28 @@ pub struct View {
 /// The cache.
 pub struct AgentPools {
     azure: Arc<dyn spotpool_azure::AgentPools>,
+    operations: Arc<dyn spotpool_azure::Operations>,
     nodes: Nodes,
     trigger: Trigger,
     metrics: Metrics,
+    clock: Clock,
     state: Mutex<State>,
     refresh: Notify,
 }
 
-#[derive(Default)]
 struct State {
     entries: Option<BTreeMap<String, Entry>>,
     unreachable: Option<AzureError>,
+    /// How long a list stays good while nothing happens.
+    idle: Duration,
+    /// Lists are not asked for before: Azure's limit on requests is near, or reached.
+    quiet_until: Option<Instant>,
+    /// Since when an operation runs that we cannot follow, or machines and Nodes do not match.
+    unsettled_since: Option<Instant>,
     /// Agent pools that SpotPools name: only their machines are read.
     wanted: BTreeSet<String>,
+    /// Those whose write budget has been restored, if one was known.
+    restored: BTreeSet<String>,
 }
 
 #[derive(Clone)]
@@ -77,6 +96,21 @@ struct Entry {
     machines: Option<Listed>,
     written: Written,
     failure: Option<(AzureError, Timestamp)>,
+    count_stale_since: Option<Timestamp>,
+    /// What was left of its writes after our last one.
+    write_budget: Option<WriteBudget>,
+}
+
+impl Entry {
+    /// Whether Azure counts machines that it does not list, and does nothing about it.
+    fn is_count_stale(&self) -> bool {
+        let settled = self.written == Written::Read && !self.pool.busy();
+        let listed = self.machines.as_ref().map(|listed| listed.names.len());
+        // A count is lowered only with If-Match.
+        settled
+            && self.pool.etag.is_some()
+            && listed.is_some_and(|listed| (self.pool.count as usize) > listed)
+    }
 }
 
 /// Machines as Azure listed them.
@@ -94,18 +128,52 @@ enum Written {
     /// Only a list that is asked for from now on can tell.
     Unknown,
     /// Azure said where to ask.
-    Running(OperationUrl),
+    Running(Followed),
+}
+
+/// An operation that runs.
+#[derive(Clone, PartialEq, Eq)]
+struct Followed {
+    url: OperationUrl,
+    since: Instant,
+    /// When to ask how it stands.
+    ask_at: Instant,
+}
+
+impl Followed {
+    fn new(url: OperationUrl, ask_in: Option<Duration>) -> Self {
+        let since = Instant::now();
+        Self { url, since, ask_at: since + ask_in.unwrap_or(OPERATION) }
+    }
+
+    /// It still runs; Azure may have said when to ask again.
+    fn ask_again(mut self, ask_in: Option<Duration>) -> Self {
+        let ask_in = ask_in.unwrap_or((self.since.elapsed() / 10).clamp(OPERATION, LONGEST_OPERATION));
+        self.ask_at = Instant::now() + ask_in.min(LONGEST_IDLE);
+        self
+    }
 }
 
 impl AgentPools {
     /// An empty cache. [`Self::keep_fresh`] fills it.
     pub fn new(
         azure: Arc<dyn spotpool_azure::AgentPools>,
+        operations: Arc<dyn spotpool_azure::Operations>,
         nodes: Nodes,
         trigger: Trigger,
         metrics: Metrics,
+        clock: Clock,
     ) -> Self {
-        Self { azure, nodes, trigger, metrics, state: Mutex::default(), refresh: Notify::new() }
+        let state = Mutex::new(State {
+            entries: None,
+            unreachable: None,
+            idle: IDLE,
+            quiet_until: None,
+            unsettled_since: None,
+            wanted: BTreeSet::new(),
+            restored: BTreeSet::new(),
+        });
+        Self { azure, operations, nodes, trigger, metrics, clock, state, refresh: Notify::new() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -127,6 +195,19 @@ impl AgentPools {
         View { pools, unreachable: state.unreachable.clone() }
     }
 
+    /// Takes up what `status` says was left of writes before a restart.
+    pub fn restore_write_budgets(&self, status: &SpotPoolStatus) {
+        for agent_pool in &status.agent_pools {
+            if !self.state().restored.insert(agent_pool.name.clone()) {
+                continue;
+            }
+            if let Some(budget) = &agent_pool.write_budget {
+                let budget = WriteBudget { left: budget.left.max(0) as u32, at: budget.at.0 };
+                self.azure.restore_write_budget(&agent_pool.name, budget);
+            }
+        }
+    }
+
     fn known(&self, entry: &Entry) -> Known {
         let pool = entry.pool.clone();
         let role = match (pool.mode, pool.priority) {
@@ -138,7 +219,9 @@ impl AgentPools {
         let machines = self.existing(entry).cloned().collect();
         let listed = entry.machines.as_ref().map_or(0, |listed| listed.names.len());
         let busy = pool.busy() || entry.written != Written::Read || entry.machines.is_none();
-        Known { pool, role, machines, listed, busy, failure: entry.failure.clone() }
+        let (failure, count_stale_since) = (entry.failure.clone(), entry.count_stale_since);
+        let write_budget = entry.write_budget;
+        Known { pool, role, machines, listed, count_stale_since, busy, failure, write_budget }
     }
 
     /// Listed machines that are not known to be gone.
@@ -149,9 +232,9 @@ impl AgentPools {
     }
 
     /// Asks for `count` machines.
-    pub async fn scale(&self, name: &str, count: u32) -> Result<(), AzureError> {
+    pub async fn scale(&self, name: &str, count: u32, urgency: Urgency) -> Result<(), AzureError> {
         let pool = self.claim_write(name)?;
-        let outcome = self.azure.scale(&pool, count).await;
+        let outcome = self.azure.scale(&pool, count, urgency).await;
         self.metrics.azure_write("scale", &outcome);
         self.settle(name, outcome)
     }
@@ -164,6 +247,25 @@ impl AgentPools {
         self.settle(name, outcome)
     }
 
+    /// Lowers the count to the `count` machines that exist, if it still is above them.
+    pub async fn correct_count(&self, name: &str, count: u32) -> Result<(), AzureError> {
+        self.claim_write(name)?;
+        let outcome = self.lower_count(name, count).await;
+        self.metrics.azure_write("correctCount", &outcome);
+        self.settle(name, outcome)
+    }
+
+    /// From a list of this very moment, and with its ETag: whatever comes in between makes Azure refuse.
+    async fn lower_count(&self, name: &str, count: u32) -> Result<Accepted, AzureError> {
+        let pools = self.azure.list().await?;
+        match pools.into_iter().find(|pool| pool.name == name) {
+            Some(pool) if !pool.busy() && pool.etag.is_some() && pool.count > count => {
+                self.azure.correct_count(&pool, count).await
+            }
+            _ => Err(conflict("CountFollowed", "the count is not above the machines any more")),
+        }
+    }
+
     /// Marks the agent pool as written *before* the request goes out: if this future is dropped half-way,
     /// nothing is planned for it until it has been read again.
     fn claim_write(&self, name: &str) -> Result<AgentPool, AzureError> {
@@ -174,21 +276,20 @@ impl AgentPools {
                 entry.written = Written::Unknown;
                 Ok(entry.pool.clone())
             }
-            _ => Err(AzureError {
-                class: Class::Conflict,
-                code: "Busy".into(),
-                message: "another write of ours is under way".into(),
-                status: 0,
-                retry_after: None,
-            }),
+            _ => Err(conflict("Busy", "another write of ours is under way")),
         }
     }
 
     fn settle(&self, name: &str, outcome: Result<Accepted, AzureError>) -> Result<(), AzureError> {
+        let left = self.azure.write_budget(name);
         if let Some(entry) = self.state().entries.as_mut().and_then(|entries| entries.get_mut(name)) {
+            entry.write_budget = Some(left);
             match &outcome {
                 Ok(accepted) => {
-                    entry.written = accepted.operation.clone().map_or(Written::Unknown, Written::Running);
+                    entry.written = match &accepted.operation {
+                        Some(url) => Written::Running(Followed::new(url.clone(), accepted.retry_after)),
+                        None => Written::Unknown,
+                    };
                     if let Some(pool) = &accepted.agent_pool {
                         entry.pool = pool.clone();
                     }
@@ -211,26 +312,36 @@ impl AgentPools {
         let mut listed = None::<Instant>;
         let mut read_again = false;
         loop {
-            let operations = self.operations();
+            let over = self.follow().await;
             let due = listed.is_none_or(|at: Instant| at.elapsed() >= self.interval());
-            let over = self.follow(operations).await;
-            if due || over || read_again {
+            if (due || over || read_again) && self.quiet().is_none() {
                 self.read().await;
                 listed = Some(Instant::now());
+                read_again = false;
             }
-            let wait = if self.operations().is_empty() { self.interval() } else { OPERATION };
-            read_again = tokio::select! {
-                () = tokio::time::sleep(wait) => false,
-                () = self.refresh.notified() => self.operations().is_empty() || self.unknown(),
+            let next_list = self.quiet().unwrap_or(Instant::now() + self.interval());
+            let next = self.next_operation().map_or(next_list, |ask_at| ask_at.min(next_list));
+            tokio::select! {
+                () = tokio::time::sleep_until(next) => {}
+                () = self.refresh.notified() => read_again |= self.unknown(),
             };
         }
     }
 
-    fn operations(&self) -> Vec<(String, OperationUrl)> {
+    /// Until when no list is asked for.
+    fn quiet(&self) -> Option<Instant> {
+        self.state().quiet_until.filter(|until| *until > Instant::now())
+    }
+
+    fn next_operation(&self) -> Option<Instant> {
+        self.followed().into_iter().map(|(_, followed)| followed.ask_at).min()
+    }
+
+    fn followed(&self) -> Vec<(String, Followed)> {
         let state = self.state();
         let entries = state.entries.iter().flatten();
         let running = |entry: &Entry| match &entry.written {
-            Written::Running(url) => Some(url.clone()),
+            Written::Running(followed) => Some(followed.clone()),
             Written::Read | Written::Unknown => None,
         };
         entries.filter_map(|(name, entry)| Some((name.clone(), running(entry)?))).collect()
@@ -251,12 +362,19 @@ impl AgentPools {
             return UNSETTLED;
         }
         let state = self.state();
-        let unsettled = state.entries.iter().flatten().any(|(name, entry)| {
+        match state.unsettled_since {
+            // A machine that never becomes a Node must not cost a list every few seconds for ever.
+            Some(since) => (since.elapsed() / 10).clamp(UNSETTLED, state.idle),
+            None => state.idle,
+        }
+    }
+
+    fn is_unsettled(&self, state: &State) -> bool {
+        state.entries.iter().flatten().any(|(name, entry)| {
             // While an operation's own URL is asked, lists tell nothing more.
             let followed = matches!(entry.written, Written::Running(_));
             state.wanted.contains(name) && !followed && (entry.pool.busy() || self.differs(name, entry))
-        });
-        if unsettled { UNSETTLED } else { IDLE }
+        })
     }
 
     /// Whether listed machines and Nodes do not match.
@@ -266,14 +384,17 @@ impl AgentPools {
         listed.len() != nodes.len() || nodes.iter().any(|node| !listed.contains(node))
     }
 
-    /// Asks how operations stand. Whether any is over.
-    async fn follow(&self, operations: Vec<(String, OperationUrl)>) -> bool {
+    /// Asks how the operations stand whose time has come. Whether any is over.
+    async fn follow(&self) -> bool {
         let mut over = false;
-        for (name, url) in operations {
-            let outcome = self.azure.operation(&url).await;
-            let failure = match outcome {
-                Ok(OperationOutcome::Running) => continue,
-                Ok(OperationOutcome::Succeeded) => None,
+        let now = Instant::now();
+        for (name, followed) in self.followed().into_iter().filter(|(_, followed)| followed.ask_at <= now) {
+            let outcome = self.operations.operation(&followed.url).await;
+            self.metrics.azure_read("operation", &outcome);
+            let (written, failure) = match outcome {
+                Ok(OperationOutcome::Running(ask_in)) => (Written::Running(followed.ask_again(ask_in)), None),
+                // A list tells the rest.
+                Ok(OperationOutcome::Succeeded | OperationOutcome::Unknown) => (Written::Unknown, None),
                 Ok(OperationOutcome::Failed(error)) => {
                     tracing::warn!(
                         agent_pool = name,
@@ -281,24 +402,41 @@ impl AgentPools {
                         message = error.message,
                         "Azure's operation failed"
                     );
-                    Some((error, Timestamp::now()))
+                    (Written::Unknown, Some((error, (self.clock)())))
+                }
+                // A URL that is refused is of no more use: a list will tell.
+                Err(error) if matches!(error.class, Class::Invalid | Class::Denied) => {
+                    tracing::warn!(agent_pool = name, %error, "cannot ask how an operation stands");
+                    (Written::Unknown, None)
                 }
                 Err(error) => {
-                    tracing::warn!(agent_pool = name, %error, "cannot ask how an operation stands");
-                    // A URL that is refused is of no more use: the list will tell.
-                    if error.class != Class::Invalid {
-                        continue;
-                    }
-                    None
+                    tracing::warn!(agent_pool = name, %error, "cannot ask how an operation stands; trying again");
+                    (Written::Running(followed.ask_again(error.retry_after)), None)
                 }
             };
-            over = true;
+            over |= written == Written::Unknown;
             if let Some(entry) = self.state().entries.as_mut().and_then(|entries| entries.get_mut(&name)) {
-                entry.written = Written::Unknown;
-                entry.failure = failure;
+                entry.written = written;
+                entry.failure = failure.or(entry.failure.take());
             }
         }
         over
+    }
+
+    /// A read failed. Nothing that is known is thrown away.
+    fn not_read(&self, error: AzureError, what: &'static str) {
+        let mut state = self.state();
+        state.quiet_until = Some(Instant::now() + pause(&error));
+        // Refused here, before the wire: Azure is reachable, we only do not ask.
+        if error.status != 0 || error.class != Class::Throttled {
+            tracing::warn!(%error, "{what}");
+            if error.class == Class::Throttled {
+                state.idle = (state.idle * 2).min(LONGEST_IDLE);
+            }
+            state.unreachable = Some(error);
+        }
+        drop(state);
+        self.trigger.fire();
     }
 
     /// Lists agent pools, and the machines of those where they may have changed.
@@ -316,9 +454,7 @@ impl AgentPools {
         let pools = match listed {
             Ok(pools) => pools,
             Err(error) => {
-                tracing::warn!(%error, "cannot list agent pools");
-                self.state().unreachable = Some(error);
-                self.trigger.fire();
+                self.not_read(error, "cannot list agent pools");
                 return;
             }
         };
@@ -326,6 +462,8 @@ impl AgentPools {
         {
             let mut state = self.state();
             state.unreachable = None;
+            state.idle = (state.idle * 3 / 4).max(IDLE);
+            state.quiet_until = None;
             let mut before = state.entries.take().unwrap_or_default();
             let wanted = state.wanted.clone();
             let mut entries = BTreeMap::new();
@@ -336,6 +474,8 @@ impl AgentPools {
                     machines: None,
                     written: Written::Read,
                     failure: None,
+                    count_stale_since: None,
+                    write_budget: None,
                 });
                 // What was written before this list was asked for is in it; what was written since is not.
                 let settled = written_before.contains(&name) && entry.written == Written::Unknown;
@@ -374,15 +514,37 @@ impl AgentPools {
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(agent_pool = name, %error, "cannot list machines");
-                    let mut state = self.state();
-                    if let Some(entry) = state.entries.as_mut().and_then(|entries| entries.get_mut(&name)) {
+                    if let Some(entry) =
+                        self.state().entries.as_mut().and_then(|entries| entries.get_mut(&name))
+                    {
                         entry.machines = None;
                     }
-                    state.unreachable = Some(error);
+                    self.not_read(error, "cannot list machines");
                 }
             }
         }
+        let mut state = self.state();
+        for entry in state.entries.iter_mut().flat_map(BTreeMap::values_mut) {
+            let since = entry.count_stale_since.unwrap_or_else(|| (self.clock)());
+            entry.count_stale_since = entry.is_count_stale().then_some(since);
+        }
+        let since = state.unsettled_since.unwrap_or_else(Instant::now);
+        state.unsettled_since = self.is_unsettled(&state).then_some(since);
+        drop(state);
         self.trigger.fire();
     }
+}
+
+/// How long a list waits after one that failed.
+fn pause(error: &AzureError) -> Duration {
+    let pause = match error.class {
+        // Nothing changes until a person has acted.
+        Class::Denied | Class::Invalid => Duration::from_secs(30),
+        _ => UNSETTLED,
+    };
+    error.retry_after.unwrap_or(pause).min(LONGEST_IDLE)
+}
+
+fn conflict(code: &str, message: &str) -> AzureError {
+    AzureError::new(Class::Conflict, code, message)
 }

@@ -2,12 +2,6 @@
 //!
 //! Everything that exists is made here, in order; what it does is in the modules.
 
-mod agent_pools;
-mod leader;
-mod metrics;
-mod pool;
-mod watches;
-
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,20 +9,20 @@ use std::time::Duration;
 use clap::Parser;
 use futures::StreamExt;
 use futures::channel::mpsc;
+use jiff::Timestamp;
 use kube::Api;
 use prometheus_client::registry::Registry;
-use spotpool_azure::{Arm, ClusterId};
+use spotpool_operator::agent_pools::AgentPools;
+use spotpool_operator::azure::AzureArgs;
+use spotpool_operator::leader::{Elector, Leadership};
+use spotpool_operator::metrics::Metrics;
+use spotpool_operator::pool;
+use spotpool_operator::watches::{Nodes, Trigger};
 use spotpool_runtime::admin::{self, Readiness};
 use spotpool_runtime::args::{self, CommonArgs};
 use spotpool_runtime::exit::{self, ConfigError, Exit};
 use spotpool_runtime::{client, shutdown, telemetry};
 use tokio::net::TcpListener;
-use url::Url;
-
-use crate::agent_pools::AgentPools;
-use crate::leader::{Elector, Leadership};
-use crate::metrics::Metrics;
-use crate::watches::{Nodes, Trigger};
 
 const USER_AGENT: &str = concat!("spotpool-operator/", env!("CARGO_PKG_VERSION"));
 
@@ -36,21 +30,8 @@ const USER_AGENT: &str = concat!("spotpool-operator/", env!("CARGO_PKG_VERSION")
 #[derive(Parser)]
 #[command(name = "spotpool-operator", version)]
 struct Args {
-    /// Azure subscription of the cluster.
-    #[arg(long, env = "SUBSCRIPTION_ID")]
-    subscription_id: String,
-    /// Resource group of the cluster (not of its nodes).
-    #[arg(long, env = "RESOURCE_GROUP")]
-    resource_group: String,
-    /// Name of the AKS cluster.
-    #[arg(long, env = "CLUSTER_NAME")]
-    cluster_name: String,
-    /// ARM's address, in place of the cloud's own.
-    #[arg(long, env = "AZURE_ENDPOINT", value_name = "URL")]
-    azure_endpoint: Url,
-    /// How to sign in to Azure. `none` is for a simulator on this machine.
-    #[arg(long, env = "AZURE_CREDENTIAL", value_enum)]
-    azure_credential: Credential,
+    #[command(flatten)]
+    azure: AzureArgs,
     /// Namespaces whose SpotPools count: whoever may write one there spends money. Default: the operator's own.
     #[arg(long, env = "POOL_NAMESPACES", value_delimiter = ',', value_name = "NS,…")]
     pool_namespaces: Vec<String>,
@@ -73,12 +54,6 @@ struct Args {
     common: CommonArgs,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Credential {
-    /// Unsigned requests.
-    None,
-}
-
 fn lease_duration(text: &str) -> Result<Duration, String> {
     let duration: spotpool_crds::Duration = text.parse().map_err(|error| format!("{error}"))?;
     let duration = Duration::from(duration);
@@ -98,7 +73,6 @@ async fn main() -> ExitCode {
 
 async fn run(args: Args) -> Result<(), Exit> {
     telemetry::init(&args.common)?;
-    guard_endpoint(&args.azure_endpoint)?;
     let shutdown = shutdown::on_signal().map_err(|error| Exit::Died(format!("no signals: {error}")))?;
     let listener = TcpListener::bind(&args.listen)
         .await
@@ -111,13 +85,7 @@ async fn run(args: Args) -> Result<(), Exit> {
     };
     let lease_client = client::connect(&args.common, USER_AGENT).await?;
     let client = client::connect_gated(&args.common, USER_AGENT, may_write.clone()).await?;
-    let cluster = ClusterId {
-        subscription_id: args.subscription_id,
-        resource_group: args.resource_group,
-        cluster_name: args.cluster_name,
-    };
-    let azure = Arm::new(&args.azure_endpoint, &cluster, USER_AGENT, may_write)
-        .map_err(|error| ConfigError(format!("--azure-endpoint: {error}")))?;
+    let azure = Arc::new(args.azure.connect(&args.common, USER_AGENT, may_write)?);
 
     let mut registry = Registry::default();
     let metrics = Metrics::register(&mut registry);
@@ -130,8 +98,14 @@ async fn run(args: Args) -> Result<(), Exit> {
 
     let trigger = Trigger::default();
     let (nodes, node_stream) = Nodes::watch(client.clone(), trigger.clone());
-    let agent_pools =
-        Arc::new(AgentPools::new(Arc::new(azure), nodes.clone(), trigger.clone(), metrics.clone()));
+    let agent_pools = Arc::new(AgentPools::new(
+        azure.clone(),
+        azure,
+        nodes.clone(),
+        trigger.clone(),
+        metrics.clone(),
+        Arc::new(Timestamp::now),
+    ));
     let elector = Elector::new(
         Api::namespaced(lease_client, &namespace),
         "spotpool-operator",
@@ -181,23 +155,6 @@ async fn run(args: Args) -> Result<(), Exit> {
         ended = lead => ended,
         ended = watch => ended,
         ended = serve => ended,
-    }
-}
-
-/// Unsigned requests may go nowhere but to a simulator beside us.
-fn guard_endpoint(endpoint: &Url) -> Result<(), ConfigError> {
-    let loopback = match endpoint.host() {
-        Some(url::Host::Ipv4(address)) => address.is_loopback(),
-        Some(url::Host::Ipv6(address)) => address.is_loopback(),
-        Some(url::Host::Domain(name)) => name == "localhost",
-        None => false,
-    };
-    if loopback {
-        Ok(())
-    } else {
-        Err(ConfigError(format!(
-            "--azure-credential none: only for an --azure-endpoint on this machine, not {endpoint}"
-        )))
     }
 }
 

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use backon::ExponentialBuilder;
 use futures::channel::mpsc;
@@ -16,6 +16,7 @@ use kube::runtime::watcher::{self, ExponentialBackoff, watcher};
 use kube::{Api, Client, ResourceExt};
 use spotpool_crds::names;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 /// Several notices of one moment become one plan. Short: it is on the way from notice to replacement.
 const COALESCE: Duration = Duration::from_millis(20);

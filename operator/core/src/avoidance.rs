@@ -7,23 +7,23 @@ use jiff::{SignedDuration, Timestamp};
 pub enum Failure {
     /// No capacity or no quota for this size: asking again soon is useless.
     Capacity,
-    /// A limit on requests, with Azure's own word on how long.
-    Throttled(Option<SignedDuration>),
+    /// A limit on requests.
+    Throttled,
     /// The request itself was refused (invalid or denied): a person has to act.
     Refused,
     /// Anything that may pass by itself.
     Transient,
 }
 
-/// Until when nothing new is asked of the agent pool.
-pub fn avoided_until(failure: Failure, now: Timestamp) -> Timestamp {
-    let wait = match failure {
+/// Until when nothing new is asked of the agent pool: `stated` is how long the error itself says.
+pub fn avoided_until(failure: Failure, stated: Option<SignedDuration>, now: Timestamp) -> Timestamp {
+    let wait = stated.unwrap_or(match failure {
         Failure::Capacity => SignedDuration::from_mins(10),
-        Failure::Throttled(retry_after) => retry_after
-            .unwrap_or(SignedDuration::from_mins(1))
-            .clamp(SignedDuration::from_secs(1), SignedDuration::from_hours(1)),
+        Failure::Throttled => SignedDuration::from_mins(1),
         Failure::Refused => SignedDuration::from_mins(5),
         Failure::Transient => SignedDuration::from_secs(15),
-    };
+    });
+    // Whatever is stated: short enough to notice that things got better, long enough not to hammer.
+    let wait = wait.clamp(SignedDuration::from_secs(1), SignedDuration::from_hours(24));
     now.saturating_add(wait).unwrap_or(Timestamp::MAX)
 }

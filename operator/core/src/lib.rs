@@ -5,6 +5,7 @@
 
 pub mod avoidance;
 pub mod claims;
+mod counts;
 mod failback;
 mod fallback;
 mod placement;

@@ -5,6 +5,7 @@ use spotpool_crds::spot_pool::{Adoption, Capacity, Mode, PlanStep, Role, SpotPoo
 use spotpool_crds::voluntary_drain::DrainReason;
 use spotpool_crds::{Duration, Reason};
 
+use crate::counts;
 use crate::failback::{self, Drains};
 use crate::fallback::{self, Shortfall};
 use crate::placement::{Placement, place};
@@ -33,6 +34,13 @@ pub enum Action {
         /// Machines that remain.
         remaining: u32,
     },
+    /// PUT the agent pool with its count lowered to the machines that exist: none is deleted by it.
+    CorrectCount {
+        /// The agent pool.
+        agent_pool: String,
+        /// Machines that exist.
+        count: u32,
+    },
     /// Ask the node's agent to drain it, PDBs kept.
     RequestDrain {
         /// The node.
@@ -57,8 +65,19 @@ impl Action {
         match self {
             Self::ScaleUp { reason, .. } | Self::WithdrawDrain { reason, .. } => *reason,
             Self::DeleteMachines { .. } => Reason::ReturnDrained,
+            Self::CorrectCount { .. } => Reason::CountCorrected,
             Self::RequestDrain { reason: DrainReason::Failback, .. } => Reason::Failback,
             Self::RequestDrain { .. } => Reason::ScaleDown,
+        }
+    }
+
+    /// The agent pool that is written, if one is.
+    pub fn agent_pool(&self) -> Option<&str> {
+        match self {
+            Self::ScaleUp { agent_pool, .. }
+            | Self::DeleteMachines { agent_pool, .. }
+            | Self::CorrectCount { agent_pool, .. } => Some(agent_pool),
+            Self::RequestDrain { .. } | Self::WithdrawDrain { .. } => None,
         }
     }
 
@@ -240,6 +259,7 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
     request(&situation, &on_demand, Reason::FallbackForShortfall, &mut draft);
 
     failback::decide(&situation, fallback.nodes, &drains, &mut draft);
+    counts::correct(&situation, &mut draft);
 
     let fallback_nodes = (tally.on_demand_committed + on_demand.total()).saturating_sub(tally.kept);
     draft.memory.fallback_since = (fallback_nodes > 0).then(|| draft.memory.fallback_since.unwrap_or(now));

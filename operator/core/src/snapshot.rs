@@ -31,6 +31,8 @@ pub struct AgentPoolView {
     pub count: u32,
     /// Names of the machines that Azure listed and that are not known to be gone since.
     pub machines: Vec<String>,
+    /// Since when Azure's count has been above the machines that it lists, with no operation running.
+    pub count_stale_since: Option<Timestamp>,
     /// How many machines Azure listed, those among them whose Node has gone.
     pub listed: u32,
     /// Whether a write would be refused: an operation runs, or its outcome is not known yet.

@@ -60,6 +60,9 @@ proptest! {
         }
         let wanted = world.spec.replicas.max(1) as u32;
         prop_assert_eq!((world.ready(Spot), world.ready(OnDemand)), (wanted - 1, 1));
+        for pool in &world.pools {
+            prop_assert_eq!(pool.count, pool.machines.len() as u32, "Azure's count of {} stays stale", &pool.name);
+        }
         let plan = world.reconcile();
         prop_assert!(plan.actions.is_empty());
         prop_assert_eq!(plan.wake, None);

@@ -220,3 +220,24 @@ fn observe_and_suspend_plan_but_do_nothing() {
         assert!(plan.actions.is_empty() && plan.withheld.len() == 2);
     }
 }
+
+#[test]
+fn a_count_that_stays_above_the_machines_is_lowered_and_no_vm_with_it() {
+    let mut world = world().with("spota", 4, 0);
+    world.reconcile();
+    world.count_follows_evictions = false;
+    world.pool("spotb").max_nodes = 6;
+    world.notice("spota", 2, 30);
+    // Replaced in the other agent pool: nothing is ever written to this one for it.
+    assert_eq!(asked(&world.reconcile().actions), [("reg", 2, 2), ("spotb", 2, 2)]);
+    world.pass(31);
+    assert_eq!((world.pool("spota").count, world.pool("spota").machines.len()), (4, 2));
+    let plan = world.reconcile();
+    assert!(plan.actions.is_empty(), "Azure's count often falls by itself");
+    assert!(plan.wake.is_some());
+    world.pass(120);
+    let plan = world.reconcile();
+    assert_eq!(plan.actions, [Action::CorrectCount { agent_pool: "spota".into(), count: 2 }]);
+    assert!(plan.steps.iter().any(|step| step.reason == Reason::CountCorrected));
+    assert_eq!(world.pool("spota").machines.len(), 2);
+}

@@ -50,8 +50,8 @@ pub async fn connect_gated(
     may_write: WriteGate,
 ) -> Result<Client, ConfigError> {
     let mut config = load(args.kubeconfig.as_deref()).await?;
-    if let Some(bundle) = &args.ca_bundle {
-        let added = certificates(bundle)?;
+    let added = extra_roots(args)?;
+    if !added.is_empty() {
         config.root_cert.get_or_insert_default().extend(added);
     }
     let agent = http::HeaderValue::from_str(user_agent)
@@ -111,6 +111,11 @@ async fn load(kubeconfig: Option<&Path>) -> Result<Config, ConfigError> {
             ConfigError(format!("not in a cluster ({error}); outside of one give --kubeconfig FILE"))
         }),
     }
+}
+
+/// The certificates of `--ca-bundle`, in DER.
+pub fn extra_roots(args: &CommonArgs) -> Result<Vec<Vec<u8>>, ConfigError> {
+    args.ca_bundle.as_deref().map_or(Ok(Vec::new()), certificates)
 }
 
 fn certificates(bundle: &Path) -> Result<Vec<Vec<u8>>, ConfigError> {

@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
-use spotpool_azure::{AzureError, Class};
+use spotpool_azure::{AzureError, Class, Urgency};
 use spotpool_core::{Action, Plan};
 use spotpool_crds::spot_pool::{Operation, OperationKind};
 use spotpool_crds::voluntary_drain::DrainRequest;
@@ -19,6 +19,7 @@ use spotpool_crds::{NodePolicy, Reason, SpotPool, names};
 use super::Error;
 use super::controller::Context;
 use super::gather::Gathered;
+use crate::agent_pools::AgentPools;
 
 /// Nodes patched in one go: labels and policies are not urgent.
 const NODES_AT_A_TIME: usize = 50;
@@ -58,7 +59,16 @@ pub fn intentions(plan: &Plan, now: Timestamp) -> BTreeMap<String, Operation> {
                 since: since.clone(),
             },
         )),
-        _ => None,
+        Action::CorrectCount { agent_pool, count } => Some((
+            agent_pool.clone(),
+            Operation {
+                kind: OperationKind::CorrectCount,
+                count: *count as i32,
+                machines: 0,
+                since: since.clone(),
+            },
+        )),
+        Action::RequestDrain { .. } | Action::WithdrawDrain { .. } => None,
     };
     plan.actions.iter().filter_map(operation).collect()
 }
@@ -71,43 +81,11 @@ pub async fn act(
     plan: &Plan,
     now: Timestamp,
 ) -> Outcome {
-    let mut outcome = Outcome::default();
-    let writes = plan.actions.iter().filter_map(|action| match action {
-        Action::ScaleUp { agent_pool, count, .. } => Some((action, agent_pool, Some(*count), &[][..])),
-        Action::DeleteMachines { agent_pool, nodes, .. } => {
-            Some((action, agent_pool, None, nodes.as_slice()))
-        }
-        _ => None,
-    });
-    let writes = writes.map(|(action, agent_pool, count, machines)| async move {
-        let result = match count {
-            Some(count) => context.agent_pools.scale(agent_pool, count).await,
-            None => context.agent_pools.delete_machines(agent_pool, machines).await,
-        };
-        (action, agent_pool, result)
-    });
-    for (action, agent_pool, result) in futures::future::join_all(writes).await {
-        match result {
-            Ok(()) => {
-                if let (
-                    Action::ScaleUp { reason: Reason::ReplaceEvicted | Reason::FallbackForShortfall, .. },
-                    Some(noticed),
-                ) = (action, gathered.newest_notice)
-                {
-                    context.metrics.replacement_requested(
-                        Timestamp::now().duration_since(noticed).as_secs_f64().max(0.0),
-                    );
-                }
-                outcome.done.push(action.clone());
-            }
-            Err(error) => {
-                // A machine that went by itself makes Azure refuse the whole request: read and plan anew.
-                let gone =
-                    matches!(action, Action::DeleteMachines { .. }) && error.code == "InvalidParameter";
-                let error = if gone { AzureError { class: Class::Conflict, ..error } } else { error };
-                tracing::warn!(agent_pool, class = %error.class, code = error.code, message = error.message, "Azure refused a write");
-                outcome.failed.insert(agent_pool.clone(), error);
-            }
+    let mut outcome = write_agent_pools(&context.agent_pools, plan).await;
+    for action in &outcome.done {
+        if let (true, Some(noticed)) = (is_emergency(action), gathered.newest_notice) {
+            let since = Timestamp::now().duration_since(noticed);
+            context.metrics.replacement_requested(since.as_secs_f64().max(0.0));
         }
     }
 
@@ -131,6 +109,45 @@ pub async fn act(
         }
     }
     outcome
+}
+
+/// The plan's writes to Azure, all at once: no agent pool waits for another.
+pub async fn write_agent_pools(agent_pools: &AgentPools, plan: &Plan) -> Outcome {
+    let writes = plan.actions.iter().filter_map(|action| {
+        let agent_pool = action.agent_pool()?;
+        Some(async move {
+            let result = match action {
+                Action::ScaleUp { count, .. } => {
+                    let urgency = if is_emergency(action) { Urgency::Emergency } else { Urgency::Routine };
+                    agent_pools.scale(agent_pool, *count, urgency).await
+                }
+                Action::DeleteMachines { nodes, .. } => agent_pools.delete_machines(agent_pool, nodes).await,
+                Action::CorrectCount { count, .. } => agent_pools.correct_count(agent_pool, *count).await,
+                Action::RequestDrain { .. } | Action::WithdrawDrain { .. } => Ok(()),
+            };
+            (action, agent_pool, result)
+        })
+    });
+    let mut outcome = Outcome::default();
+    for (action, agent_pool, result) in futures::future::join_all(writes).await {
+        match result {
+            Ok(()) => outcome.done.push(action.clone()),
+            Err(mut error) => {
+                // A machine that went by itself makes Azure refuse the whole request: read and plan anew.
+                if matches!(action, Action::DeleteMachines { .. }) && error.code == "InvalidParameter" {
+                    error.class = Class::Conflict;
+                }
+                tracing::warn!(agent_pool, class = %error.class, code = error.code, message = error.message, "Azure refused a write");
+                outcome.failed.insert(agent_pool.to_owned(), error);
+            }
+        }
+    }
+    outcome
+}
+
+/// Whether capacity is short until it is done.
+fn is_emergency(action: &Action) -> bool {
+    matches!(action, Action::ScaleUp { reason: Reason::ReplaceEvicted | Reason::FallbackForShortfall, .. })
 }
 
 async fn patch_node(

@@ -115,6 +115,9 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
     }
     let now = Timestamp::now();
     let wanted = pool.spec.agent_pools.iter().map(|pool| pool.name.as_str());
+    if let Some(status) = &pool.status {
+        context.agent_pools.restore_write_budgets(status);
+    }
     let view = context.agent_pools.view(wanted);
     let gathered = gather(&pool, &context.all_spot_pools(), &context.nodes.all(), view);
 

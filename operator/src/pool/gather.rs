@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 use serde::de::DeserializeOwned;
-use spotpool_azure::{AzureError, Class};
+use spotpool_azure::{AgentPool, AzureError, Class, Priority, Scope};
 use spotpool_core::avoidance::{Failure, avoided_until};
 use spotpool_core::claims::{Claim, claimed_by};
 use spotpool_core::{AgentPoolView, DrainView, Memory, NodeView, Snapshot};
@@ -35,7 +35,7 @@ pub struct Gathered {
     /// Agent pools that another SpotPool has, and which.
     pub claimed: BTreeMap<String, String>,
     /// What went wrong with agent pools, and until when each is avoided for it.
-    pub trouble: BTreeMap<String, Trouble>,
+    pub trouble: Troubles,
     /// When the newest notice on these nodes was seen.
     pub newest_notice: Option<Timestamp>,
 }
@@ -50,23 +50,73 @@ pub struct Trouble {
 }
 
 impl Trouble {
-    /// Takes a newer error in.
-    pub fn note(&mut self, error: &AzureError, time: Timestamp) {
-        // Status keeps whole seconds: what is as old as what is there is the same.
-        if self.last_error.as_ref().is_some_and(|last| last.time.0.as_second() >= time.as_second()) {
-            return;
+    fn of(before: Option<&AgentPoolStatus>) -> Self {
+        Self {
+            last_error: before.and_then(|before| before.last_error.clone()),
+            avoided_until: before.and_then(|before| before.avoided_until.as_ref()).map(|until| until.0),
         }
+    }
+
+    fn avoid(&mut self, until: Timestamp) {
+        self.avoided_until = Some(self.avoided_until.map_or(until, |known| known.max(until)));
+    }
+}
+
+/// What went wrong, by agent pool.
+#[derive(Clone, Debug, Default)]
+pub struct Troubles(BTreeMap<String, Trouble>);
+
+impl Troubles {
+    /// Of one agent pool.
+    pub fn of(&self, agent_pool: &str) -> Trouble {
+        self.0.get(agent_pool).cloned().unwrap_or_default()
+    }
+
+    /// Takes an error of `agent_pool` in: for itself, and for all whom it speaks of as well.
+    pub fn note(
+        &mut self,
+        agent_pool: &str,
+        azure: &BTreeMap<String, Known>,
+        error: &AzureError,
+        time: Timestamp,
+    ) {
         let failure = match error.class {
             // Somebody was faster: nothing is wrong with the agent pool.
             Class::Conflict => return,
             Class::Capacity => Failure::Capacity,
-            Class::Throttled => Failure::Throttled(error.retry_after.and_then(|wait| wait.try_into().ok())),
+            Class::Throttled => Failure::Throttled,
             Class::Invalid | Class::Denied => Failure::Refused,
             Class::Transient => Failure::Transient,
         };
-        self.avoided_until = Some(avoided_until(failure, time));
-        self.last_error =
-            Some(StatusError { code: error.code.clone(), message: error.message.clone(), time: Time(time) });
+        let own = self.0.entry(agent_pool.to_owned()).or_default();
+        // Status keeps whole seconds: what is as old as what is there is the same.
+        if own.last_error.as_ref().is_some_and(|last| last.time.0.as_second() >= time.as_second()) {
+            return;
+        }
+        let stated = error.retry_after.or(error.avoid.map(|avoid| avoid.lasting));
+        let until = avoided_until(failure, stated.and_then(|stated| stated.try_into().ok()), time);
+        let (code, message) = (error.code.clone(), error.message.clone());
+        own.last_error = Some(StatusError { code, message, time: Time(time) });
+        own.avoided_until = Some(until);
+        let (Some(avoid), Some(from)) = (error.avoid, azure.get(agent_pool)) else { return };
+        for (name, known) in azure {
+            if name != agent_pool && reaches(avoid.scope, &from.pool, &known.pool) {
+                self.0.entry(name.clone()).or_default().avoid(until);
+            }
+        }
+    }
+}
+
+/// Whether an error of `from` holds for `other` too.
+fn reaches(scope: Scope, from: &AgentPool, other: &AgentPool) -> bool {
+    let alike = from.priority == other.priority && from.vm_size.eq_ignore_ascii_case(&other.vm_size);
+    match scope {
+        Scope::AgentPool => false,
+        Scope::Size => alike,
+        Scope::Zone => alike && other.zones.iter().all(|zone| from.zones.contains(zone)),
+        Scope::AllSpot => other.priority == Priority::Spot,
+        Scope::AllOnDemand => other.priority == Priority::Regular,
+        Scope::Everything => true,
     }
 }
 
@@ -83,17 +133,28 @@ pub fn gather(pool: &SpotPool, all: &[Arc<SpotPool>], nodes: &[Arc<Node>], view:
     let before: BTreeMap<&str, &AgentPoolStatus> =
         status.agent_pools.iter().map(|pool| (pool.name.as_str(), pool)).collect();
 
-    let mut trouble = BTreeMap::new();
+    let asked = view.pools.is_some();
+    let azure: BTreeMap<String, Known> =
+        view.pools.into_iter().flatten().filter(|(name, _)| names.contains(name.as_str())).collect();
+    let mut trouble = Troubles::default();
+    for name in &names {
+        trouble.0.insert((*name).to_owned(), Trouble::of(before.get(name).copied()));
+    }
+    for (name, known) in &azure {
+        if let Some((error, time)) = &known.failure {
+            trouble.note(name, &azure, error, *time);
+        }
+    }
     let mut snapshot = Snapshot { memory: memory(&status), ..Snapshot::default() };
     snapshot.nodes = nodes.iter().filter_map(|node| node_view(node, &doomed)).collect();
     for agent_pool in &pool.spec.agent_pools {
         let name = &agent_pool.name;
-        let known = view.pools.as_ref().and_then(|pools| pools.get(name));
-        let role = match (&view.pools, known) {
+        let known = azure.get(name);
+        let role = match known {
             _ if claimed.contains_key(name) => Err(Reason::AgentPoolClaimed),
-            (None, _) => Err(Reason::AzureUnreachable),
-            (Some(_), None) => Err(Reason::AgentPoolNotFound),
-            (Some(_), Some(known)) => known.role,
+            _ if !asked => Err(Reason::AzureUnreachable),
+            None => Err(Reason::AgentPoolNotFound),
+            Some(known) => known.role,
         };
         let before = before.get(name.as_str());
         let machines = known.map(|known| known.machines.clone()).unwrap_or_default();
@@ -105,29 +166,22 @@ pub fn gather(pool: &SpotPool, all: &[Arc<SpotPool>], nodes: &[Arc<Node>], view:
             _ => 0,
         };
         let busy = known.is_none_or(|known| known.busy);
-        let mut troubled = Trouble {
-            last_error: before.and_then(|before| before.last_error.clone()),
-            avoided_until: before.and_then(|before| before.avoided_until.as_ref()).map(|until| until.0),
-        };
-        if let Some((error, time)) = known.and_then(|known| known.failure.as_ref()) {
-            troubled.note(error, *time);
-        }
         snapshot.agent_pools.push(AgentPoolView {
             name: name.clone(),
             max_nodes: agent_pool.max_nodes.max(0) as u32,
             role,
             count: known.map_or(0, |known| known.pool.count),
+            count_stale_since: known.and_then(|known| known.count_stale_since),
             listed: known.map_or(0, |known| known.listed as u32),
             machines,
             busy,
             // Where nothing runs the operation is over, or never reached Azure.
             operation: before.and_then(|before| before.operation.clone()).filter(|operation| {
-                busy && (operation.kind == OperationKind::DeleteMachines || operation.machines > 0)
+                busy && (operation.kind != OperationKind::ScaleUp || operation.machines > 0)
             }),
-            avoided_until: troubled.avoided_until,
+            avoided_until: trouble.of(name).avoided_until,
             kept: kept as u32,
         });
-        trouble.insert(name.clone(), troubled);
     }
     let newest_notice = nodes
         .iter()
@@ -135,8 +189,6 @@ pub fn gather(pool: &SpotPool, all: &[Arc<SpotPool>], nodes: &[Arc<Node>], view:
         .filter(EvictionNotice::is_active)
         .map(|n| n.observed_at)
         .max();
-    let asked = view.pools.is_some();
-    let azure = view.pools.into_iter().flatten().filter(|(name, _)| names.contains(name.as_str())).collect();
     Gathered { snapshot, nodes, azure, asked, unreachable: view.unreachable, claimed, trouble, newest_notice }
 }
 

@@ -1,10 +1,10 @@
 //! Reconciliation of one SpotPool: guard → gather → plan → act → report.
 
-mod act;
+pub mod act;
 mod controller;
-mod gather;
+pub mod gather;
 mod orphans;
-mod report;
+pub mod report;
 
 pub use controller::run;
 

@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::ResourceExt;
 use kube::runtime::events::{Event, EventType};
 use spotpool_core::{Action, Plan};
-use spotpool_crds::spot_pool::{AgentPoolStatus, FallbackStatus, Operation, Role};
+use spotpool_crds::spot_pool::{AgentPoolStatus, FallbackStatus, Operation, Role, WriteBudget};
 use spotpool_crds::{Reason, SpotPool, SpotPoolStatus, names};
 
 use super::act::Outcome;
@@ -75,6 +75,10 @@ fn agent_pools(
     outcome: &Outcome,
     now: Timestamp,
 ) -> Vec<AgentPoolStatus> {
+    let mut troubles = gathered.trouble.clone();
+    for (agent_pool, error) in &outcome.failed {
+        troubles.note(agent_pool, &gathered.azure, error, now);
+    }
     gathered
         .snapshot
         .agent_pools
@@ -83,10 +87,7 @@ fn agent_pools(
             let old = before.agent_pools.iter().find(|old| old.name == view.name);
             let known = gathered.azure.get(&view.name);
             let nodes = || gathered.snapshot.nodes.iter().filter(|node| node.agent_pool == view.name);
-            let mut trouble = gathered.trouble.get(&view.name).cloned().unwrap_or_default();
-            if let Some(error) = outcome.failed.get(&view.name) {
-                trouble.note(error, now);
-            }
+            let trouble = troubles.of(&view.name);
             let mut entry = AgentPoolStatus {
                 name: view.name.clone(),
                 role: view.role.ok(),
@@ -105,6 +106,10 @@ fn agent_pools(
                     .map(|known| known.pool.provisioning_state.clone())
                     .unwrap_or_default(),
                 operation: operations.get(&view.name).cloned().or_else(|| view.operation.clone()),
+                write_budget: known
+                    .and_then(|known| known.write_budget)
+                    .map(|budget| WriteBudget { left: budget.left as i32, at: Time(budget.at) })
+                    .or_else(|| old.and_then(|old| old.write_budget.clone())),
                 avoided_until: trouble.avoided_until.filter(|until| *until > now).map(Time),
                 last_error: trouble.last_error,
                 unusable: view.role.err(),
@@ -290,6 +295,12 @@ pub fn events(before: &SpotPoolStatus, after: &SpotPoolStatus, outcome: &Outcome
             Action::DeleteMachines { agent_pool, nodes, .. } => {
                 let note = format!("returned {} of agent pool {agent_pool}", nodes.join(", "));
                 event(EventType::Normal, reason, "DeleteMachines".into(), nodes.first(), note);
+            }
+            Action::CorrectCount { agent_pool, count } => {
+                let note = format!(
+                    "lowered the count of agent pool {agent_pool} to the {count} machines that exist"
+                );
+                event(EventType::Normal, reason, format!("CorrectCount/{agent_pool}"), None, note);
             }
             Action::RequestDrain { node, reason: why, .. } => {
                 event(

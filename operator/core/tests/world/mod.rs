@@ -29,6 +29,8 @@ pub struct Pool {
     pub operation: Option<(Operation, Timestamp)>,
     pub created: u32,
     pub count: u32,
+    /// Since when `count` has been above the machines, with no operation running.
+    pub stale_since: Option<Timestamp>,
 }
 
 pub struct World {
@@ -57,6 +59,7 @@ impl World {
                 operation: None,
                 created: 0,
                 count: 0,
+                stale_since: None,
             })
             .collect();
         Self {
@@ -93,6 +96,7 @@ impl World {
                 role: Ok(pool.role),
                 count: pool.count,
                 machines: pool.machines.iter().map(|machine| machine.name.clone()).collect(),
+                count_stale_since: pool.stale_since,
                 listed: pool.machines.len() as u32,
                 busy: pool.operation.is_some(),
                 operation: pool.operation.as_ref().map(|(operation, _)| operation.clone()),
@@ -178,6 +182,20 @@ impl World {
                     Operation { kind: OperationKind::DeleteMachines, count, machines, since: now.into() };
                 pool.operation = Some((operation, now + SignedDuration::from_secs(30)));
             }
+            Action::CorrectCount { agent_pool, count } => {
+                let pool = self.pool(agent_pool);
+                assert!(pool.operation.is_none(), "{agent_pool} is busy");
+                assert_eq!(*count, pool.machines.len() as u32, "a count falls to the machines that exist");
+                pool.count = *count;
+                pool.stale_since = None;
+                let operation = Operation {
+                    kind: OperationKind::CorrectCount,
+                    count: *count as i32,
+                    machines: 0,
+                    since: now.into(),
+                };
+                pool.operation = Some((operation, now + SignedDuration::from_secs(30)));
+            }
             Action::RequestDrain { node, not_after, .. } => {
                 self.machine(node).drain = Some((now, *not_after));
             }
@@ -232,6 +250,8 @@ impl World {
             if pool.operation.as_ref().is_some_and(|(_, ends)| *ends <= now) {
                 pool.operation = None;
             }
+            let stale = pool.operation.is_none() && pool.count > pool.machines.len() as u32;
+            pool.stale_since = stale.then(|| pool.stale_since.unwrap_or(now));
         }
     }
 

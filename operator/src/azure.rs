@@ -1,0 +1,114 @@
+//! How the operator reaches Azure: its flags, and what is made of them.
+
+use std::sync::Arc;
+
+use clap::ValueEnum;
+use jiff::Timestamp;
+use spotpool_azure::{
+    ApiVersion, Arm, ArmConfig, Authorized, AzureError, Cloud, ClusterId, CredentialKind, HttpOptions,
+    HttpsTransport, WriteGate, is_loopback,
+};
+use spotpool_runtime::args::CommonArgs;
+use spotpool_runtime::client;
+use spotpool_runtime::exit::ConfigError;
+use url::Url;
+
+/// Which cluster is managed, and how Azure is reached.
+#[derive(Clone, Debug, clap::Args)]
+pub struct AzureArgs {
+    /// Azure subscription of the cluster.
+    #[arg(long, env = "SUBSCRIPTION_ID")]
+    pub subscription_id: String,
+    /// Resource group of the cluster (not of its nodes).
+    #[arg(long, env = "RESOURCE_GROUP")]
+    pub resource_group: String,
+    /// Name of the AKS cluster.
+    #[arg(long, env = "CLUSTER_NAME")]
+    pub cluster_name: String,
+    /// Azure's cloud.
+    #[arg(long, env = "AZURE_CLOUD", default_value = "Public", value_parser = cloud, value_name = "Public|UsGovernment|China")]
+    pub azure_cloud: Cloud,
+    /// ARM's address, in place of the cloud's own.
+    #[arg(long, env = "AZURE_ENDPOINT", value_name = "URL")]
+    pub azure_endpoint: Option<Url>,
+    /// How to sign in to Azure. `none` is for a simulator on this machine.
+    #[arg(long, env = "AZURE_CREDENTIAL", value_enum, default_value = "workload-identity")]
+    pub azure_credential: Credential,
+    /// Client id of a user-assigned managed identity, for `managed-identity`. Default: the system-assigned one.
+    #[arg(long, env = "AZURE_CLIENT_ID", value_name = "ID")]
+    pub azure_client_id: Option<String>,
+    /// GA version of AKS's API for every request.
+    #[arg(long, env = "AZURE_API_VERSION", default_value_t = ApiVersion::default(), value_name = "YYYY-MM-DD")]
+    pub azure_api_version: ApiVersion,
+}
+
+/// How to sign in to Azure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Credential {
+    /// As the Pod's service account, federated with an identity in Entra ID.
+    WorkloadIdentity,
+    /// As an identity of the VM.
+    ManagedIdentity,
+    /// As whoever is logged in to the Azure CLI.
+    AzureCli,
+    /// Unsigned requests, to this machine only.
+    None,
+}
+
+fn cloud(text: &str) -> Result<Cloud, String> {
+    let cloud: Cloud = text.parse().map_err(|_| "must be Public, UsGovernment or China".to_owned())?;
+    cloud.why_no_spot().map_or(Ok(cloud), |why| Err(why.to_owned()))
+}
+
+impl AzureArgs {
+    /// The way to the cluster's agent pools. Nothing is asked of Azure yet: what is wrong there shows in
+    /// `AzureReachable`, and the operator goes on watching.
+    pub fn connect(
+        &self,
+        common: &CommonArgs,
+        user_agent: &str,
+        may_write: WriteGate,
+    ) -> Result<Arm, ConfigError> {
+        let endpoint = self.endpoint()?;
+        let mut options = HttpOptions::new(user_agent);
+        options.extra_roots = client::extra_roots(common)?;
+        let wrong =
+            |flag: &'static str| move |error: AzureError| ConfigError(format!("--{flag}: {}", error.message));
+        let https = Arc::new(HttpsTransport::new(options).map_err(wrong("ca-bundle"))?);
+        let clock: spotpool_azure::Clock = Arc::new(Timestamp::now);
+        let credential = match self.azure_credential {
+            Credential::WorkloadIdentity => CredentialKind::WorkloadIdentity,
+            Credential::ManagedIdentity => {
+                CredentialKind::ManagedIdentity { client_id: self.azure_client_id.clone() }
+            }
+            Credential::AzureCli => CredentialKind::AzureCli,
+            Credential::None => CredentialKind::None,
+        };
+        let environment = |name: &str| std::env::var(name).ok();
+        let tokens = credential.token_source(self.azure_cloud, https.clone(), &environment, clock.clone());
+        let transport = Arc::new(Authorized::new(https, &endpoint, tokens).map_err(wrong("azure-endpoint"))?);
+        let cluster = ClusterId {
+            subscription_id: self.subscription_id.clone(),
+            resource_group: self.resource_group.clone(),
+            cluster_name: self.cluster_name.clone(),
+        };
+        let (api_version, user_agent) = (self.azure_api_version.clone(), user_agent.to_owned());
+        Arm::new(ArmConfig { endpoint, cluster, api_version, user_agent, transport, may_write, clock })
+            .map_err(wrong("azure-endpoint"))
+    }
+
+    fn endpoint(&self) -> Result<Url, ConfigError> {
+        let endpoint = match &self.azure_endpoint {
+            Some(endpoint) => endpoint.clone(),
+            None => Url::parse(self.azure_cloud.arm_endpoint())
+                .map_err(|error| ConfigError(format!("--azure-cloud: {error}")))?,
+        };
+        // Unsigned requests may go nowhere but to a simulator beside us.
+        if self.azure_credential == Credential::None && !is_loopback(&endpoint) {
+            return Err(ConfigError(format!(
+                "--azure-credential none: only for an --azure-endpoint on this machine, not {endpoint}"
+            )));
+        }
+        Ok(endpoint)
+    }
+}

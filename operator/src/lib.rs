@@ -1,0 +1,9 @@
+//! The operator's parts, for its program and for tests that run them in simulated time. `main.rs` puts them
+//! together.
+
+pub mod agent_pools;
+pub mod azure;
+pub mod leader;
+pub mod metrics;
+pub mod pool;
+pub mod watches;
