@@ -129,9 +129,10 @@ pub fn missing_action(message: &str) -> Option<MissingAction> {
         let quote = rest.chars().next().filter(|c| matches!(c, '\'' | '"'))?;
         Some(rest[1..].split(quote).next()?.to_owned())
     };
+    // A linked denial says first what is allowed, then, with "(s)", what is not.
     let action =
-        quoted("perform action ").or_else(|| quoted("perform action(s) ")).or_else(|| quoted("action "))?;
+        ["perform action(s) ", "perform action ", "action "].iter().find_map(|words| quoted(words))?;
     let scope =
-        quoted("over scope ").or_else(|| quoted("on the linked scope(s) ")).or_else(|| quoted("scope "));
+        ["on the linked scope(s) ", "over scope ", "on scope "].iter().find_map(|words| quoted(words));
     (action.contains('/') && action.len() <= 200).then_some(MissingAction { action, scope })
 }
