@@ -9,28 +9,65 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// Durations as whole milliseconds in JSON.
+pub use crate::failures::FailureKind;
+pub use crate::switches::{
+    Allocation, CountOfAutoscaled, ETags, ImmutableChanges, OperationNames, QuotaRefusal, Switches,
+};
+
+/// Durations as whole milliseconds in JSON; a text such as `90s` or `1m30s` is read too.
 pub mod millis {
     use std::time::Duration;
 
-    use serde::{Deserialize, Deserializer, Serializer};
+    use jiff::SignedDuration;
+    use serde::{Deserialize, Deserializer, Serializer, de};
 
     /// Writes a duration as milliseconds.
     pub fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_u64(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
     }
 
-    /// Reads a duration from milliseconds.
+    /// Either spelling.
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    pub(super) enum Spelled {
+        Millis(u64),
+        Text(String),
+    }
+
+    impl Spelled {
+        pub(super) fn duration(self) -> Result<Duration, String> {
+            match self {
+                Self::Millis(millis) => Ok(Duration::from_millis(millis)),
+                Self::Text(text) => super::duration(&text),
+            }
+        }
+    }
+
+    /// Reads a duration.
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-        u64::deserialize(deserializer).map(Duration::from_millis)
+        Spelled::deserialize(deserializer)
+            .map_err(|_| de::Error::custom("a duration is milliseconds or a text such as 90s or 1m30s"))?
+            .duration()
+            .map_err(de::Error::custom)
+    }
+
+    pub(super) fn parse(text: &str) -> Result<Duration, String> {
+        let parsed: SignedDuration =
+            text.parse().map_err(|_| format!("`{text}` is no duration such as 30s or 1m30s"))?;
+        Duration::try_from(parsed).map_err(|_| format!("`{text}` is negative"))
     }
 }
 
-/// Optional durations as whole milliseconds in JSON.
+/// A duration such as `30s` or `1m30s`.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    millis::parse(text)
+}
+
+/// Optional durations as whole milliseconds in JSON; texts are read too.
 pub mod optional_millis {
     use std::time::Duration;
 
-    use serde::{Deserialize, Deserializer, Serializer};
+    use serde::{Deserialize, Deserializer, Serializer, de};
 
     /// Writes a duration as milliseconds, or `null`.
     #[allow(clippy::ref_option)] // the signature that serde calls
@@ -41,9 +78,12 @@ pub mod optional_millis {
         }
     }
 
-    /// Reads a duration from milliseconds or `null`.
+    /// Reads a duration or `null`.
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
-        Ok(Option::<u64>::deserialize(deserializer)?.map(Duration::from_millis))
+        Option::<super::millis::Spelled>::deserialize(deserializer)?
+            .map(super::millis::Spelled::duration)
+            .transpose()
+            .map_err(de::Error::custom)
     }
 }
 
@@ -98,30 +138,33 @@ pub enum CountAfterFailure {
 #[serde(rename_all = "camelCase")]
 pub struct Settings {
     /// From the order for a machine until its Node registers.
-    #[serde(rename = "bootTimeMs", with = "millis")]
+    #[serde(rename = "bootTimeMs", alias = "bootTime", with = "millis")]
     pub boot_time: Duration,
     /// From the order to delete a machine until it is gone.
-    #[serde(rename = "deleteTimeMs", with = "millis")]
+    #[serde(rename = "deleteTimeMs", alias = "deleteTime", with = "millis")]
     pub delete_time: Duration,
     /// From acceptance of a write until a lack of capacity shows as a failed operation.
-    #[serde(rename = "failTimeMs", with = "millis")]
+    #[serde(rename = "failTimeMs", alias = "failTime", with = "millis")]
     pub fail_time: Duration,
     /// The least time any operation takes.
-    #[serde(rename = "updateTimeMs", with = "millis")]
+    #[serde(rename = "updateTimeMs", alias = "updateTime", with = "millis")]
     pub update_time: Duration,
     /// From `Started` until a machine under Preempt or Terminate is gone.
-    #[serde(rename = "killAfterMs", with = "millis")]
+    #[serde(rename = "killAfterMs", alias = "killAfter", with = "millis")]
     pub kill_after: Duration,
     /// From `Started` until the event vanishes from the document.
-    #[serde(rename = "startedForMs", with = "millis")]
+    #[serde(rename = "startedForMs", alias = "startedFor", with = "millis")]
     pub started_for: Duration,
     /// How long the first answer about scheduled events takes for each machine.
-    #[serde(rename = "imdsFirstAnswerMs", with = "millis")]
+    #[serde(rename = "imdsFirstAnswerMs", alias = "imdsFirstAnswer", with = "millis")]
     pub imds_first_answer: Duration,
     /// Whether a pool's `count` falls when a machine is evicted.
     pub count_follows_evictions: bool,
     /// What `count` says after a failed allocation.
     pub count_after_failure: CountAfterFailure,
+    /// Everything else that can be one way or another.
+    #[serde(default)]
+    pub switches: Switches,
 }
 
 impl Settings {
@@ -137,6 +180,7 @@ impl Settings {
             imds_first_answer: Duration::ZERO,
             count_follows_evictions: true,
             count_after_failure: CountAfterFailure::Asked,
+            switches: Switches::default(),
         }
     }
 }
@@ -185,6 +229,9 @@ pub struct PoolSpec {
     /// Further members of the ARM body's `properties`, taken as they are.
     #[serde(default)]
     pub properties: BTreeMap<String, Value>,
+    /// Switches that this pool has otherwise than the rest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub switches: Option<Value>,
 }
 
 impl PoolSpec {
@@ -206,7 +253,15 @@ impl PoolSpec {
             count,
             zones: Vec::new(),
             properties: BTreeMap::new(),
+            switches: None,
         }
+    }
+
+    /// The same pool with switches of its own.
+    #[must_use]
+    pub fn switches(mut self, changes: Value) -> Self {
+        self.switches = Some(changes);
+        self
     }
 
     /// The same pool in these availability zones.
@@ -231,6 +286,10 @@ pub enum VmPhase {
     Creating,
     /// Booted; its Node exists or is about to.
     Running,
+    /// Gets another image in place; its Node stays, and is not ready.
+    Reimaging,
+    /// Evicted under the policy `Deallocate`: it exists, uses quota and does not run.
+    Deallocated,
     /// Ordered to go; still runs.
     Deleting,
     /// Gone for good.
@@ -250,6 +309,10 @@ pub enum GoneReason {
     Deleted,
     /// Its pool was removed.
     PoolRemoved,
+    /// Its pool was stopped.
+    PoolStopped,
+    /// It was there for the time of an upgrade only.
+    SurgeOver,
 }
 
 /// One machine.
@@ -288,6 +351,18 @@ pub struct VmState {
     pub node_removed_at: Option<Timestamp>,
     /// Metadata requests it has made.
     pub imds_requests: u64,
+    /// Times it has booted after the first.
+    #[serde(default)]
+    pub reboots: u32,
+    /// Its node image.
+    #[serde(default)]
+    pub image: String,
+    /// Since when AKS has it cordoned and drains it.
+    #[serde(default)]
+    pub draining_since: Option<Timestamp>,
+    /// When its pods were seen to have left.
+    #[serde(default)]
+    pub drained_at: Option<Timestamp>,
 }
 
 impl VmState {
@@ -334,6 +409,8 @@ pub enum OperationStatus {
     Succeeded,
     /// Failed; `error` says why.
     Failed,
+    /// Aborted.
+    Canceled,
 }
 
 /// One long-running operation.
@@ -344,8 +421,11 @@ pub struct OperationState {
     pub id: String,
     /// Agent pool.
     pub pool: String,
-    /// `Creating`, `Scaling` or `Updating`: the pool's provisioning state meanwhile.
+    /// The pool's provisioning state meanwhile, such as `Creating`, `Scaling` or `Updating`.
     pub kind: String,
+    /// Whether AKS began it of its own accord.
+    #[serde(default)]
+    pub background: bool,
     /// How it stands.
     pub status: OperationStatus,
     /// When it was accepted.
@@ -428,11 +508,21 @@ pub struct Capacity {
     pub vm_size: String,
     /// Spot or on-demand.
     pub priority: Priority,
+    /// Only this availability zone; all together when absent.
+    #[serde(default)]
+    pub zone: Option<String>,
     /// How many machines may exist at once; `null` lifts the limit. Machines that exist stay.
     pub limit: Option<u32>,
     /// The operation's error when it is short, instead of `SkuNotAvailable`.
     #[serde(default)]
     pub error: Option<Value>,
+}
+
+impl Capacity {
+    /// A limit in all zones together, told as `SkuNotAvailable`.
+    pub fn of(vm_size: &str, priority: Priority, limit: Option<u32>) -> Self {
+        Self { vm_size: vm_size.into(), priority, zone: None, limit, error: None }
+    }
 }
 
 /// One write to ARM.
@@ -499,6 +589,117 @@ pub struct State {
     pub acks: Vec<Ack>,
     /// Pods that went with their machine.
     pub killed_pods: Vec<KilledPod>,
+    /// Token buckets: what is left, and who ran into them.
+    #[serde(default)]
+    pub buckets: Vec<BucketState>,
+    /// Quotas set.
+    #[serde(default)]
+    pub quotas: Vec<Quota>,
+    /// Failures that wait for their write.
+    #[serde(default)]
+    pub failures: Vec<Failure>,
+    /// The operation of AKS on the whole cluster, if one runs.
+    #[serde(default)]
+    pub cluster_operation: Option<String>,
+    /// The scenario, step by step.
+    #[serde(default)]
+    pub timeline: Vec<StepState>,
+}
+
+/// One token bucket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BucketState {
+    /// `put/<pool>`, `shared`, `operations`, `armReads`, `armWrites`, `armDeletes` or `armGlobal…`.
+    pub name: String,
+    /// Tokens when full.
+    pub size: u32,
+    /// Tokens left.
+    pub level: u32,
+    /// The fewest that were ever left.
+    pub lowest: u32,
+    /// Requests that had a token, also those of other clusters of the subscription.
+    pub taken: u64,
+    /// Requests for which there was none: refused with 429 if throttling is on.
+    pub exceeded: u64,
+}
+
+/// Cores that the subscription may use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Quota {
+    /// `LowPriorityCores` for spot, a family such as `standardDSv5Family` or `cores` (all) for on-demand.
+    pub name: String,
+    /// How many; `null` lifts the limit. Machines that exist stay.
+    pub limit: Option<u32>,
+}
+
+/// A failure that is to befall writes to come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Failure {
+    /// The pool; any when absent.
+    #[serde(default)]
+    pub pool: Option<String>,
+    /// What is said.
+    pub error: FailureKind,
+    /// How many writes.
+    #[serde(default = "once")]
+    pub times: u32,
+    /// Machines that come all the same, of those ordered.
+    #[serde(default)]
+    pub allocated: u32,
+    /// From acceptance until it fails, if not the setting `failTimeMs`.
+    #[serde(rename = "afterMs", alias = "after", with = "optional_millis", default)]
+    pub after: Option<Duration>,
+}
+
+fn once() -> u32 {
+    1
+}
+
+impl Failure {
+    /// The next write to that pool fails so.
+    pub fn next(pool: &str, error: FailureKind) -> Self {
+        Self { pool: Some(pool.into()), error, times: 1, allocated: 0, after: None }
+    }
+}
+
+/// An operation that AKS begins of its own accord.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BackgroundOperation {
+    /// The pool; the whole cluster when absent, which changes the eTags of all pools.
+    #[serde(default)]
+    pub pool: Option<String>,
+    /// The provisioning state meanwhile.
+    #[serde(default = "updating")]
+    pub kind: String,
+    /// How long it takes.
+    #[serde(rename = "forMs", alias = "for", with = "millis")]
+    pub time: Duration,
+    /// Whether it supersedes an operation that runs on the pool, which then fails with
+    /// `AKSOperationPreempted`; else it is refused while one runs.
+    #[serde(default)]
+    pub preempt: bool,
+}
+
+fn updating() -> String {
+    "Updating".into()
+}
+
+/// A step of a scenario, and what became of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StepState {
+    /// When it is due.
+    pub at: Timestamp,
+    /// What it does, as the scenario says it.
+    pub action: Value,
+    /// When it was done.
+    pub done_at: Option<Timestamp>,
+    /// Why it could not be done.
+    pub error: Option<String>,
 }
 
 impl State {
@@ -515,6 +716,11 @@ impl State {
     /// Machines of that pool that are not gone.
     pub fn vms_of<'a>(&'a self, pool: &'a str) -> impl Iterator<Item = &'a VmState> + 'a {
         self.vms.iter().filter(move |vm| vm.pool == pool && vm.phase != VmPhase::Gone)
+    }
+
+    /// The token bucket of that name.
+    pub fn bucket(&self, name: &str) -> Option<&BucketState> {
+        self.buckets.iter().find(|bucket| bucket.name == name)
     }
 
     /// Writes to that pool, oldest first.
@@ -565,7 +771,7 @@ pub struct EventRequest {
     #[serde(default)]
     pub together: bool,
     /// From now to `NotBefore`.
-    #[serde(rename = "noticeMs", with = "millis", default)]
+    #[serde(rename = "noticeMs", alias = "notice", with = "millis", default)]
     pub notice: Duration,
     /// `NotBefore` as it should read, if not RFC 1123 of the true time.
     #[serde(default)]
@@ -705,13 +911,13 @@ pub enum FaultAction {
     /// Never answered; the connection closes after that long.
     Hang {
         /// How long.
-        #[serde(rename = "forMs", with = "millis")]
+        #[serde(rename = "forMs", alias = "for", with = "millis")]
         time: Duration,
     },
     /// Answered as usual, that much later.
     Delay {
         /// How much later.
-        #[serde(rename = "forMs", with = "millis")]
+        #[serde(rename = "forMs", alias = "for", with = "millis")]
         time: Duration,
     },
     /// The connection closes at once; nothing is applied.
@@ -719,7 +925,7 @@ pub enum FaultAction {
     /// Applied as usual, but the connection closes instead of an answer, after that long.
     ApplyThenDrop {
         /// How long after.
-        #[serde(rename = "afterMs", with = "millis", default)]
+        #[serde(rename = "afterMs", alias = "after", with = "millis", default)]
         time: Duration,
     },
 }
@@ -772,6 +978,7 @@ pub struct ActiveFault {
 pub struct SettingsPatch {
     #[serde(
         rename = "bootTimeMs",
+        alias = "bootTime",
         with = "optional_millis",
         default,
         skip_serializing_if = "Option::is_none"
@@ -779,6 +986,7 @@ pub struct SettingsPatch {
     pub boot_time: Option<Duration>,
     #[serde(
         rename = "deleteTimeMs",
+        alias = "deleteTime",
         with = "optional_millis",
         default,
         skip_serializing_if = "Option::is_none"
@@ -786,6 +994,7 @@ pub struct SettingsPatch {
     pub delete_time: Option<Duration>,
     #[serde(
         rename = "failTimeMs",
+        alias = "failTime",
         with = "optional_millis",
         default,
         skip_serializing_if = "Option::is_none"
@@ -793,6 +1002,7 @@ pub struct SettingsPatch {
     pub fail_time: Option<Duration>,
     #[serde(
         rename = "updateTimeMs",
+        alias = "updateTime",
         with = "optional_millis",
         default,
         skip_serializing_if = "Option::is_none"
@@ -800,6 +1010,7 @@ pub struct SettingsPatch {
     pub update_time: Option<Duration>,
     #[serde(
         rename = "killAfterMs",
+        alias = "killAfter",
         with = "optional_millis",
         default,
         skip_serializing_if = "Option::is_none"
@@ -807,6 +1018,7 @@ pub struct SettingsPatch {
     pub kill_after: Option<Duration>,
     #[serde(
         rename = "startedForMs",
+        alias = "startedFor",
         with = "optional_millis",
         default,
         skip_serializing_if = "Option::is_none"
@@ -814,6 +1026,7 @@ pub struct SettingsPatch {
     pub started_for: Option<Duration>,
     #[serde(
         rename = "imdsFirstAnswerMs",
+        alias = "imdsFirstAnswer",
         with = "optional_millis",
         default,
         skip_serializing_if = "Option::is_none"
@@ -823,4 +1036,14 @@ pub struct SettingsPatch {
     pub count_follows_evictions: Option<bool>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub count_after_failure: Option<CountAfterFailure>,
+    /// Switches to change; absent ones stay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub switches: Option<Value>,
+}
+
+impl SettingsPatch {
+    /// Changes of switches only.
+    pub fn switches(changes: Value) -> Self {
+        Self { switches: Some(changes), ..Self::default() }
+    }
 }

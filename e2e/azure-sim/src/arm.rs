@@ -1,22 +1,25 @@
 //! The ARM side: `agentPools`, their machines, and operations.
 
+use std::collections::BTreeMap;
+
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::response::Response;
 use http::{HeaderMap, Method, Uri, header};
 use serde_json::{Value, json};
 
-use crate::api::{ArmWrite, Envelope, Identity, OperationStatus};
+use crate::api::{ArmWrite, Envelope, Identity, OperationNames, OperationStatus};
 use crate::body;
+use crate::compute;
 use crate::faults;
-use crate::model::{Accepted, Cloud, Conditions};
+use crate::model::{Accepted, Cloud, Conditions, Limit};
 use crate::names;
 use crate::refusal::Refusal;
 use crate::reply;
 use crate::sim::Sim;
 
-/// Machines on a page of the machines list.
-const PAGE: usize = 100;
+/// What the links to further pages ask for, whatever the request did.
+const NEXT_PAGE_VERSION: &str = "2025-03-01";
 
 /// What a path means.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +29,9 @@ enum Route {
     Machines(String),
     Machine(String, String),
     DeleteMachines(String),
+    Abort(String),
+    UpgradeImage(String),
+    Compute(compute::Route),
     Operation(String),
     OperationResult(String),
     OtherCluster { group: String, cluster: String },
@@ -44,11 +50,21 @@ impl Route {
             return Self::OtherSubscription(segments[1].to_owned());
         }
         match rest {
-            ["providers", "microsoft.containerservice", "locations", _, "operations", id] => {
-                Self::Operation((*id).to_owned())
-            }
+            [
+                "providers",
+                "microsoft.containerservice" | "microsoft.compute",
+                "locations",
+                _,
+                "operations" | "operationstatus",
+                id,
+            ] => Self::Operation((*id).to_owned()),
             ["providers", "microsoft.containerservice", "locations", _, "operationresults", id] => {
                 Self::OperationResult((*id).to_owned())
+            }
+            ["resourcegroups", group, "providers", "microsoft.compute", ..]
+                if *group == identity.node_resource_group.to_lowercase() =>
+            {
+                compute::Route::parse(&segments[6..]).map_or(Self::Unknown, Self::Compute)
             }
             [
                 "resourcegroups",
@@ -75,6 +91,8 @@ impl Route {
                     [_, "machines"] => Self::Machines(name(9)),
                     [_, "machines", _] => Self::Machine(name(9), name(11)),
                     [_, "deletemachines"] => Self::DeleteMachines(name(9)),
+                    [_, "abort"] => Self::Abort(name(9)),
+                    [_, "upgradenodeimageversion"] => Self::UpgradeImage(name(9)),
                     _ => Self::Unknown,
                 }
             }
@@ -88,17 +106,39 @@ impl Route {
             Self::Pool(_) => "pool",
             Self::Machines(_) | Self::Machine(..) => "machines",
             Self::DeleteMachines(_) => "deleteMachines",
+            Self::Abort(_) => "abort",
+            Self::UpgradeImage(_) => "upgradeNodeImageVersion",
+            Self::Compute(_) => "compute",
             Self::Operation(_) => "operation",
             Self::OperationResult(_) => "operationResult",
             Self::OtherCluster { .. } | Self::OtherSubscription(_) | Self::Unknown => "other",
         }
     }
+
+    /// The resource provider's limit that a request counts against.
+    fn limit(&self, method: &Method) -> Limit {
+        match self {
+            Self::Pool(pool) if *method == Method::PUT => Limit::Put(pool.clone()),
+            Self::Pool(_) if *method == Method::DELETE => Limit::Shared("DeleteAgentPoolHandler"),
+            Self::Pool(_) => Limit::Shared("GetAgentPoolHandler"),
+            Self::Pools => Limit::Shared("ListAgentPoolsHandler"),
+            Self::Machines(_) => Limit::Shared("ListMachinesHandler"),
+            Self::Machine(..) => Limit::Shared("GetMachineHandler"),
+            Self::DeleteMachines(_) => Limit::Shared("DeleteMachinesHandler"),
+            Self::Abort(_) => Limit::Shared("AbortAgentPoolLatestOperationHandler"),
+            Self::UpgradeImage(_) => Limit::Shared("UpgradeAgentPoolNodeImageVersionHandler"),
+            Self::Operation(_) | Self::OperationResult(_) => Limit::Operations,
+            Self::Compute(_) | Self::OtherCluster { .. } | Self::OtherSubscription(_) | Self::Unknown => {
+                Limit::FrontDoor
+            }
+        }
+    }
 }
 
 /// A request, taken apart.
-struct Call {
-    method: Method,
-    uri: Uri,
+pub(crate) struct Call {
+    pub(crate) method: Method,
+    pub(crate) uri: Uri,
     headers: HeaderMap,
     body: Bytes,
     route: Route,
@@ -109,14 +149,15 @@ impl Call {
         self.headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
     }
 
-    fn query(&self, key: &str) -> Option<String> {
+    /// A parameter of the query, its name in any case.
+    pub(crate) fn query(&self, key: &str) -> Option<String> {
         url::form_urlencoded::parse(self.uri.query().unwrap_or_default().as_bytes())
             .find(|(name, _)| name.eq_ignore_ascii_case(key))
             .map(|(_, value)| value.into_owned())
     }
 
     /// Where the caller found us, so that links lead back the same way.
-    fn base(&self) -> String {
+    pub(crate) fn base(&self) -> String {
         format!("http://{}", self.header(header::HOST.as_str()).unwrap_or_else(|| "127.0.0.1".into()))
     }
 
@@ -127,7 +168,10 @@ impl Call {
     /// The pool that this call would write to.
     fn written(&self) -> Option<&str> {
         match (&self.method, &self.route) {
-            (&Method::PUT, Route::Pool(name)) | (&Method::POST, Route::DeleteMachines(name)) => Some(name),
+            (&Method::PUT | &Method::DELETE, Route::Pool(name))
+            | (&Method::POST, Route::DeleteMachines(name) | Route::Abort(name) | Route::UpgradeImage(name)) => {
+                Some(name)
+            }
             _ => None,
         }
     }
@@ -141,21 +185,40 @@ pub async fn handle(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    let (fault, call) = sim.look(|cloud, now| {
+    let (admission, fault, call) = sim.look(|cloud, now| {
         let route = Route::parse(uri.path(), &cloud.identity);
         cloud.count_request(&format!("{method} {}", route.kind()));
-        let fault = cloud.faults.strike(faults::Request::Arm { method: method.as_str(), path: uri.path() });
+        let admission = cloud.admit(&method, &route.limit(&method), now);
+        let fault = if admission.refused.is_some() {
+            None
+        } else {
+            cloud.faults.strike(faults::Request::Arm { method: method.as_str(), path: uri.path() })
+        };
         let call = Call { method, uri, headers, body, route };
-        // A write that a fault swallows is on record all the same: somebody tried.
-        if let (Some(status), Some(pool)) = (fault.as_ref().and_then(reply::instead), call.written()) {
+        // A write that never gets through is on record all the same: somebody tried.
+        let instead = match &admission.refused {
+            Some((refusal, _)) => Some(refusal.status),
+            None => fault.as_ref().and_then(reply::instead),
+        };
+        if let (Some(status), Some(pool)) = (instead, call.written()) {
             let count = cloud.count(pool);
             let write = write(&call, pool, now, count, count, status, Vec::new());
             cloud.record_write(write);
         }
-        (fault, call)
+        (admission, fault, call)
     });
     tracing::debug!(method = %call.method, path = call.uri.path(), ?fault, "ARM request");
-    let mut response = reply::under_fault(fault, || answer(&sim, &call)).await;
+    let mut response = match &admission.refused {
+        Some((refusal, retry_after)) => {
+            let mut response = reply::refused(refusal);
+            reply::set(&mut response, header::RETRY_AFTER.as_str(), &retry_after.to_string());
+            response
+        }
+        None => reply::under_fault(fault, || answer(&sim, &call)).await,
+    };
+    for (name, left) in &admission.headers {
+        reply::set(&mut response, name, left);
+    }
     let request_id = call.header("x-ms-client-request-id").unwrap_or_else(|| "simulated".into());
     reply::set(&mut response, "x-ms-correlation-request-id", &request_id);
     reply::set(&mut response, "x-ms-request-id", &request_id);
@@ -185,6 +248,9 @@ fn respond(sim: &Sim, call: &Call) -> Result<Response, Refusal> {
         Route::OtherCluster { group, cluster } => return Err(Refusal::no_cluster(cluster, group)),
         _ => {}
     }
+    if let Route::Compute(route) = &call.route {
+        return compute::respond(sim, call, route);
+    }
     let version = call.query("api-version").ok_or_else(|| {
         Refusal::wrapped(
             400,
@@ -197,30 +263,37 @@ fn respond(sim: &Sim, call: &Call) -> Result<Response, Refusal> {
     }
     match (&call.method, &call.route) {
         (&Method::GET, Route::Pools) => {
-            let pools = sim.look(|cloud, _| cloud.list_pools(&version));
-            Ok(reply::json_body(200, &json!({"value": pools})))
+            let (pools, size, empty) = sim.look(|cloud, _| {
+                let switches = &cloud.settings.switches;
+                (cloud.list_pools(&version), switches.pools_per_page, switches.last_page_empty)
+            });
+            Ok(page(call, &pools, size.map(|size| size as usize), empty))
         }
         (&Method::GET, Route::Pool(name)) => {
             let pool = sim.look(|cloud, _| cloud.get_pool(name, &version))?;
             Ok(reply::json_body(200, &pool))
         }
         (&Method::PUT, Route::Pool(name)) => put(sim, call, name, &version),
-        (&Method::POST, Route::DeleteMachines(name)) => delete_machines(sim, call, name),
+        (&Method::DELETE, Route::Pool(name)) => {
+            let conditions = call.conditions();
+            accepted(sim, call, name, |cloud, now| cloud.delete_pool(name, &conditions, now))
+        }
+        (&Method::POST, Route::DeleteMachines(name)) => {
+            let (sent, conditions) = (sent(call)?, call.conditions());
+            accepted(sim, call, name, |cloud, now| {
+                cloud.delete_machines(name, &sent, &conditions, now).map(Some)
+            })
+        }
+        (&Method::POST, Route::Abort(name)) => accepted(sim, call, name, |cloud, now| cloud.abort(name, now)),
+        (&Method::POST, Route::UpgradeImage(name)) => {
+            accepted(sim, call, name, |cloud, now| cloud.upgrade_image(name, now).map(Some))
+        }
         (&Method::GET, Route::Machines(name)) => {
-            let machines = sim.look(|cloud, _| cloud.machines(name))?;
-            let skip = call.query("$skipToken").and_then(|token| token.parse().ok()).unwrap_or(0_usize);
-            let page: Vec<&Value> = machines.iter().skip(skip).take(PAGE).collect();
-            let mut body = json!({"value": page});
-            if skip + PAGE < machines.len() {
-                let next = format!(
-                    "{}{}?api-version={version}&%24skipToken={}",
-                    call.base(),
-                    call.uri.path(),
-                    skip + PAGE
-                );
-                body["nextLink"] = json!(next);
-            }
-            Ok(reply::json_body(200, &body))
+            let (machines, size, empty) = sim.look(|cloud, _| {
+                let switches = &cloud.settings.switches;
+                (cloud.machines(name), switches.machines_per_page, switches.last_page_empty)
+            });
+            Ok(page(call, &machines?, Some(size as usize), empty))
         }
         (&Method::GET, Route::Machine(pool, name)) => {
             let machines = sim.look(|cloud, _| cloud.machines(pool))?;
@@ -242,33 +315,61 @@ fn respond(sim: &Sim, call: &Call) -> Result<Response, Refusal> {
     }
 }
 
+/// A page of a list, with a link to the next on an api-version of its own.
+fn page(call: &Call, all: &[Value], size: Option<usize>, last_empty: bool) -> Response {
+    let skip = call.query("$skipToken").and_then(|token| token.parse().ok()).unwrap_or(0_usize);
+    let size = size.unwrap_or(usize::MAX).max(1);
+    let here: Vec<&Value> = all.iter().skip(skip).take(size).collect();
+    let end = skip + here.len();
+    let more = end < all.len() || (last_empty && here.len() == size);
+    let mut body = json!({"value": here});
+    if more {
+        let (base, path) = (call.base(), call.uri.path());
+        body["nextLink"] = json!(format!("{base}{path}?api-version={NEXT_PAGE_VERSION}&%24skipToken={end}"));
+    }
+    reply::json_body(200, &body)
+}
+
 fn put(sim: &Sim, call: &Call, name: &str, version: &str) -> Result<Response, Refusal> {
     let sent = sent(call)?;
     let conditions = call.conditions();
-    let (result, answer, location) = record(sim, call, name, |cloud, now| {
-        let result = cloud.put_pool(name, version, &sent, &conditions, now);
-        let answer = cloud.get_pool(name, version);
+    let (result, (answer, retry_after), location) = record(sim, call, name, |cloud, now| {
+        let result = cloud.put_pool(name, version, &sent, &conditions, now).map(Some);
+        let answer = (cloud.get_pool(name, version), cloud.switches(name).retry_after);
         (result, answer, cloud.identity.clone())
     });
-    let accepted = result?;
+    let Some(accepted) = result? else { return Ok(reply::raw(204, &BTreeMap::new(), Vec::new())) };
     let mut response = reply::json_body(if accepted.created { 201 } else { 200 }, &answer?);
     let url = operation_url(&call.base(), &location, "operations", &accepted);
     reply::set(&mut response, "azure-asyncoperation", &url);
+    retry_later(&mut response, retry_after);
     Ok(response)
 }
 
-fn delete_machines(sim: &Sim, call: &Call, name: &str) -> Result<Response, Refusal> {
-    let sent = sent(call)?;
-    let conditions = call.conditions();
-    let (result, (), identity) = record(sim, call, name, |cloud, now| {
-        (cloud.delete_machines(name, &sent, &conditions, now), (), cloud.identity.clone())
+/// A write that is answered 202, or 204 when there is nothing to do.
+fn accepted(
+    sim: &Sim,
+    call: &Call,
+    name: &str,
+    run: impl FnOnce(&mut Cloud, jiff::Timestamp) -> Result<Option<Accepted>, Refusal>,
+) -> Result<Response, Refusal> {
+    let (result, retry_after, identity) = record(sim, call, name, |cloud, now| {
+        let result = run(cloud, now);
+        (result, cloud.switches(name).retry_after, cloud.identity.clone())
     });
-    let accepted = result?;
-    let mut response = reply::raw(202, &std::collections::BTreeMap::new(), Vec::new());
+    let Some(accepted) = result? else { return Ok(reply::raw(204, &BTreeMap::new(), Vec::new())) };
+    let mut response = reply::raw(202, &BTreeMap::new(), Vec::new());
     for (header, kind) in [("location", "operationresults"), ("azure-asyncoperation", "operations")] {
         reply::set(&mut response, header, &operation_url(&call.base(), &identity, kind, &accepted));
     }
+    retry_later(&mut response, retry_after);
     Ok(response)
+}
+
+fn retry_later(response: &mut Response, seconds: Option<u32>) {
+    if let Some(seconds) = seconds {
+        reply::set(response, header::RETRY_AFTER.as_str(), &seconds.to_string());
+    }
 }
 
 /// Runs a write and puts it on record.
@@ -276,14 +377,15 @@ fn record<A>(
     sim: &Sim,
     call: &Call,
     name: &str,
-    run: impl FnOnce(&mut Cloud, jiff::Timestamp) -> (Result<Accepted, Refusal>, A, Identity),
-) -> (Result<Accepted, Refusal>, A, Identity) {
+    run: impl FnOnce(&mut Cloud, jiff::Timestamp) -> (Result<Option<Accepted>, Refusal>, A, Identity),
+) -> (Result<Option<Accepted>, Refusal>, A, Identity) {
     sim.change(|cloud, now| {
         let before = cloud.count(name);
         let ran = run(cloud, now);
         let (status, ordered) = match &ran.0 {
-            Ok(accepted) if call.method == Method::POST => (202, accepted.ordered.clone()),
-            Ok(accepted) => (if accepted.created { 201 } else { 200 }, accepted.ordered.clone()),
+            Ok(None) => (204, Vec::new()),
+            Ok(Some(accepted)) if call.method != Method::PUT => (202, accepted.ordered.clone()),
+            Ok(Some(accepted)) => (if accepted.created { 201 } else { 200 }, accepted.ordered.clone()),
             Err(refusal) => (refusal.status, Vec::new()),
         };
         let write = write(call, name, now, before, cloud.count(name), status, ordered);
@@ -333,7 +435,7 @@ fn sent(call: &Call) -> Result<Value, Refusal> {
     })
 }
 
-fn operation_url(base: &str, identity: &Identity, kind: &str, accepted: &Accepted) -> String {
+pub(crate) fn operation_url(base: &str, identity: &Identity, kind: &str, accepted: &Accepted) -> String {
     format!(
         "{base}/subscriptions/{}/providers/Microsoft.ContainerService/locations/{}/{kind}/{}?{}",
         identity.subscription, identity.location, accepted.operation, accepted.signature
@@ -362,34 +464,45 @@ fn signed<R>(
 }
 
 fn operation(sim: &Sim, call: &Call, id: &str) -> Result<Response, Refusal> {
-    let body = signed(sim, call, id, |operation| {
-        let mut body = json!({
-            "name": names::byte_swapped(&operation.id),
-            "status": operation.status,
-            "startTime": operation.started_at,
-        });
-        if let Some(at) = operation.ended_at {
-            body["endTime"] = json!(at);
-        }
-        if let Some(error) = &operation.error {
-            body["error"] = error.clone();
-        }
-        body
-    })?;
-    Ok(reply::json_body(200, &body))
+    let operation = signed(sim, call, id, Clone::clone)?;
+    let (names, retry_after) = sim.look(|cloud, _| {
+        let switches = cloud.switches(&operation.pool);
+        (switches.operation_names, switches.retry_after)
+    });
+    let name = match names {
+        OperationNames::ByteSwapped => names::byte_swapped(&operation.id),
+        OperationNames::Same => operation.id.clone(),
+    };
+    let mut body = json!({"name": name, "status": operation.status, "startTime": operation.started_at});
+    if let Some(at) = operation.ended_at {
+        body["endTime"] = json!(at);
+    }
+    if let Some(error) = &operation.error {
+        body["error"] = error.clone();
+    }
+    let mut response = reply::json_body(200, &body);
+    if operation.status == OperationStatus::InProgress {
+        retry_later(&mut response, retry_after);
+    }
+    Ok(response)
 }
 
 fn operation_result(sim: &Sim, call: &Call, id: &str) -> Result<Response, Refusal> {
-    let (status, error) = signed(sim, call, id, |operation| (operation.status, operation.error.clone()))?;
-    let none = std::collections::BTreeMap::new();
-    Ok(match status {
+    let operation = signed(sim, call, id, Clone::clone)?;
+    let none = BTreeMap::new();
+    Ok(match operation.status {
         OperationStatus::InProgress => {
             let mut response = reply::raw(202, &none, Vec::new());
             reply::set(&mut response, "location", &format!("{}{}", call.base(), call.uri));
+            retry_later(&mut response, sim.look(|cloud, _| cloud.switches(&operation.pool).retry_after));
             response
         }
         OperationStatus::Succeeded => reply::raw(204, &none, Vec::new()),
-        OperationStatus::Failed => reply::json_body(400, &error.unwrap_or(Value::Null)),
+        OperationStatus::Failed => reply::json_body(400, &operation.error.unwrap_or(Value::Null)),
+        OperationStatus::Canceled => reply::json_body(
+            409,
+            &Refusal::flat(409, "OperationCanceled", "The operation was canceled.").body(),
+        ),
     })
 }
 

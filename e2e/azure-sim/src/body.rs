@@ -1,16 +1,57 @@
 //! The rules for the JSON body of an agent pool. Bodies stay JSON, so that what is put is what is
 //! read back.
 
+use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use crate::api::{Identity, Priority};
+use crate::api::{CountOfAutoscaled, Identity, ImmutableChanges, Priority, Switches};
 use crate::refusal::Refusal;
 
 /// The `properties` of an agent pool.
 pub type Properties = Map<String, Value>;
 
-/// GA api-versions that are served, oldest first.
+/// GA api-versions that are served, oldest first: every one since agent pools are resources of their own.
 pub const VERSIONS: &[&str] = &[
+    "2019-02-01",
+    "2019-04-01",
+    "2019-06-01",
+    "2019-08-01",
+    "2019-10-01",
+    "2019-11-01",
+    "2020-01-01",
+    "2020-02-01",
+    "2020-03-01",
+    "2020-04-01",
+    "2020-06-01",
+    "2020-07-01",
+    "2020-09-01",
+    "2020-11-01",
+    "2020-12-01",
+    "2021-02-01",
+    "2021-03-01",
+    "2021-05-01",
+    "2021-07-01",
+    "2021-08-01",
+    "2021-09-01",
+    "2021-10-01",
+    "2022-01-01",
+    "2022-02-01",
+    "2022-03-01",
+    "2022-04-01",
+    "2022-06-01",
+    "2022-07-01",
+    "2022-09-01",
+    "2022-11-01",
+    "2023-01-01",
+    "2023-02-01",
+    "2023-03-01",
+    "2023-04-01",
+    "2023-05-01",
+    "2023-06-01",
+    "2023-07-01",
+    "2023-08-01",
+    "2023-09-01",
+    "2023-10-01",
     "2023-11-01",
     "2024-01-01",
     "2024-02-01",
@@ -124,16 +165,18 @@ pub fn has_e_tag(version: &str) -> bool {
 }
 
 /// Refuses names that AKS refuses.
-pub fn check_name(name: &str) -> Result<(), Refusal> {
+pub fn check_name(name: &str, windows: bool) -> Result<(), Refusal> {
+    let (longest, system) = if windows { (6, "Windows") } else { (12, "Linux") };
     let mut letters = name.bytes();
     let good = letters.next().is_some_and(|first| first.is_ascii_lowercase())
         && letters.all(|letter| letter.is_ascii_lowercase() || letter.is_ascii_digit())
-        && name.len() <= 12;
+        && name.len() <= longest;
     if good {
         return Ok(());
     }
     Err(Refusal::invalid_parameter(format!(
-        "The value of parameter agentPoolProfile.name is invalid. '{name}' must match ^[a-z][a-z0-9]{{0,11}}$ on Linux."
+        "The value of parameter agentPoolProfile.name is invalid. '{name}' must match ^[a-z][a-z0-9]{{0,{}}}$ on {system}.",
+        longest - 1
     )))
 }
 
@@ -193,8 +236,15 @@ fn check_type(key: &str, value: &Value) -> Result<(), Refusal> {
         "scaleSetEvictionPolicy" => {
             value.as_str().is_some_and(|text| ["Delete", "Deallocate"].contains(&text))
         }
-        "spotMaxPrice" => value.as_f64().is_some_and(|price| price > 0.0 || (price + 1.0).abs() < 1e-9),
-        "vmSize" | "orchestratorVersion" | "osType" | "osSKU" | "type" => value.is_string(),
+        "spotMaxPrice" => value.as_f64().is_some_and(is_max_price),
+        "powerState" => value
+            .get("code")
+            .and_then(Value::as_str)
+            .is_some_and(|code| ["Running", "Stopped"].contains(&code)),
+        "type" => value.as_str().is_some_and(|text| {
+            ["VirtualMachineScaleSets", "VirtualMachines", "AvailabilitySet"].contains(&text)
+        }),
+        "vmSize" | "orchestratorVersion" | "osType" | "osSKU" => value.is_string(),
         _ => true,
     };
     if good {
@@ -205,8 +255,16 @@ fn check_type(key: &str, value: &Value) -> Result<(), Refusal> {
     )))
 }
 
+/// -1, or dollars with at most five decimals.
+fn is_max_price(price: f64) -> bool {
+    let hundred_thousandths = price * 100_000.0;
+    (price + 1.0).abs() < 1e-9
+        || (price > 0.0 && (hundred_thousandths - hundred_thousandths.round()).abs() < 1e-4)
+}
+
 /// The properties of a new pool, with what AKS adds of its own.
 pub fn create(mut given: Properties) -> Result<Properties, Refusal> {
+    count_from_profile(&mut given);
     if !given.contains_key("count") {
         return Err(Refusal::invalid_parameter("Required parameter properties.count is missing (null)."));
     }
@@ -236,6 +294,14 @@ pub fn create(mut given: Properties) -> Result<Properties, Refusal> {
     }
     given.insert("currentOrchestratorVersion".into(), given["orchestratorVersion"].clone());
     given.insert("nodeImageVersion".into(), json!("AKSUbuntu-2204gen2containerd-202508.20.0"));
+    if is_autoscaled(&given) {
+        let (min, max) = bounds(&given)?;
+        if !(min..=max).contains(&count(&given)) {
+            return Err(Refusal::invalid_parameter(
+                "The value of parameter agentPoolProfile.count is invalid: it must be between minCount and maxCount.",
+            ));
+        }
+    }
     if priority(&given) == Priority::Spot {
         given.entry("scaleSetEvictionPolicy").or_insert(json!("Delete"));
         given.entry("spotMaxPrice").or_insert(json!(-1));
@@ -244,18 +310,121 @@ pub fn create(mut given: Properties) -> Result<Properties, Refusal> {
 }
 
 /// The properties of a pool after a PUT. What the PUT omits stays as it was.
-pub fn update(current: &Properties, given: &Properties) -> Result<Properties, Refusal> {
+pub fn update(
+    name: &str,
+    current: &Properties,
+    given: &Properties,
+    switches: &Switches,
+) -> Result<Properties, Refusal> {
+    let mut given = given.clone();
+    count_from_profile(&mut given);
     let mut updated = current.clone();
-    for (key, value) in given {
+    for (key, value) in &given {
         if IMMUTABLE.contains(&key.as_str()) && !same(key, current.get(key), value) {
-            return Err(Refusal::immutable(key));
+            let refusal = Refusal::immutable(key);
+            return Err(match switches.immutable_changes {
+                ImmutableChanges::PropertyChangeNotAllowed => refusal,
+                ImmutableChanges::OperationNotAllowed => {
+                    Refusal { code: "OperationNotAllowed".into(), ..refusal }
+                }
+            });
         }
         if key == "orchestratorVersion" && value.as_str() == Some("") {
             continue;
         }
         updated.insert(key.clone(), value.clone());
     }
+    if is_autoscaled(&updated) {
+        let (min, _) = bounds(&updated)?;
+        if count(&updated) != count(current) {
+            if !is_autoscaled(current) {
+                return Err(Refusal::invalid_parameter(format!(
+                    "Cannot manually scale and enable cluster autoscaler in the same update operation on VMSS Agentpool '{name}'."
+                )));
+            }
+            if switches.count_of_autoscaled == CountOfAutoscaled::Refused {
+                return Err(Refusal::invalid_parameter(format!(
+                    "Cannot manually scale agent pool '{name}': the cluster autoscaler is enabled on it."
+                )));
+            }
+        }
+        // Machines follow only a least that was raised above them; the rest is the autoscaler's to do.
+        updated.insert("count".into(), json!(count(current).max(min)));
+    } else if is_autoscaled(current) {
+        updated.remove("minCount");
+        updated.remove("maxCount");
+    }
     finish(updated)
+}
+
+/// `minCount` and `maxCount` of a pool that the cluster autoscaler scales.
+fn bounds(properties: &Properties) -> Result<(u64, u64), Refusal> {
+    let number = |key: &str| {
+        properties.get(key).and_then(Value::as_u64).ok_or_else(|| {
+            Refusal::invalid_parameter(format!(
+                "The value of parameter agentPoolProfile.{key} is invalid: it is required when enableAutoScaling is true."
+            ))
+        })
+    };
+    let (min, max) = (number("minCount")?, number("maxCount")?);
+    if min > max || max > 1000 || max == 0 {
+        return Err(Refusal::invalid_parameter(format!(
+            "The value of parameter agentPoolProfile.minCount is invalid: minCount {min} and maxCount {max} must be 0 <= minCount <= maxCount <= 1000."
+        )));
+    }
+    Ok((min, max))
+}
+
+/// Whether the cluster autoscaler scales the pool.
+pub fn is_autoscaled(properties: &Properties) -> bool {
+    properties.get("enableAutoScaling").and_then(Value::as_bool) == Some(true)
+}
+
+/// `minCount`.
+pub fn min_count(properties: &Properties) -> u64 {
+    properties.get("minCount").and_then(Value::as_u64).unwrap_or(0)
+}
+
+/// Whether the pool is stopped.
+pub fn is_stopped(properties: &Properties) -> bool {
+    properties.get("powerState").and_then(|state| state.get("code")).and_then(Value::as_str)
+        == Some("Stopped")
+}
+
+/// Machines that an upgrade of so many adds for its time: `maxSurge`, a number or a share, at least one.
+pub fn surge(properties: &Properties, machines: usize) -> usize {
+    let text = properties
+        .get("upgradeSettings")
+        .and_then(|settings| settings.get("maxSurge"))
+        .and_then(Value::as_str)
+        .unwrap_or("10%");
+    let surge = match text.strip_suffix('%') {
+        Some(share) => share.parse::<usize>().ok().map(|share| (machines * share).div_ceil(100)),
+        None => text.parse().ok(),
+    };
+    surge.unwrap_or(1).clamp(1, machines.max(1))
+}
+
+/// The newest node image at that time.
+pub fn image(now: Timestamp) -> String {
+    format!("AKSUbuntu-2204gen2containerd-{}", now.strftime("%Y%m.%d.0"))
+}
+
+/// Pools of virtual machines are scaled by a profile; `count` and `vmSize` follow it. One size is acted upon.
+fn count_from_profile(given: &mut Properties) {
+    let manual = given
+        .get("virtualMachinesProfile")
+        .and_then(|profile| profile.get("scale"))
+        .and_then(|scale| scale.get("manual"))
+        .and_then(Value::as_array);
+    let Some(manual) = manual else { return };
+    let count: u64 = manual.iter().filter_map(|scale| scale.get("count")?.as_u64()).sum();
+    let size =
+        manual.first().and_then(|scale| scale.get("size")).and_then(Value::as_str).map(ToOwned::to_owned);
+    given.insert("count".into(), json!(count));
+    if let Some(size) = size {
+        given.entry("vmSize").or_insert(json!(size));
+    }
 }
 
 /// Whether a PUT value leaves an immutable property as it is.
@@ -288,6 +457,10 @@ fn finish(mut properties: Properties) -> Result<Properties, Refusal> {
         return Err(Refusal::invalid_parameter(format!(
             "The value of parameter agentPoolProfile.count is invalid. Its value must be between {least} and 1000."
         )));
+    }
+    if text(&properties, "type") == "VirtualMachines" {
+        let manual = json!([{"size": text(&properties, "vmSize"), "count": count(&properties)}]);
+        properties.insert("virtualMachinesProfile".into(), json!({"scale": {"manual": manual}}));
     }
     if spot {
         if let Some(labels) = properties.entry("nodeLabels").or_insert(json!({})).as_object_mut() {
@@ -380,7 +553,7 @@ mod tests {
             "spotMaxPrice": 0.5, "type": "VirtualMachines", "vmSize": "Standard_D4s_v5"});
         for (key, value) in other.as_object().unwrap() {
             let given = parse(&json!({"properties": {key: value}}), "2025-10-01").unwrap();
-            let refusal = update(&spot(), &given).unwrap_err();
+            let refusal = update("p", &spot(), &given, &Switches::default()).unwrap_err();
             assert_eq!(refusal, Refusal::immutable(key));
         }
     }
@@ -390,7 +563,7 @@ mod tests {
         let current = spot();
         let read = resource(&Identity::default(), "spota", &current, "2025-10-01");
         let given = parse(&read, "2025-10-01").unwrap();
-        assert_eq!(update(&current, &given).unwrap(), current);
+        assert_eq!(update("p", &current, &given, &Switches::default()).unwrap(), current);
     }
 
     #[test]
@@ -422,8 +595,10 @@ mod tests {
         let system = json!({"properties": {"count": 1, "mode": "System", "scaleSetPriority": "Spot"}});
         assert!(create(parse(&system, "2025-10-01").unwrap()).is_err());
         for name in ["", "Spota", "1a", "spot-a", "abcdefghijklm"] {
-            assert!(check_name(name).is_err(), "{name}");
+            assert!(check_name(name, false).is_err(), "{name}");
         }
-        assert!(check_name("abcdefghijkl").is_ok());
+        assert!(check_name("abcdefghijkl", false).is_ok());
+        assert!(check_name("abcdef", true).is_ok());
+        assert!(check_name("abcdefg", true).unwrap_err().message.contains("on Windows"));
     }
 }

@@ -8,8 +8,10 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::api::{
-    Capacity, EventRequest, EventState, Fault, PoolSpec, Priority, Settings, SettingsPatch, State, Targets,
+    BackgroundOperation, Capacity, EventRequest, EventState, Failure, Fault, PoolSpec, Priority, Quota,
+    Settings, SettingsPatch, State, Switches, Targets,
 };
+use crate::scenario::Action;
 
 /// Why the simulator did not do something.
 #[derive(Debug, thiserror::Error)]
@@ -116,7 +118,7 @@ impl SimClient {
         priority: Priority,
         limit: Option<u32>,
     ) -> Result<(), SimError> {
-        self.set_capacity_with(&Capacity { vm_size: vm_size.into(), priority, limit, error: None }).await
+        self.set_capacity_with(&Capacity::of(vm_size, priority, limit)).await
     }
 
     /// The same, with an error of one's own for operations that run short.
@@ -143,6 +145,42 @@ impl SimClient {
     /// Changes settings from now on, and answers all of them.
     pub async fn change_settings(&self, patch: &SettingsPatch) -> Result<Settings, SimError> {
         self.call(Method::PATCH, "settings", Some(patch)).await
+    }
+
+    /// Changes switches of one pool; `null` takes all of its own away.
+    pub async fn switch_pool(&self, pool: &str, changes: &Value) -> Result<Switches, SimError> {
+        self.call(Method::PATCH, &format!("pools/{pool}/switches"), Some(changes)).await
+    }
+
+    /// Changes switches of all pools.
+    pub async fn switch(&self, changes: Value) -> Result<Settings, SimError> {
+        self.change_settings(&SettingsPatch::switches(changes)).await
+    }
+
+    /// Limits the cores of the subscription; `None` lifts the limit.
+    pub async fn set_quota(&self, name: &str, limit: Option<u32>) -> Result<(), SimError> {
+        self.call(Method::PUT, "quotas", Some(&Quota { name: name.into(), limit })).await
+    }
+
+    /// Writes to come fail so.
+    pub async fn add_failure(&self, failure: &Failure) -> Result<(), SimError> {
+        self.call(Method::POST, "failures", Some(failure)).await
+    }
+
+    /// AKS does something of its own accord.
+    pub async fn begin_background(&self, operation: &BackgroundOperation) -> Result<(), SimError> {
+        self.call(Method::POST, "operations", Some(operation)).await
+    }
+
+    /// Does what a step of a scenario says, now.
+    pub async fn act(&self, action: &Action) -> Result<(), SimError> {
+        self.call(Method::POST, "act", Some(action)).await
+    }
+
+    /// Begins a scenario in YAML.
+    pub async fn begin_scenario(&self, yaml: &str) -> Result<(), SimError> {
+        let request = self.http.post(format!("{}/sim/scenario", self.base)).body(yaml.to_owned());
+        Self::read(request.send().await?).await
     }
 
     /// Polls the state until it is as wanted.
@@ -175,7 +213,10 @@ impl SimClient {
         if let Some(body) = body {
             request = request.json(body);
         }
-        let response = request.send().await?;
+        Self::read(request.send().await?).await
+    }
+
+    async fn read<T: DeserializeOwned>(response: reqwest::Response) -> Result<T, SimError> {
         let status = response.status();
         if status.is_success() {
             return Ok(response.json().await?);

@@ -5,11 +5,14 @@ use axum::response::Response;
 use axum::routing::{delete, get, patch, post, put};
 use axum::{Json, Router};
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::api::{Capacity, EventRequest, Fault, PoolSpec, SettingsPatch, Targets};
+use crate::api::{
+    BackgroundOperation, Capacity, EventRequest, Failure, Fault, PoolSpec, Quota, SettingsPatch, Targets,
+};
 use crate::model::Refused;
 use crate::reply;
+use crate::scenario::{Action, Scenario};
 use crate::sim::Sim;
 
 /// A fault may carry a document that is too large on purpose, each byte of it as a number.
@@ -28,6 +31,12 @@ pub fn routes() -> Router<Sim> {
         .route("/sim/faults", post(add_fault).delete(clear_faults))
         .route("/sim/faults/{id}", delete(clear_fault))
         .route("/sim/settings", patch(patch_settings))
+        .route("/sim/pools/{name}/switches", patch(patch_pool_switches))
+        .route("/sim/quotas", put(set_quota))
+        .route("/sim/failures", post(add_failure).delete(clear_failures))
+        .route("/sim/operations", post(begin_operation))
+        .route("/sim/scenario", post(begin_scenario))
+        .route("/sim/act", post(act))
         .layer(DefaultBodyLimit::max(LARGEST_REQUEST))
 }
 
@@ -93,9 +102,49 @@ async fn clear_fault(State(sim): State<Sim>, Path(id): Path<u64>) -> Response {
 }
 
 async fn patch_settings(State(sim): State<Sim>, Json(patch): Json<SettingsPatch>) -> Response {
-    let settings = sim.change(|cloud, _| {
-        cloud.patch_settings(&patch);
-        cloud.settings.clone()
-    });
-    answer(Ok(settings))
+    answer(sim.change(|cloud, _| cloud.patch_settings(&patch).map(|()| cloud.settings.clone())))
+}
+
+async fn patch_pool_switches(
+    State(sim): State<Sim>,
+    Path(name): Path<String>,
+    Json(changes): Json<Value>,
+) -> Response {
+    answer(
+        sim.change(|cloud, _| {
+            cloud.set_pool_switches(&name, &changes).map(|()| cloud.switches(&name).clone())
+        }),
+    )
+}
+
+async fn set_quota(State(sim): State<Sim>, Json(quota): Json<Quota>) -> Response {
+    sim.change(|cloud, _| cloud.set_quota(quota));
+    answer(Ok(()))
+}
+
+async fn add_failure(State(sim): State<Sim>, Json(failure): Json<Failure>) -> Response {
+    sim.change(|cloud, _| cloud.add_failure(failure));
+    answer(Ok(()))
+}
+
+async fn clear_failures(State(sim): State<Sim>) -> Response {
+    sim.change(|cloud, _| cloud.clear_failures());
+    answer(Ok(()))
+}
+
+async fn begin_operation(State(sim): State<Sim>, Json(operation): Json<BackgroundOperation>) -> Response {
+    answer(sim.change(|cloud, now| cloud.begin_background(&operation, now)))
+}
+
+/// The body is YAML, of which JSON is a part.
+async fn begin_scenario(State(sim): State<Sim>, text: String) -> Response {
+    let scenario = match Scenario::parse(&text) {
+        Ok(scenario) => scenario,
+        Err(bad) => return reply::error(400, &bad.to_string()),
+    };
+    answer(sim.change(|cloud, now| cloud.begin_scenario(&scenario, now)))
+}
+
+async fn act(State(sim): State<Sim>, Json(action): Json<Action>) -> Response {
+    answer(sim.change(|cloud, now| cloud.act(action, now)))
 }

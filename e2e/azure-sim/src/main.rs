@@ -8,9 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Parser, Subcommand};
-use jiff::SignedDuration;
 use serde_json::json;
-use spotpool_azure_sim::api::{Identity, PoolSpec, Priority, Settings, State};
+use spotpool_azure_sim::api::{Identity, PoolSpec, Priority, Settings, State, duration};
 use spotpool_azure_sim::client::SimClient;
 use spotpool_azure_sim::server::{Options, Server, StartError};
 use tokio::signal::unix::{SignalKind, signal};
@@ -160,12 +159,6 @@ fn one_line(message: &str) -> String {
 fn usage(message: &str) -> ExitCode {
     eprintln!("spotpool-azure-sim: {message}");
     ExitCode::from(2)
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    let parsed: SignedDuration =
-        text.parse().map_err(|_| format!("`{text}` is no duration such as 30s or 1m30s"))?;
-    Duration::try_from(parsed).map_err(|_| format!("`{text}` is negative"))
 }
 
 fn pool(text: &str) -> Result<PoolSpec, String> {

@@ -12,43 +12,83 @@ pub fn digits(identity: &Identity, pool: &str) -> String {
     format!("{:08}", 10_000_000 + hash % 90_000_000)
 }
 
-/// The scale set of a pool.
-pub fn vmss(pool: &str, digits: &str) -> String {
-    format!("aks-{pool}-{digits}-vmss")
+/// What the machines of a pool are to Azure Compute, by the pool's `type`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FleetKind {
+    /// Instances of one scale set.
+    ScaleSet,
+    /// Virtual machines of their own.
+    VirtualMachines,
 }
 
-/// The decimal name that Azure and IMDS give a machine.
-pub fn vm(vmss: &str, instance: u64) -> String {
-    format!("{vmss}_{instance}")
+/// The machines of one pool, as Azure Compute names them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fleet {
+    /// The scale set, or what the names of all machines begin with.
+    pub name: String,
+    /// Which of the two.
+    pub kind: FleetKind,
 }
 
-/// The node name: the scale set and the instance id as six digits of base 36.
-pub fn node(vmss: &str, instance: u64) -> String {
+impl Fleet {
+    /// The machines of a pool.
+    pub fn new(identity: &Identity, pool: &str, kind: FleetKind) -> Self {
+        let suffix = match kind {
+            FleetKind::ScaleSet => "vmss",
+            FleetKind::VirtualMachines => "vms",
+        };
+        Self { name: format!("aks-{pool}-{}-{suffix}", digits(identity, pool)), kind }
+    }
+
+    /// The name that Azure and IMDS give a machine.
+    pub fn vm(&self, instance: u64) -> String {
+        match self.kind {
+            FleetKind::ScaleSet => format!("{}_{instance}", self.name),
+            FleetKind::VirtualMachines => format!("{}{instance}", self.name),
+        }
+    }
+
+    /// The node name: of a scale set, its name and the instance id as six digits of base 36.
+    pub fn node(&self, instance: u64) -> String {
+        match self.kind {
+            FleetKind::ScaleSet => format!("{}{}", self.name, base_36(instance)),
+            FleetKind::VirtualMachines => self.vm(instance),
+        }
+    }
+
+    /// The ARM id of a machine, with the resource group as Azure spells it.
+    pub fn resource(&self, identity: &Identity, instance: u64) -> String {
+        self.below(identity, &identity.node_resource_group, instance)
+    }
+
+    /// `spec.providerID`, with the resource group in lower case as the cloud provider writes it.
+    pub fn provider_id(&self, identity: &Identity, instance: u64) -> String {
+        format!("azure://{}", self.below(identity, &identity.node_resource_group.to_lowercase(), instance))
+    }
+
+    fn below(&self, identity: &Identity, group: &str, instance: u64) -> String {
+        let compute = format!(
+            "/subscriptions/{}/resourceGroups/{group}/providers/Microsoft.Compute",
+            identity.subscription
+        );
+        match self.kind {
+            FleetKind::ScaleSet => {
+                format!("{compute}/virtualMachineScaleSets/{}/virtualMachines/{instance}", self.name)
+            }
+            FleetKind::VirtualMachines => format!("{compute}/virtualMachines/{}", self.vm(instance)),
+        }
+    }
+}
+
+fn base_36(number: u64) -> String {
     const DIGITS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
-    let mut rest = instance;
+    let mut rest = number;
     let mut reversed = String::new();
     for _ in 0..6 {
         reversed.push(char::from(DIGITS[(rest % 36) as usize]));
         rest /= 36;
     }
-    format!("{vmss}{}", reversed.chars().rev().collect::<String>())
-}
-
-/// The ARM id of a machine, with the resource group as Azure spells it.
-pub fn vm_resource(identity: &Identity, vmss: &str, instance: u64) -> String {
-    format!(
-        "/subscriptions/{}/resourceGroups/{}/providers/Microsoft.Compute/virtualMachineScaleSets/{vmss}/virtualMachines/{instance}",
-        identity.subscription, identity.node_resource_group
-    )
-}
-
-/// `spec.providerID`, with the resource group in lower case as the cloud provider writes it.
-pub fn provider_id(identity: &Identity, vmss: &str, instance: u64) -> String {
-    format!(
-        "azure:///subscriptions/{}/resourceGroups/{}/providers/Microsoft.Compute/virtualMachineScaleSets/{vmss}/virtualMachines/{instance}",
-        identity.subscription,
-        identity.node_resource_group.to_lowercase()
-    )
+    reversed.chars().rev().collect()
 }
 
 /// SplitMix64: repeatable for a seed, which a test may want.
@@ -108,9 +148,15 @@ mod tests {
 
     #[test]
     fn names_of_one_machine() {
-        assert_eq!(node("aks-spota-12345678-vmss", 13), "aks-spota-12345678-vmss00000d");
-        assert_eq!(node("aks-spota-12345678-vmss", 36 * 36 + 35), "aks-spota-12345678-vmss00010z");
-        assert_eq!(vm("aks-spota-12345678-vmss", 2768), "aks-spota-12345678-vmss_2768");
+        let set = Fleet { name: "aks-spota-12345678-vmss".into(), kind: FleetKind::ScaleSet };
+        assert_eq!(set.node(13), "aks-spota-12345678-vmss00000d");
+        assert_eq!(set.node(36 * 36 + 35), "aks-spota-12345678-vmss00010z");
+        assert_eq!(set.vm(2768), "aks-spota-12345678-vmss_2768");
+        let single = Fleet { name: "aks-spota-12345678-vms".into(), kind: FleetKind::VirtualMachines };
+        assert_eq!((single.vm(0), single.node(0)), ("aks-spota-12345678-vms0".into(), single.vm(0)));
+        let id = single.provider_id(&Identity::default(), 0);
+        assert!(id.starts_with("azure:///subscriptions/"), "{id}");
+        assert!(id.ends_with("/providers/Microsoft.Compute/virtualMachines/aks-spota-12345678-vms0"), "{id}");
         assert_eq!(digits(&Identity::default(), "spota").len(), 8);
         assert_ne!(digits(&Identity::default(), "spota"), digits(&Identity::default(), "spotb"));
     }

@@ -67,6 +67,17 @@ impl Refusal {
         )
     }
 
+    /// The cluster has an operation running.
+    pub fn cluster_busy(state: &str) -> Self {
+        Self::flat(
+            409,
+            "OperationNotAllowed",
+            format!(
+                "Operation is not allowed: Another operation ({state}) is in progress, please wait for it to finish before starting a new operation. See https://aka.ms/aks-pending-operation for more details"
+            ),
+        )
+    }
+
     /// No such pool.
     pub fn no_pool(pool: &str) -> Self {
         Self::flat(404, "NotFound", format!("Could not find the agent pool: {pool}."))
@@ -116,16 +127,4 @@ impl Refusal {
             Envelope::Wrapped => json!({"error": {"code": self.code, "message": self.message}}),
         }
     }
-}
-
-/// The error of an operation that found no machine of the size.
-pub fn sku_not_available(vm_size: &str, location: &str) -> Value {
-    let inner = format!(
-        "The requested VM size for resource 'Following SKUs have failed for Capacity Restrictions: {vm_size}' is currently not available in location '{location}'. Please try another size or deploy to a different location or different zone. See https://aka.ms/azureskunotavailable for details."
-    );
-    json!({
-        "code": "SkuNotAvailable",
-        "message": format!("Code=\"SkuNotAvailable\" Message=\"{inner}\""),
-        "details": [{"code": "SkuNotAvailable", "message": inner}],
-    })
 }

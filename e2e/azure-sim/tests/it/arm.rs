@@ -129,8 +129,8 @@ async fn what_aks_refuses_is_refused_in_its_words() {
     assert_eq!(bench.get(&bench.pool_url("absent")).await.body["code"], "NotFound");
     let cluster = bench.get(&url.replace("spotpool-sim", "other")).await;
     assert_eq!((cluster.status, cluster.body["error"]["code"].as_str()), (404, Some("ResourceNotFound")));
-    let deleted = bench.send(Method::DELETE, &url, &[], None).await;
-    assert_eq!(deleted.status, 405);
+    let patched = bench.send(Method::PATCH, &url, &[], None).await;
+    assert_eq!(patched.status, 405);
 }
 
 #[tokio::test]
@@ -199,6 +199,7 @@ async fn short_capacity_is_accepted_and_fails_later() {
     let capacity = Capacity {
         vm_size: SIZE.into(),
         priority: Priority::Spot,
+        zone: None,
         limit: Some(0),
         error: Some(error.clone()),
     };

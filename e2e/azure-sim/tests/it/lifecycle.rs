@@ -156,7 +156,7 @@ fn approval_hastens_a_planned_event_but_no_preempt() {
 fn count_may_ignore_evictions_until_the_next_put() {
     let mut world = World::new(3);
     let stays = SettingsPatch { count_follows_evictions: Some(false), ..SettingsPatch::default() };
-    world.cloud.patch_settings(&stays);
+    world.cloud.patch_settings(&stays).unwrap();
     world.schedule("Preempt", &[0], 0);
     world.pass(0).pass(3000);
     let pool = world.state().pool("spota").unwrap().clone();

@@ -75,8 +75,7 @@ impl World {
             }
             Step::Kill(count) => drop(self.cloud.kill(&Targets::of_pool("spota", count), self.now)),
             Step::Capacity(limit) => {
-                let (vm_size, priority) = (SIZE.into(), Priority::Spot);
-                self.cloud.set_capacity(Capacity { vm_size, priority, limit, error: None });
+                self.cloud.set_capacity(Capacity::of(SIZE, Priority::Spot, limit));
             }
             Step::Pass(seconds) => self.now = later(self.now, Duration::from_secs(seconds)),
         }
