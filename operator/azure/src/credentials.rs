@@ -278,3 +278,6 @@ impl Executor for Az {
             .await
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -293,7 +293,6 @@ impl Write for Stream {
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
-    use std::process::Command;
 
     use axum::Router;
     use axum::http::StatusCode;
@@ -303,7 +302,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::stub::{Authority, serve, serve_tls};
+    use crate::stub::{Authority, in_a_process, is_child, serve, serve_tls};
 
     fn options() -> HttpOptions {
         HttpOptions::new("spotpool-test/1")
@@ -408,28 +407,16 @@ mod tests {
 
     #[tokio::test]
     async fn the_environments_proxy_is_used() {
-        const CHILD: &str = "SPOTPOOL_TEST_PROXIED";
-        if std::env::var_os(CHILD).is_some() {
-            let transport = HttpsTransport::new(options()).unwrap();
-            let answer = transport.execute(to_get("http://azure.invalid/by-environment")).await.unwrap();
-            assert!(answer.body().starts_with(b"http://azure.invalid/by-environment"));
-            let unproxied = transport.execute(to_get("http://excluded.invalid/")).await.unwrap_err();
-            assert_eq!(unproxied.code, "ConnectionFailed");
-            return;
+        if !is_child() {
+            let proxy = format!("http://{}", echo().await);
+            let environment = vec![("HTTP_PROXY", proxy), ("NO_PROXY", "excluded.invalid".to_owned())];
+            return in_a_process("http::tests::the_environments_proxy_is_used", environment).await;
         }
-        // The environment of a running test cannot be changed safely: the test runs itself in another.
-        let proxy = echo().await;
-        let child = tokio::task::spawn_blocking(move || {
-            Command::new(std::env::current_exe().unwrap())
-                .args(["--exact", "http::tests::the_environments_proxy_is_used"])
-                .envs([(CHILD, "1"), ("NO_PROXY", "excluded.invalid")])
-                .env("HTTP_PROXY", format!("http://{proxy}"))
-                .output()
-                .unwrap()
-        });
-        let output = child.await.unwrap();
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+        let transport = HttpsTransport::new(options()).unwrap();
+        let answer = transport.execute(to_get("http://azure.invalid/by-environment")).await.unwrap();
+        assert!(answer.body().starts_with(b"http://azure.invalid/by-environment"));
+        let unproxied = transport.execute(to_get("http://excluded.invalid/")).await.unwrap_err();
+        assert_eq!(unproxied.code, "ConnectionFailed");
     }
 
     #[tokio::test]

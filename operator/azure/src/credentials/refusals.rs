@@ -1,14 +1,11 @@
 //! What a sign-in that failed means, and what a person has to do about it.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use http::Response;
-use http::header::RETRY_AFTER;
 use serde::Deserialize;
 
 use super::Identity;
-use crate::error::{AzureError, Class};
+use crate::error::{AzureError, Class, retry_after};
 
 /// A variable of the environment that AKS's webhook should have set.
 pub(super) fn not_injected(variable: &str) -> AzureError {
@@ -89,10 +86,8 @@ pub(super) fn refused(identity: &Identity, answer: &Response<Bytes>) -> AzureErr
         (_, Identity::Federated { .. }) => entra(identity, &said, status, &words),
         (_, Identity::Cli { .. }) => (Class::Denied, "SignInRefused", words),
     };
-    let retry_after =
-        answer.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
     let mut refusal = AzureError::new(class, code, message);
-    (refusal.status, refusal.retry_after) = (status, retry_after.map(Duration::from_secs));
+    (refusal.status, refusal.retry_after) = (status, retry_after(answer.headers()));
     refusal
 }
 
