@@ -853,6 +853,10 @@ pub enum FaultTarget {
         #[serde(default)]
         path_contains: Option<String>,
     },
+    /// Requests for tokens at the token endpoint.
+    Tokens {},
+    /// Requests for retail prices.
+    Prices {},
 }
 
 impl FaultTarget {

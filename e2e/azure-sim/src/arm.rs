@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use axum::body::Bytes;
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::response::Response;
 use http::{HeaderMap, Method, Uri, header};
 use serde_json::{Value, json};
@@ -12,11 +12,14 @@ use crate::api::{ArmWrite, Envelope, Identity, OperationNames, OperationStatus};
 use crate::body;
 use crate::compute;
 use crate::faults;
-use crate::model::{Accepted, Cloud, Conditions, Limit};
+use crate::model::{Accepted, Admission, Cloud, Conditions, Limit};
 use crate::names;
+use crate::placement;
 use crate::refusal::Refusal;
 use crate::reply;
+use crate::resource_graph;
 use crate::sim::Sim;
+use crate::tls::{self, Scheme};
 
 /// What the links to further pages ask for, whatever the request did.
 const NEXT_PAGE_VERSION: &str = "2025-03-01";
@@ -36,6 +39,8 @@ enum Route {
     OperationResult(String),
     OtherCluster { group: String, cluster: String },
     OtherSubscription(String),
+    ResourceGraph,
+    PlacementScores(String),
     Unknown,
 }
 
@@ -45,7 +50,11 @@ impl Route {
         let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
         let lower: Vec<String> = segments.iter().map(|segment| segment.to_lowercase()).collect();
         let shape: Vec<&str> = lower.iter().map(String::as_str).collect();
-        let ["subscriptions", subscription, rest @ ..] = shape.as_slice() else { return Self::Unknown };
+        let (subscription, rest) = match shape.as_slice() {
+            ["subscriptions", subscription, rest @ ..] => (subscription, rest),
+            ["providers", "microsoft.resourcegraph", "resources"] => return Self::ResourceGraph,
+            _ => return Self::Unknown,
+        };
         if *subscription != identity.subscription.to_lowercase() {
             return Self::OtherSubscription(segments[1].to_owned());
         }
@@ -61,6 +70,15 @@ impl Route {
             ["providers", "microsoft.containerservice", "locations", _, "operationresults", id] => {
                 Self::OperationResult((*id).to_owned())
             }
+            [
+                "providers",
+                "microsoft.compute",
+                "locations",
+                region,
+                "placementscores",
+                "spot",
+                "generate",
+            ] => Self::PlacementScores((*region).to_owned()),
             ["resourcegroups", group, "providers", "microsoft.compute", ..]
                 if *group == identity.node_resource_group.to_lowercase() =>
             {
@@ -111,6 +129,8 @@ impl Route {
             Self::Compute(_) => "compute",
             Self::Operation(_) => "operation",
             Self::OperationResult(_) => "operationResult",
+            Self::ResourceGraph => "resourceGraph",
+            Self::PlacementScores(_) => "placementScores",
             Self::OtherCluster { .. } | Self::OtherSubscription(_) | Self::Unknown => "other",
         }
     }
@@ -128,9 +148,12 @@ impl Route {
             Self::Abort(_) => Limit::Shared("AbortAgentPoolLatestOperationHandler"),
             Self::UpgradeImage(_) => Limit::Shared("UpgradeAgentPoolNodeImageVersionHandler"),
             Self::Operation(_) | Self::OperationResult(_) => Limit::Operations,
-            Self::Compute(_) | Self::OtherCluster { .. } | Self::OtherSubscription(_) | Self::Unknown => {
-                Limit::FrontDoor
-            }
+            Self::Compute(_)
+            | Self::ResourceGraph
+            | Self::PlacementScores(_)
+            | Self::OtherCluster { .. }
+            | Self::OtherSubscription(_)
+            | Self::Unknown => Limit::FrontDoor,
         }
     }
 }
@@ -142,6 +165,7 @@ pub(crate) struct Call {
     headers: HeaderMap,
     body: Bytes,
     route: Route,
+    scheme: Option<Extension<Scheme>>,
 }
 
 impl Call {
@@ -158,7 +182,7 @@ impl Call {
 
     /// Where the caller found us, so that links lead back the same way.
     pub(crate) fn base(&self) -> String {
-        format!("http://{}", self.header(header::HOST.as_str()).unwrap_or_else(|| "127.0.0.1".into()))
+        tls::base(self.scheme, &self.headers)
     }
 
     fn conditions(&self) -> Conditions {
@@ -180,41 +204,49 @@ impl Call {
 /// Answers any request to ARM.
 pub async fn handle(
     State(sim): State<Sim>,
+    scheme: Option<Extension<Scheme>>,
     method: Method,
     uri: Uri,
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    let (admission, fault, call) = sim.look(|cloud, now| {
+    let (unauthorized, admission, fault, call) = sim.look(|cloud, now| {
         let route = Route::parse(uri.path(), &cloud.identity);
         cloud.count_request(&format!("{method} {}", route.kind()));
-        let admission = cloud.admit(&method, &route.limit(&method), now);
-        let fault = if admission.refused.is_some() {
+        // Nobody's limits are touched by whom the front door does not let in.
+        let unauthorized = cloud.tokens.refuse(&method, uri.path(), &headers, now);
+        let admission = match &unauthorized {
+            Some(_) => Admission { headers: Vec::new(), refused: None },
+            None => cloud.admit(&method, &route.limit(&method), now),
+        };
+        let fault = if unauthorized.is_some() || admission.refused.is_some() {
             None
         } else {
             cloud.faults.strike(faults::Request::Arm { method: method.as_str(), path: uri.path() })
         };
-        let call = Call { method, uri, headers, body, route };
+        let call = Call { method, uri, headers, body, route, scheme };
         // A write that never gets through is on record all the same: somebody tried.
-        let instead = match &admission.refused {
-            Some((refusal, _)) => Some(refusal.status),
-            None => fault.as_ref().and_then(reply::instead),
+        let instead = match (&unauthorized, &admission.refused) {
+            (Some(refused), _) => Some(refused.status),
+            (None, Some((refusal, _))) => Some(refusal.status),
+            (None, None) => fault.as_ref().and_then(reply::instead),
         };
         if let (Some(status), Some(pool)) = (instead, call.written()) {
             let count = cloud.count(pool);
             let write = write(&call, pool, now, count, count, status, Vec::new());
             cloud.record_write(write);
         }
-        (admission, fault, call)
+        (unauthorized, admission, fault, call)
     });
     tracing::debug!(method = %call.method, path = call.uri.path(), ?fault, "ARM request");
-    let mut response = match &admission.refused {
-        Some((refusal, retry_after)) => {
+    let mut response = match (unauthorized, &admission.refused) {
+        (Some(refused), _) => refused.response(),
+        (None, Some((refusal, retry_after))) => {
             let mut response = reply::refused(refusal);
             reply::set(&mut response, header::RETRY_AFTER.as_str(), &retry_after.to_string());
             response
         }
-        None => reply::under_fault(fault, || answer(&sim, &call)).await,
+        (None, None) => reply::under_fault(fault, || answer(&sim, &call)).await,
     };
     for (name, left) in &admission.headers {
         reply::set(&mut response, name, left);
@@ -258,6 +290,14 @@ fn respond(sim: &Sim, call: &Call) -> Result<Response, Refusal> {
             "The api-version query parameter (?api-version=) is required for all requests.",
         )
     })?;
+    match (&call.method, &call.route) {
+        (&Method::POST, Route::ResourceGraph) => return resource_graph::answer(sim, &version, &call.body),
+        (&Method::POST, Route::PlacementScores(region)) => {
+            let asked = format!("{}{}", call.base(), call.uri);
+            return placement::answer(sim, region, &version, &call.body, &asked);
+        }
+        _ => {}
+    }
     if !body::VERSIONS.contains(&version.as_str()) {
         return Err(sim.look(|cloud, _| Refusal::no_version(&cloud.identity, &version, body::VERSIONS)));
     }

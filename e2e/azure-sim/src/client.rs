@@ -203,7 +203,7 @@ impl SimClient {
         }
     }
 
-    async fn call<B: Serialize + Sync, T: DeserializeOwned>(
+    pub(crate) async fn call<B: Serialize + Sync, T: DeserializeOwned>(
         &self,
         method: Method,
         path: &str,

@@ -19,6 +19,10 @@ pub enum Request<'a> {
         /// Path below the machine's own address.
         path: &'a str,
     },
+    /// To the token endpoint.
+    Tokens,
+    /// To Retail Prices.
+    Prices,
 }
 
 /// Faults in force, oldest first; the oldest that matches strikes.
@@ -78,6 +82,7 @@ fn matches(target: &FaultTarget, request: Request<'_>) -> bool {
         (FaultTarget::Imds { node, path_contains }, Request::Imds { node: asked, path }) => {
             node.as_deref().is_none_or(|node| node == asked) && contains(path_contains.as_deref(), path)
         }
+        (FaultTarget::Tokens {}, Request::Tokens) | (FaultTarget::Prices {}, Request::Prices) => true,
         _ => false,
     }
 }

@@ -13,6 +13,7 @@ use crate::faults;
 use crate::model::ImdsGate;
 use crate::reply;
 use crate::sim::Sim;
+use crate::tokens;
 
 /// api-versions that `scheduledevents` answers.
 const EVENTS_VERSIONS: &[&str] =
@@ -134,6 +135,9 @@ fn answer(
             Method::POST => approve(sim, node, body),
             _ => reply::error(405, "Method not allowed"),
         };
+    }
+    if lower == "/metadata/identity/oauth2/token" {
+        return tokens::managed_identity(sim, method, uri);
     }
     let Some(below) = lower.strip_prefix("/metadata/instance") else {
         return reply::error(404, "Not found");

@@ -10,6 +10,8 @@
 //!
 //! - [`model`]: the state machine. No I/O and no clock: `now` is an argument.
 //! - [`arm`], [`imds`], [`control`]: HTTP in front of it, each a thin translation.
+//! - [`tokens`], [`market`] with [`prices`], [`resource_graph`] and [`placement`]: what is beside the cluster, each
+//!   its state and its HTTP.
 //! - [`nodes`]: Kubernetes beside it, a level-triggered loop from machines to Node objects.
 //! - [`sim`]: the model behind a lock, and the task that moves it on in real time.
 //! - [`server`], [`client`]: sockets.
@@ -24,12 +26,18 @@ pub mod events;
 pub mod failures;
 pub mod faults;
 pub mod imds;
+pub mod market;
 pub mod model;
 pub mod names;
 pub mod nodes;
+pub mod placement;
+pub mod prices;
 pub mod refusal;
 pub mod reply;
+pub mod resource_graph;
 pub mod scenario;
 pub mod server;
 pub mod sim;
 pub mod switches;
+pub mod tls;
+pub mod tokens;

@@ -12,6 +12,7 @@ use serde_json::json;
 use spotpool_azure_sim::api::{Identity, PoolSpec, Priority, Settings, State, duration};
 use spotpool_azure_sim::client::SimClient;
 use spotpool_azure_sim::server::{Options, Server, StartError};
+use spotpool_azure_sim::tokens::{AuthSettings, ClientSpec};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -78,6 +79,24 @@ struct Serve {
     /// Address to listen on; port 0 takes a free one.
     #[arg(long, env = "LISTEN", default_value = "127.0.0.1:0")]
     listen: SocketAddr,
+    /// Address to listen on with TLS; port 0 takes a free one.
+    #[arg(long, env = "TLS_LISTEN", default_value = "127.0.0.1:0")]
+    tls_listen: SocketAddr,
+    /// File to write the certificate authority of the TLS listener to.
+    #[arg(long, env = "CA_FILE")]
+    ca_file: Option<PathBuf>,
+    /// Let nobody into ARM without a token of the token endpoint or of a metadata service.
+    #[arg(long, env = "REQUIRE_TOKEN")]
+    require_token: bool,
+    /// How long a token is good for.
+    #[arg(long, env = "TOKEN_LIFETIME", default_value = "24h", value_parser = duration)]
+    token_lifetime: Duration,
+    /// Tenant to play.
+    #[arg(long, env = "TENANT_ID", default_value_t = AuthSettings::default().tenant_id)]
+    tenant_id: String,
+    /// The application and managed identity that the tenant knows.
+    #[arg(long, env = "CLIENT_ID", default_value_t = ClientSpec::default().client_id)]
+    client_id: String,
     /// Cluster to make Nodes in.
     #[arg(long, env = "KUBECONFIG")]
     kubeconfig: Option<PathBuf>,
@@ -201,6 +220,7 @@ async fn serve_until_told(serve: Serve) -> ExitCode {
         return usage(&format!("--log-level: `{}` is no filter", serve.log_level));
     };
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    let ca_file = serve.ca_file.clone();
     let server = match options(serve).await {
         Ok(options) => Server::start(options).await,
         Err(error) => return usage(&format!("--kubeconfig: {error}")),
@@ -210,8 +230,14 @@ async fn serve_until_told(serve: Serve) -> ExitCode {
         Err(error @ StartError::Pool(..)) => return usage(&format!("--pool: {error}")),
         Err(error @ StartError::Kubernetes(_)) => return usage(&format!("--kubeconfig: {error}")),
         Err(error @ StartError::Listen(..)) => return usage(&format!("--listen: {error}")),
+        Err(error @ StartError::Tls(_)) => return usage(&format!("--tls-listen: {error}")),
     };
-    match announce_and_wait(&server).await {
+    if let Some(path) = &ca_file
+        && let Err(error) = std::fs::write(path, server.ca_pem())
+    {
+        return usage(&format!("--ca-file: cannot write {}: {error}", path.display()));
+    }
+    match announce_and_wait(&server, ca_file).await {
         Ok(()) => {
             server.stop().await;
             ExitCode::SUCCESS
@@ -223,13 +249,24 @@ async fn serve_until_told(serve: Serve) -> ExitCode {
     }
 }
 
-async fn announce_and_wait(server: &Server) -> Result<()> {
+async fn announce_and_wait(server: &Server, ca_file: Option<PathBuf>) -> Result<()> {
     // Signals are caught before anyone is told that we are here.
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let identity = server.sim().look(|cloud, _| cloud.identity.clone());
+    let (identity, tenant, clients) = server.sim().look(|cloud, _| {
+        let auth = &cloud.tokens.state().settings;
+        let clients: Vec<String> = auth.clients.iter().map(|client| client.client_id.clone()).collect();
+        (cloud.identity.clone(), auth.tenant_id.clone(), clients)
+    });
     let line = json!({
         "url": server.url(),
         "azureEndpoint": server.url(),
+        "pricesEndpoint": server.url(),
+        "tlsUrl": server.tls_url(),
+        "authorityHost": format!("{}/", server.tls_url()),
+        "caPem": server.ca_pem(),
+        "caFile": ca_file,
+        "tenantId": tenant,
+        "clientIds": clients,
         "imdsEndpoint": format!("{}/imds/<node>", server.url()),
         "identity": identity,
     });
@@ -265,7 +302,23 @@ async fn options(serve: Serve) -> Result<Options> {
             )
         }
     };
-    Ok(Options { listen: serve.listen, identity, settings, pools: serve.pools, seed: serve.seed, kubernetes })
+    let auth = AuthSettings {
+        tenant_id: serve.tenant_id,
+        clients: vec![ClientSpec { client_id: serve.client_id, ..ClientSpec::default() }],
+        require_token: serve.require_token,
+        token_lifetime: serve.token_lifetime,
+        ..AuthSettings::default()
+    };
+    Ok(Options {
+        listen: serve.listen,
+        tls_listen: serve.tls_listen,
+        auth,
+        identity,
+        settings,
+        pools: serve.pools,
+        seed: serve.seed,
+        kubernetes,
+    })
 }
 
 async fn run(command: Command) -> Result<()> {

@@ -4,12 +4,14 @@ use crate::api::Identity;
 
 /// The eight digits in a pool's scale set name, the same for a pool at each start.
 pub fn digits(identity: &Identity, pool: &str) -> String {
-    // FNV-1a: stable over releases of Rust, which the standard hasher does not promise.
-    let text = format!("{}/{}/{pool}", identity.node_resource_group, identity.subscription);
-    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let hash = stable_hash(&format!("{}/{}/{pool}", identity.node_resource_group, identity.subscription));
     format!("{:08}", 10_000_000 + hash % 90_000_000)
+}
+
+/// FNV-1a: stable over releases of Rust, which the standard hasher does not promise.
+pub fn stable_hash(text: &str) -> u64 {
+    text.bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// What the machines of a pool are to Azure Compute, by the pool's `type`.

@@ -5,10 +5,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::Extension;
 use axum::routing::any;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use jiff::Timestamp;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -20,13 +22,22 @@ use crate::model::{Cloud, Refused};
 use crate::nodes::{self, KubeNodes};
 use crate::reply;
 use crate::sim::Sim;
-use crate::{arm, control, imds};
+use crate::tls::{Scheme, Tls, TlsError};
+use crate::tokens::{AuthSettings, Tokens};
+use crate::{arm, control, imds, market, prices, tokens};
+
+/// For how long a client may take over its half of a handshake.
+const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// How to run a simulator.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Address to listen on; port 0 takes a free one.
     pub listen: SocketAddr,
+    /// The same over TLS, which token clients insist on.
+    pub tls_listen: SocketAddr,
+    /// Who may sign in, and whether ARM asks for a token.
+    pub auth: AuthSettings,
     /// Which managed cluster to play.
     pub identity: Identity,
     /// Times and switches.
@@ -43,6 +54,8 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            tls_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            auth: AuthSettings::default(),
             identity: Identity::default(),
             settings: Settings::default(),
             pools: Vec::new(),
@@ -58,6 +71,9 @@ pub enum StartError {
     /// The address cannot be listened on.
     #[error("cannot listen on {0}: {1}")]
     Listen(SocketAddr, io::Error),
+    /// There is no certificate to serve.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// A pool makes no sense.
     #[error("pool {0}: {1}")]
     Pool(String, Refused),
@@ -70,6 +86,8 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
+    tls_address: SocketAddr,
+    tls: Tls,
     sim: Sim,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -88,13 +106,13 @@ impl Server {
             None => None,
         };
         let mut cloud = Cloud::new(options.identity, options.settings, kube_nodes.is_some(), seed);
+        cloud.tokens = Tokens::new(options.auth);
         for pool in &options.pools {
             cloud.add_pool(pool, now).map_err(|refused| StartError::Pool(pool.name.clone(), refused))?;
         }
-        let listener = TcpListener::bind(options.listen)
-            .await
-            .map_err(|error| StartError::Listen(options.listen, error))?;
-        let address = listener.local_addr().map_err(|error| StartError::Listen(options.listen, error))?;
+        let (listener, address) = listen(options.listen).await?;
+        let (tls_listener, tls_address) = listen(options.tls_listen).await?;
+        let tls = Tls::new(tls_address.ip())?;
 
         let sim = Sim::new(cloud);
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
@@ -104,9 +122,11 @@ impl Server {
             let nodes = nodes::run(sim.clone(), kube_nodes);
             tasks.spawn(stop.clone().run_until_cancelled_owned(nodes));
         }
-        let accepting = accept(listener, router(sim.clone()), stop.clone(), tasks.clone());
-        tasks.spawn(stop.clone().run_until_cancelled_owned(accepting));
-        Ok(Self { address, sim, stop, tasks })
+        for (listener, tls) in [(listener, None), (tls_listener, Some(tls.clone()))] {
+            let accepting = accept(listener, tls, router(sim.clone()), stop.clone(), tasks.clone());
+            tasks.spawn(stop.clone().run_until_cancelled_owned(accepting));
+        }
+        Ok(Self { address, tls_address, tls, sim, stop, tasks })
     }
 
     /// Where it listens.
@@ -117,6 +137,17 @@ impl Server {
     /// `http://` and the address.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// `https://` and the address of the TLS listener: ARM, prices and the token endpoint (an authority host is
+    /// this with a slash behind it).
+    pub fn tls_url(&self) -> String {
+        format!("https://{}", self.tls_address)
+    }
+
+    /// The certificate authority that clients of [`Server::tls_url`] must trust, as PEM.
+    pub fn ca_pem(&self) -> &str {
+        self.tls.ca_pem()
     }
 
     /// A client of its control API.
@@ -150,16 +181,28 @@ impl Drop for Server {
 /// [`crate::reply::Dropped`] among its extensions stands for a connection that was closed instead (see
 /// [`crate::reply::is_dropped`]).
 pub fn router(sim: Sim) -> Router {
-    control::routes().route("/imds/{node}/{*rest}", any(imds::handle)).fallback(arm::handle).with_state(sim)
+    control::routes()
+        .merge(tokens::routes())
+        .merge(market::routes())
+        .merge(prices::routes())
+        .route("/imds/{node}/{*rest}", any(imds::handle))
+        .fallback(arm::handle)
+        .with_state(sim)
 }
 
 /// Serves connections. Not `axum::serve`: a fault may close a connection in place of an answer, and
 /// an error of the service is how hyper is told to.
-async fn accept(listener: TcpListener, router: Router, stop: CancellationToken, tasks: TaskTracker) {
+async fn accept(
+    listener: TcpListener,
+    tls: Option<Tls>,
+    router: Router,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                let served = serve(stream, router.clone());
+                let served = serve(stream, tls.clone(), router.clone());
                 tasks.spawn(stop.clone().run_until_cancelled_owned(served));
             }
             Err(error) => {
@@ -170,11 +213,29 @@ async fn accept(listener: TcpListener, router: Router, stop: CancellationToken, 
     }
 }
 
-async fn serve(stream: TcpStream, router: Router) {
+async fn listen(on: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
+    let failed = |error| StartError::Listen(on, error);
+    let listener = TcpListener::bind(on).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok((listener, address))
+}
+
+async fn serve(stream: TcpStream, tls: Option<Tls>, router: Router) {
     // Polls are small and timed: they must not wait for a full segment.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot set TCP_NODELAY");
     }
+    match tls {
+        None => answer(stream, router.layer(Extension(Scheme::Http))).await,
+        Some(tls) => match tokio::time::timeout(HANDSHAKE, tls.acceptor.accept(stream)).await {
+            Ok(Ok(stream)) => answer(stream, router.layer(Extension(Scheme::Https))).await,
+            Ok(Err(error)) => tracing::debug!(%error, "no TLS"),
+            Err(_) => tracing::debug!("no TLS in time"),
+        },
+    }
+}
+
+async fn answer(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, router: Router) {
     let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
         let router = router.clone();
         async move {

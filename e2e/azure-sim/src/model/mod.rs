@@ -32,7 +32,9 @@ use crate::api::{
 use crate::body::{self, Properties};
 use crate::events::Document;
 use crate::faults::Faults;
+use crate::market::Market;
 use crate::names::{Fleet, Ids};
+use crate::tokens::Tokens;
 
 pub use capacity::{ALL_CORES, LOW_PRIORITY, cores, family};
 pub use machines::ComputeName;
@@ -132,6 +134,10 @@ pub struct Cloud {
     pub settings: Settings,
     /// Faults in force.
     pub faults: Faults,
+    /// The tenant, and what is allowed in it.
+    pub tokens: Tokens,
+    /// Prices, eviction rates, placement scores.
+    pub market: Market,
     /// Whether someone else makes Nodes and reports them; else a machine registers as it boots.
     external_nodes: bool,
     ids: Ids,
@@ -167,6 +173,8 @@ impl Cloud {
             identity,
             settings,
             faults: Faults::default(),
+            tokens: Tokens::default(),
+            market: Market::default(),
             external_nodes,
             ids: Ids::seeded(seed),
             pools: BTreeMap::new(),

@@ -7,9 +7,11 @@ mod examples;
 mod imds;
 mod kubernetes;
 mod lifecycle;
+mod market;
 mod program;
 mod properties;
 mod simulated_time;
+mod tokens;
 
 use std::time::Duration;
 
