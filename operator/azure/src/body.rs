@@ -16,20 +16,14 @@ use crate::error::{AzureError, Class};
 /// `id`, `name` and `type` are in the URL, `systemData` is ARM's.
 const READ_ONLY: [&str; 4] = ["id", "name", "type", "systemData"];
 
-/// … and among the properties. Azure's own SDKs and az CLI leave out the first three as read-only, and send
-/// the rest as read; a PUT without them leaves them as they are.
-/// - `nodeImageVersion`: read-only up to 2025; in newer versions setting it *rolls the agent pool back*.
-/// - `status` and `virtualMachineNodesStatus` report on machines; old numbers beside a new count say nothing.
+/// … and among the properties.
 ///
-/// `powerState` stays: it is how an agent pool is stopped, and so is everything that we do not know.
-const READ_ONLY_PROPERTIES: [&str; 6] = [
-    "eTag",
-    "currentOrchestratorVersion",
-    "provisioningState",
-    "nodeImageVersion",
-    "status",
-    "virtualMachineNodesStatus",
-];
+/// Azure's own SDKs and az CLI leave out the first three as read-only, and send everything else as it was read;
+/// so do we, `powerState` and `virtualMachineNodesStatus` included, but for two:
+/// - `nodeImageVersion` is read-only in older versions, and in newer ones setting it *rolls the agent pool back*;
+/// - `status` holds nothing but the last error.
+const READ_ONLY_PROPERTIES: [&str; 5] =
+    ["eTag", "currentOrchestratorVersion", "provisioningState", "nodeImageVersion", "status"];
 
 /// Added by AKS to every spot agent pool, whatever was asked for. Older ones have the first as the key.
 const SPOT_LABELS: [&str; 2] = ["kubernetes.azure.com/scalesetpriority", "kubernetes.azure.com/priority"];
@@ -63,7 +57,7 @@ pub(crate) fn agent_pool(body: Value, read_at: Timestamp) -> Result<AgentPool, &
     let etag = string(raw.get("eTag"));
     let optional = |text: String| (!text.is_empty()).then_some(text);
     Ok(AgentPool {
-        count: known.count.or_else(|| manual_count(raw)).unwrap_or(0),
+        count: manual_count(raw).or(known.count).unwrap_or(0),
         priority,
         mode: match known.mode.to_ascii_lowercase().as_str() {
             "system" => AgentPoolMode::System,
@@ -199,7 +193,7 @@ fn strings_of(value: Option<&Value>) -> BTreeMap<String, String> {
 fn manual_count(raw: &Value) -> Option<u32> {
     let sizes = raw.pointer("/virtualMachinesProfile/scale/manual")?.as_array()?;
     let counts = sizes.iter().map(|size| size.get("count").and_then(Value::as_u64).unwrap_or(0));
-    counts.sum::<u64>().try_into().ok()
+    counts.fold(0, u64::saturating_add).try_into().ok()
 }
 
 /// The body to send for another count.
@@ -210,14 +204,7 @@ pub(crate) fn with_count(pool: &AgentPool, count: u32) -> Result<Value, AzureErr
     let mut body = writable(&pool.body);
     let properties = properties(&mut body)?;
     if pool.kind == AgentPoolKind::VirtualMachines {
-        let sizes = properties
-            .get_mut("virtualMachinesProfile")
-            .and_then(|profile| profile.pointer_mut("/scale/manual"))
-            .and_then(Value::as_array_mut);
-        match sizes.map(Vec::as_mut_slice) {
-            Some([size]) if size.is_object() => size["count"] = json!(count),
-            _ => return Err(refused("an agent pool of single VMs can be scaled only if it has one size")),
-        }
+        set_manual_count(properties, pool.count, count)?;
         if properties.contains_key("count") {
             properties.insert("count".into(), json!(count));
         }
@@ -225,6 +212,25 @@ pub(crate) fn with_count(pool: &AgentPool, count: u32) -> Result<Value, AzureErr
         properties.insert("count".into(), json!(count));
     }
     Ok(body)
+}
+
+/// Where there are several sizes, more machines are of the first, and fewer are not for us to choose.
+fn set_manual_count(properties: &mut Map<String, Value>, before: u32, count: u32) -> Result<(), AzureError> {
+    let sizes = properties
+        .get_mut("virtualMachinesProfile")
+        .and_then(|profile| profile.pointer_mut("/scale/manual"))
+        .and_then(Value::as_array_mut)
+        .map(Vec::as_mut_slice);
+    let (first, others) = match sizes {
+        Some([first, others @ ..]) if first.is_object() => (first, others.len()),
+        _ => return Err(refused("the agent pool of single VMs has no sizes")),
+    };
+    if others > 0 && count < before {
+        return Err(refused("machines of an agent pool with several VM sizes are only deleted by name"));
+    }
+    let of_first = first.get("count").and_then(Value::as_u64).unwrap_or(0);
+    first["count"] = json!(of_first.saturating_add(count.into()).saturating_sub(before.into()));
+    Ok(())
 }
 
 /// The body to send for another range of the autoscaler. The count goes back as it was read, as az CLI does:
@@ -352,7 +358,10 @@ pub(crate) fn differences(wanted: &CreateAgentPool, found: &AgentPool) -> Vec<Di
     let raw = found.body.get("properties").cloned().unwrap_or_default();
     let mut differences = Vec::new();
     let mut check = |property: &'static str, immutable: bool, wanted: String, found: String| {
-        if !wanted.eq_ignore_ascii_case(&found) {
+        // Labels and taints have case, sizes and names of Azure's have not.
+        let same =
+            if property.starts_with("node") { wanted == found } else { wanted.eq_ignore_ascii_case(&found) };
+        if !same {
             differences.push(Difference { property, wanted, found, immutable });
         }
     };

@@ -6,10 +6,10 @@
 //! | everything else on agent pools | 60, 1 a second | the subscription's clusters | 20, 1 in 4 s |
 //! | operation status | 200, 2 a second | the subscription's clusters | 60, 1 a second |
 //!
-//! The shares allow for a few clusters in trouble at once beside many quiet ones: a quiet operator lists 40
-//! times an hour, so 40 of them need less than half of the shared bucket. When all are in trouble, nothing but
-//! Azure's own word helps: a 429 closes the bucket for the time that it names, and a bit longer, differently
-//! for each cluster. A notice still costs no read, and writes have a bucket for each agent pool.
+//! The shares allow for two clusters in trouble for any time beside 38 quiet ones: a quiet operator lists 40
+//! times an hour, so 40 of them need less than half of the shared bucket. When more are in trouble, Azure's own
+//! word has to help: a 429 closes the bucket for the time that it names, and a bit longer, differently for each
+//! cluster. A notice costs no read, and writes have a bucket for each agent pool.
 //!
 //! Pure: whoever calls says what time it is.
 
@@ -149,7 +149,10 @@ impl Throttle {
     pub fn write_budget(&mut self, agent_pool: &str, now: Timestamp) -> WriteBudget {
         let bucket = self.bucket(Kind::Put(agent_pool, Urgency::Emergency));
         bucket.refill(now);
-        WriteBudget { left: bucket.level as u32, at: now }
+        // What has come back of the next one is kept as time, or frequent restarts would starve the bucket.
+        let part = bucket.level.max(0.0).fract() / bucket.size.per_second;
+        let at = now.checked_sub(SignedDuration::try_from_secs_f64(part).unwrap_or_default());
+        WriteBudget { left: bucket.level as u32, at: at.unwrap_or(now) }
     }
 
     /// Puts back what was left before a restart, where that is less than what is assumed now, or nothing was
@@ -245,6 +248,222 @@ fn jitter_of(cluster: &str) -> f64 {
     let hash = cluster.to_ascii_lowercase().bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
-    // The low bits of the last byte are poorly mixed: fold the halves.
-    f64::from((hash ^ (hash >> 32)) as u32) / f64::from(u32::MAX)
+    // Names differ in their last bytes, which FNV hardly mixes into the high bits (murmur's finalizer does).
+    let mixed = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    let mixed = (mixed ^ (mixed >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    f64::from((mixed >> 32) as u32) / f64::from(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn at(seconds: f64) -> Timestamp {
+        Timestamp::from_nanosecond((1.8e18 + seconds * 1e9) as i128).unwrap()
+    }
+
+    const ROUTINE: Kind<'_> = Kind::Put("spota", Urgency::Routine);
+    const EMERGENCY: Kind<'_> = Kind::Put("spota", Urgency::Emergency);
+
+    fn full() -> Throttle {
+        let mut throttle = Throttle::new("c");
+        throttle.restore("spota", WriteBudget { left: 20, at: at(0.0) }, at(0.0));
+        throttle
+    }
+
+    /// Azure's bucket, as documented.
+    struct Azure {
+        level: f64,
+        most: f64,
+        per_second: f64,
+        at: f64,
+    }
+
+    impl Azure {
+        fn take(&mut self, now: f64) -> bool {
+            self.level = (self.level + (now - self.at) * self.per_second).min(self.most);
+            self.at = now;
+            let enough = self.level >= 1.0 - 1e-6;
+            if enough {
+                self.level -= 1.0;
+            }
+            enough
+        }
+    }
+
+    /// Without the reserve, an hour of growth would leave an eviction without a write.
+    #[test]
+    fn routine_writes_leave_five_for_emergencies() {
+        let mut throttle = full();
+        let taken = (0..30).filter(|_| throttle.take(ROUTINE, at(0.0)).is_ok()).count();
+        assert_eq!(taken, 15);
+        assert_eq!(throttle.write_budget("spota", at(0.0)).left, RESERVE);
+        let wait = throttle.take(ROUTINE, at(0.0)).unwrap_err();
+        assert!((Duration::from_secs(59)..=Duration::from_secs(61)).contains(&wait), "{wait:?}");
+        let taken = (0..30).filter(|_| throttle.take(EMERGENCY, at(0.0)).is_ok()).count();
+        assert_eq!(taken, 5);
+        assert!(throttle.take(EMERGENCY, at(59.0)).is_err());
+        assert!(throttle.take(EMERGENCY, at(60.5)).is_ok());
+        assert!(
+            throttle.take(Kind::Put("spotb", Urgency::Routine), at(0.0)).is_ok(),
+            "each pool has its own"
+        );
+    }
+
+    #[test]
+    fn what_is_not_known_after_a_restart_is_assumed_to_be_little() {
+        let mut throttle = Throttle::new("c");
+        assert_eq!(throttle.write_budget("spota", at(0.0)).left, 10);
+        assert_eq!((0..30).filter(|_| throttle.take(ROUTINE, at(0.0)).is_ok()).count(), 5);
+        // A status that says more came too late to be believed.
+        throttle.restore("spota", WriteBudget { left: 20, at: at(0.0) }, at(1.0));
+        assert_eq!(throttle.write_budget("spota", at(1.0)).left, 5);
+        // One from the future counts from now.
+        let mut other = Throttle::new("c");
+        other.restore("spota", WriteBudget { left: 3, at: at(9_999.0) }, at(0.0));
+        assert_eq!(other.write_budget("spota", at(61.0)).left, 4);
+        other.restore("spotb", WriteBudget { left: u32::MAX, at: at(0.0) }, at(0.0));
+        assert_eq!(other.write_budget("spotb", at(1e6)).left, 20);
+    }
+
+    #[test]
+    fn a_429_closes_its_bucket_as_long_as_azure_says_and_no_other() {
+        for cluster in ["a", "b", "s/rg/c"] {
+            let mut throttle = Throttle::new(cluster);
+            throttle.refused(Kind::Read, Some(Duration::from_secs(40)), at(0.0));
+            assert!(throttle.take(Kind::Read, at(39.9)).is_err());
+            assert!(throttle.take(Kind::Delete, at(39.9)).is_err(), "the same bucket");
+            assert!(throttle.take(Kind::Delete, at(51.0)).is_ok(), "one is there by then");
+            assert!(throttle.take(Kind::Status, at(0.0)).is_ok());
+            assert!(throttle.take(EMERGENCY, at(0.0)).is_ok());
+            throttle.refused(EMERGENCY, Some(Duration::from_secs(20)), at(0.0));
+            assert!(throttle.take(EMERGENCY, at(19.9)).is_err());
+            assert!(
+                throttle.take(EMERGENCY, at(25.1)).is_ok(),
+                "an emergency needs no more than Azure's word"
+            );
+            assert!(throttle.take(ROUTINE, at(120.0)).is_err(), "the bucket was empty");
+        }
+    }
+
+    #[test]
+    fn a_429_without_a_word_waits_longer_each_time_and_ends() {
+        let mut throttle = Throttle::new("c");
+        let mut waits = Vec::new();
+        let mut now = 0.0;
+        for _ in 0..8 {
+            throttle.refused(Kind::Status, None, at(now));
+            let wait = throttle.take(Kind::Status, at(now)).unwrap_err().as_secs_f64();
+            waits.push(wait);
+            now += wait;
+        }
+        assert!(waits.windows(2).all(|pair| pair[0] <= pair[1] + 1e-6), "{waits:?}");
+        assert!(waits[0] >= 15.0 && waits[7] <= 380.0, "{waits:?}");
+        throttle.answered(Kind::Status, None, at(now));
+        throttle.refused(Kind::Status, None, at(now));
+        assert!(throttle.take(Kind::Status, at(now)).unwrap_err() < Duration::from_secs(20));
+    }
+
+    /// A hundred operators that come back in one second take the subscription down again.
+    #[test]
+    fn clusters_come_back_from_an_outage_at_different_times() {
+        let mut back = std::collections::BTreeSet::new();
+        for cluster in 0..40 {
+            let mut throttle = Throttle::new(&format!("subscription/group/cluster-{cluster}"));
+            throttle.unanswered(at(0.0));
+            assert!(throttle.take(Kind::Read, at(0.0)).is_ok(), "one alone means nothing");
+            for _ in 0..9 {
+                throttle.unanswered(at(0.0));
+            }
+            assert!(throttle.take(EMERGENCY, at(0.0)).is_ok(), "writes are tried");
+            let wait = throttle.take(Kind::Read, at(0.0)).unwrap_err();
+            assert!((25..=95).contains(&wait.as_secs()), "{wait:?}");
+            back.insert(wait.as_secs());
+            throttle.answered(EMERGENCY, None, at(1.0));
+            assert!(throttle.take(Kind::Read, at(1.0)).is_ok(), "an answer to anything ends it");
+        }
+        assert!(back.len() >= 20, "{back:?}");
+        assert!((jitter_of("A/b") - jitter_of("a/B")).abs() < f64::EPSILON, "names have no case in Azure");
+    }
+
+    #[test]
+    fn arms_own_count_lowers_ours() {
+        let mut throttle = full();
+        throttle.answered(EMERGENCY, Some(3), at(0.0));
+        assert_eq!(throttle.write_budget("spota", at(0.0)).left, 3);
+        assert!(throttle.take(ROUTINE, at(0.0)).is_err());
+        throttle.answered(EMERGENCY, Some(199), at(0.0));
+        assert_eq!(throttle.write_budget("spota", at(0.0)).left, 3, "never raises it");
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_neither_fills_nor_blocks_for_ever() {
+        let mut throttle = full();
+        throttle.refused(EMERGENCY, Some(Duration::from_mins(1)), at(1e6));
+        assert!(throttle.take(EMERGENCY, at(0.0)).is_err(), "empty");
+        assert!(throttle.take(EMERGENCY, at(200.0)).is_ok(), "the closing time is a clock's ago");
+    }
+
+    proptest! {
+        /// Whatever is asked for and whenever, with restarts in between: what we let through, Azure takes.
+        #[test]
+        fn azure_never_has_to_refuse_a_write(
+            steps in prop::collection::vec((0.0_f64..200.0, any::<bool>(), 0_u8..20), 1..400),
+            known in any::<bool>(),
+        ) {
+            let mut azure = Azure { level: 20.0, most: 20.0, per_second: 1.0 / 60.0, at: 0.0 };
+            let mut throttle = if known { full() } else { Throttle::new("c") };
+            let mut now = 0.0;
+            for (pause, urgent, restart) in steps {
+                // Mostly bursts.
+                now += if pause > 100.0 { pause - 100.0 } else { 0.0 };
+                if restart == 0 {
+                    let saved = throttle.write_budget("spota", at(now));
+                    now += pause;
+                    throttle = Throttle::new("c");
+                    throttle.restore("spota", saved, at(now));
+                }
+                let urgency = if urgent { Urgency::Emergency } else { Urgency::Routine };
+                if throttle.take(Kind::Put("spota", urgency), at(now)).is_ok() {
+                    prop_assert!(azure.take(now), "refused at {now}");
+                    if urgency == Urgency::Routine {
+                        prop_assert!(throttle.write_budget("spota", at(now)).left >= RESERVE);
+                    }
+                }
+            }
+        }
+
+        /// Two clusters in trouble for however long, beside 38 quiet ones, stay inside the subscription's bucket.
+        #[test]
+        fn two_clusters_in_trouble_share_the_subscription(
+            steps in prop::collection::vec((0.0_f64..8.0, 0_usize..2, any::<bool>()), 1..600),
+        ) {
+            let mut azure = Azure { level: 60.0, most: 60.0, per_second: 1.0 - 38.0 * 40.0 / 3600.0, at: 0.0 };
+            let mut both = ["a", "b"].map(Throttle::new);
+            let mut now = 0.0;
+            for (pause, who, delete) in steps {
+                now += if pause > 4.0 { pause - 4.0 } else { 0.0 };
+                let kind = if delete { Kind::Delete } else { Kind::Read };
+                if both[who].take(kind, at(now)).is_ok() {
+                    prop_assert!(azure.take(now), "refused at {now}");
+                }
+            }
+        }
+
+        /// The wait that is named is enough, and not much too long.
+        #[test]
+        fn the_wait_is_right(taken in 0_u32..40, pause in 0.0_f64..50.0) {
+            let mut throttle = full();
+            for _ in 0..taken {
+                let _ = throttle.take(ROUTINE, at(0.0));
+            }
+            if let Err(wait) = throttle.clone().take(ROUTINE, at(pause)) {
+                let then = pause + wait.as_secs_f64();
+                prop_assert!(throttle.clone().take(ROUTINE, at(then + 0.001)).is_ok());
+                prop_assert!(throttle.take(ROUTINE, at(then - 0.1)).is_err());
+            }
+        }
+    }
 }

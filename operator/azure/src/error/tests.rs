@@ -1,3 +1,4 @@
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue};
@@ -382,7 +383,7 @@ fn reference() -> String {
             |avoid| format!("`{}` for {} min", avoid.scope, avoid.lasting.as_secs() / 60),
         );
         let (code, meaning, class, advice) = (row.code, row.meaning, row.class, row.advice);
-        text += &format!("| `{code}`{when} | {meaning} | `{class}` | {avoided} | {advice} |\n");
+        writeln!(text, "| `{code}`{when} | {meaning} | `{class}` | {avoided} | {advice} |").unwrap();
     }
     text
 }

@@ -1,0 +1,11 @@
+//! The adapter against scripted answers and against the simulator: everything that crosses its interface.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod budgets;
+mod create;
+mod operations;
+mod reads;
+mod round_trip;
+mod scripted;
+mod shapes;
+mod writes;
