@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use serde_json::json;
 use spotpool_azure_sim::api::{Identity, PoolSpec, Priority, Settings, State, duration};
 use spotpool_azure_sim::client::SimClient;
+use spotpool_azure_sim::scenario::{Scenario, Step};
 use spotpool_azure_sim::server::{Options, Server, StartError};
 use spotpool_azure_sim::tokens::{AuthSettings, ClientSpec};
 use tokio::signal::unix::{SignalKind, signal};
@@ -55,6 +56,13 @@ enum Command {
         #[command(flatten)]
         target: Target,
     },
+    /// Do what a step of a scenario says, now: `act 'upgrade: {pool: spota}'`.
+    Act {
+        /// The step in YAML, without `at`.
+        step: String,
+        #[command(flatten)]
+        target: Target,
+    },
     /// Limit how many machines of a size may exist; those that exist stay.
     Capacity {
         /// VM size.
@@ -75,6 +83,7 @@ struct Target {
 }
 
 #[derive(Debug, Args)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 struct Serve {
     /// Address to listen on; port 0 takes a free one.
     #[arg(long, env = "LISTEN", default_value = "127.0.0.1:0")]
@@ -121,7 +130,16 @@ struct Serve {
     /// Whether a pool's count falls when a machine is evicted.
     #[arg(long, env = "COUNT_FOLLOWS_EVICTIONS", default_value_t = true, action = clap::ArgAction::Set)]
     count_follows_evictions: bool,
-    /// Makes all ids the same as in another run of this seed [default: from the time].
+    /// A scenario in YAML: settings, switches, pools, and what is to happen when.
+    #[arg(long, env = "SCENARIO")]
+    scenario: Option<PathBuf>,
+    /// Whether requests over Azure's limits are refused with 429.
+    #[arg(long, env = "THROTTLING", default_value_t = true, action = clap::ArgAction::Set)]
+    throttling: bool,
+    /// Whether labels and taints that a pool declares are put back on its Nodes, as AKS does.
+    #[arg(long, env = "PUT_BACK", default_value_t = true, action = clap::ArgAction::Set)]
+    put_back: bool,
+    /// Makes all ids the same as in another run of this seed [default: the scenario's, or from the time].
     #[arg(long, env = "SEED")]
     seed: Option<u64>,
     /// Subscription to play.
@@ -221,13 +239,18 @@ async fn serve_until_told(serve: Serve) -> ExitCode {
     };
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     let ca_file = serve.ca_file.clone();
-    let server = match options(serve).await {
+    let scenario = match serve.scenario.as_deref().map(scenario).transpose() {
+        Ok(scenario) => scenario,
+        Err(error) => return usage(&format!("--scenario: {error:#}")),
+    };
+    let server = match options(serve, scenario).await {
         Ok(options) => Server::start(options).await,
         Err(error) => return usage(&format!("--kubeconfig: {error}")),
     };
     let server = match server {
         Ok(server) => server,
         Err(error @ StartError::Pool(..)) => return usage(&format!("--pool: {error}")),
+        Err(error @ StartError::Scenario(_)) => return usage(&format!("--scenario: {error}")),
         Err(error @ StartError::Kubernetes(_)) => return usage(&format!("--kubeconfig: {error}")),
         Err(error @ StartError::Listen(..)) => return usage(&format!("--listen: {error}")),
         Err(error @ StartError::Tls(_)) => return usage(&format!("--tls-listen: {error}")),
@@ -280,7 +303,13 @@ async fn announce_and_wait(server: &Server, ca_file: Option<PathBuf>) -> Result<
     Ok(())
 }
 
-async fn options(serve: Serve) -> Result<Options> {
+fn scenario(path: &Path) -> Result<Scenario> {
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    // One line, whatever the parser has to say.
+    Scenario::parse(&text).map_err(|bad| anyhow!("{}", bad.to_string().replace('\n', " ")))
+}
+
+async fn options(serve: Serve, scenario: Option<Scenario>) -> Result<Options> {
     let mut identity =
         Identity::new(&serve.subscription_id, &serve.resource_group, &serve.cluster_name, &serve.location);
     if let Some(group) = serve.node_resource_group {
@@ -291,6 +320,8 @@ async fn options(serve: Serve) -> Result<Options> {
     settings.fail_time = serve.fail_time.unwrap_or(settings.fail_time);
     settings.imds_first_answer = serve.imds_first_answer;
     settings.count_follows_evictions = serve.count_follows_evictions;
+    settings.switches.throttling = serve.throttling;
+    settings.switches.put_back = serve.put_back;
     let kubernetes = match serve.kubeconfig {
         _ if serve.no_kubernetes => None,
         None => bail!("give the cluster to make Nodes in, or --no-kubernetes"),
@@ -316,8 +347,10 @@ async fn options(serve: Serve) -> Result<Options> {
         identity,
         settings,
         pools: serve.pools,
+        scenario,
         seed: serve.seed,
         kubernetes,
+        ..Options::default()
     })
 }
 
@@ -346,6 +379,10 @@ async fn run(command: Command) -> Result<()> {
                 print(&client.cancel(&what).await?.join("\n"))?;
             }
             Ok(())
+        }
+        Command::Act { step, target } => {
+            let action = Step::now(&step).map_err(|bad| anyhow!("{bad}"))?;
+            Ok(client(&target)?.act(&action).await?)
         }
         Command::Capacity { size, limits, target } => {
             let client = client(&target)?;

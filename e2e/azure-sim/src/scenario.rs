@@ -226,6 +226,17 @@ impl Scenario {
 }
 
 impl Step {
+    /// Reads one action in YAML, to be done at once.
+    pub fn now(text: &str) -> Result<Action, BadScenario> {
+        let bad = |error: String| BadScenario(format!("the step is not valid: {error}"));
+        let value: Value = serde_yaml_ng::from_str(text).map_err(|error| bad(error.to_string()))?;
+        let Value::Object(mut members) = value else {
+            return Err(bad("it must be one action, such as `stop: spota`".into()));
+        };
+        members.insert("at".into(), 0.into());
+        Self::read(Value::Object(members)).map(|step| step.action).map_err(bad)
+    }
+
     fn read(step: Value) -> Result<Self, String> {
         let Value::Object(mut members) = step else {
             return Err("it must be an object with `at` and one action".into());

@@ -18,9 +18,10 @@ use tower::ServiceExt;
 
 use crate::api::{Identity, PoolSpec, Settings};
 use crate::client::{SimClient, SimError};
-use crate::model::{Cloud, Refused};
+use crate::model::{Cloud, Refused, Subscription};
 use crate::nodes::{self, KubeNodes};
 use crate::reply;
+use crate::scenario::Scenario;
 use crate::sim::Sim;
 use crate::tls::{Scheme, Tls, TlsError};
 use crate::tokens::{AuthSettings, Tokens};
@@ -44,7 +45,11 @@ pub struct Options {
     pub settings: Settings,
     /// Pools that are there from the start.
     pub pools: Vec<PoolSpec>,
-    /// Seed of all ids; taken from the time when absent. The same seed and requests give the same ids.
+    /// A scenario to begin with, after the settings and pools above.
+    pub scenario: Option<Scenario>,
+    /// The subscription whose limits its callers use up, alone unless other simulators are given it too.
+    pub subscription: Subscription,
+    /// Seed of all ids; the scenario's, or one taken from the time, when absent. The same seed and requests give the same ids.
     pub seed: Option<u64>,
     /// Where Node objects go. Without it, a machine counts as registered once it has booted.
     pub kubernetes: Option<kube::Config>,
@@ -59,6 +64,8 @@ impl Default for Options {
             identity: Identity::default(),
             settings: Settings::default(),
             pools: Vec::new(),
+            scenario: None,
+            subscription: Subscription::default(),
             seed: None,
             kubernetes: None,
         }
@@ -77,6 +84,9 @@ pub enum StartError {
     /// A pool makes no sense.
     #[error("pool {0}: {1}")]
     Pool(String, Refused),
+    /// The scenario makes no sense.
+    #[error("{0}")]
+    Scenario(Refused),
     /// The Kubernetes configuration cannot be used.
     #[error("Kubernetes client: {0}")]
     Kubernetes(#[source] Box<kube::Error>),
@@ -98,17 +108,22 @@ impl Server {
     pub async fn start(options: Options) -> Result<Self, StartError> {
         let now = Timestamp::now();
         // Any seed will do; the time makes two runs tell their ids apart.
-        let seed = options.seed.unwrap_or(now.as_nanosecond() as u64);
+        let told = options.seed.or(options.scenario.as_ref().and_then(|scenario| scenario.seed));
+        let seed = told.unwrap_or(now.as_nanosecond() as u64);
         let kube_nodes = match options.kubernetes {
             Some(config) => {
                 Some(KubeNodes::new(config).map_err(|error| StartError::Kubernetes(Box::new(error)))?)
             }
             None => None,
         };
-        let mut cloud = Cloud::new(options.identity, options.settings, kube_nodes.is_some(), seed);
+        let mut cloud = Cloud::new(options.identity, options.settings, kube_nodes.is_some(), seed)
+            .in_subscription(options.subscription);
         cloud.tokens = Tokens::new(options.auth);
         for pool in &options.pools {
             cloud.add_pool(pool, now).map_err(|refused| StartError::Pool(pool.name.clone(), refused))?;
+        }
+        if let Some(scenario) = &options.scenario {
+            cloud.begin_scenario(scenario, now).map_err(StartError::Scenario)?;
         }
         let (listener, address) = listen(options.listen).await?;
         let (tls_listener, tls_address) = listen(options.tls_listen).await?;

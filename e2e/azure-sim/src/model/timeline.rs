@@ -1,6 +1,7 @@
 //! The scenario that plays by itself.
 
 use std::collections::VecDeque;
+use std::mem;
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -133,8 +134,10 @@ impl Cloud {
         }
         let newest = body::VERSIONS.last().copied().unwrap_or_default();
         let body = json!({"properties": properties});
-        self.put_pool(pool, newest, &body, &Conditions::default(), now)
-            .map(drop)
-            .map_err(|refusal| Refused::Invalid(format!("{}: {}", refusal.code, refusal.message)))
+        // The failures that a scenario has in store are for the caller under test.
+        let failures = mem::take(&mut self.failures);
+        let put = self.put_pool(pool, newest, &body, &Conditions::default(), now);
+        self.failures = failures;
+        put.map(drop).map_err(|refusal| Refused::Invalid(format!("{}: {}", refusal.code, refusal.message)))
     }
 }

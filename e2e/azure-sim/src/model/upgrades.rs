@@ -183,11 +183,9 @@ impl Cloud {
     pub(super) fn leave_upgrade(&mut self, name: &str, upgrade: &Upgrade, now: Timestamp) {
         let gone_at = later(now, self.settings.delete_time);
         let Some(pool) = self.pools.get_mut(name) else { return };
-        for id in &upgrade.batch {
-            if let Some(vm) = pool.vms.get_mut(id) {
-                vm.state.draining_since = None;
-                vm.state.drained_at = None;
-            }
+        for vm in pool.vms.values_mut().filter(|vm| vm.gone_due.is_none()) {
+            vm.state.draining_since = None;
+            vm.state.drained_at = None;
         }
         for id in &upgrade.surge {
             if let Some(vm) = pool.vms.get_mut(id) {

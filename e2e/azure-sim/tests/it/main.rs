@@ -3,15 +3,23 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod arm;
+mod autoscaled;
+mod azure;
+mod capacity;
+mod compute;
 mod examples;
 mod imds;
 mod kubernetes;
 mod lifecycle;
 mod market;
+mod operations;
 mod program;
 mod properties;
+mod scenarios;
 mod simulated_time;
+mod throttles;
 mod tokens;
+mod upgrades;
 
 use std::time::Duration;
 
