@@ -67,6 +67,7 @@ impl Azure {
         self.state().vms_of(pool).cloned().collect()
     }
 
+    #[allow(clippy::needless_pass_by_value, reason = "each caller makes it up on the spot")]
     pub fn put(&mut self, pool: &str, properties: Value) -> Result<Accepted, Refusal> {
         let body = json!({"properties": properties});
         let accepted = self.cloud.put_pool(pool, VERSION, &body, &Conditions::default(), self.now);
