@@ -7,6 +7,7 @@ mod autoscaled;
 mod azure;
 mod capacity;
 mod compute;
+mod conformance;
 mod examples;
 mod imds;
 mod kubernetes;
