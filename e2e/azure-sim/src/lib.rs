@@ -41,3 +41,4 @@ pub mod sim;
 pub mod switches;
 pub mod tls;
 pub mod tokens;
+pub mod upkeep;

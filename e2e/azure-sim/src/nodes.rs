@@ -10,14 +10,16 @@ use std::time::Duration;
 
 use futures::{StreamExt, stream};
 use k8s_openapi::api::core::v1::{Node, Pod};
-use kube::api::{DeleteParams, ListParams, PostParams, Preconditions};
+use kube::api::{DeleteParams, EvictParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
 
-use crate::api::{Identity, KilledPod, Priority};
+use crate::api::{Identity, KilledPod, Priority, VmState};
 use crate::body;
-use crate::model::WantedNode;
+use crate::model::{WantedNode, cores};
+use crate::names::Ids;
 use crate::sim::Sim;
+use crate::upkeep::Upkeep;
 
 /// Marks the Nodes that are ours to remove. A Node without it is never touched for being unknown.
 pub const CLUSTER_LABEL: &str = "azure-sim.spotpool.dev/cluster";
@@ -46,6 +48,16 @@ pub trait NodeApi: Send + Sync {
     fn pods(&self, node: &str) -> impl Future<Output = Result<Vec<Pod>, Failure>> + Send;
     /// Deletes a pod with no grace at all.
     fn kill(&self, pod: &Pod) -> impl Future<Output = Result<(), Failure>> + Send;
+    /// Evicts a pod; one that a disruption budget keeps is as good, for now.
+    fn evict(&self, pod: &Pod) -> impl Future<Output = Result<(), Failure>> + Send;
+    /// A Node.
+    fn read(&self, name: &str) -> impl Future<Output = Result<Option<Node>, Failure>> + Send;
+    /// The Nodes that carry our label.
+    fn read_all(&self, cluster: &str) -> impl Future<Output = Result<Vec<Node>, Failure>> + Send;
+    /// Merges into a Node.
+    fn patch(&self, name: &str, patch: &Value) -> impl Future<Output = Result<(), Failure>> + Send;
+    /// Merges into a Node's status; conditions by their type.
+    fn patch_status(&self, name: &str, patch: &Value) -> impl Future<Output = Result<(), Failure>> + Send;
 }
 
 /// [`NodeApi`] on a real apiserver.
@@ -119,6 +131,36 @@ impl NodeApi for KubeNodes {
         let at_once = exactly(pod.uid()).grace_period(0);
         forgive(patiently(pods.delete(&pod.name_any(), &at_once)).await, &[404, 409])
     }
+
+    async fn evict(&self, pod: &Pod) -> Result<(), Failure> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
+        let name = pod.name_any();
+        // 429 is a disruption budget, 500 two of them: both are tried again.
+        forgive(patiently(pods.evict(&name, &EvictParams::default())).await, &[404, 409, 429, 500])
+    }
+
+    async fn read(&self, name: &str) -> Result<Option<Node>, Failure> {
+        Ok(patiently(self.nodes().get_opt(name)).await?)
+    }
+
+    async fn read_all(&self, cluster: &str) -> Result<Vec<Node>, Failure> {
+        let ours = ListParams::default().labels(&format!("{CLUSTER_LABEL}={cluster}"));
+        Ok(patiently(self.nodes().list(&ours)).await?.items)
+    }
+
+    async fn patch(&self, name: &str, patch: &Value) -> Result<(), Failure> {
+        let nodes = self.nodes();
+        let (params, patch) = (PatchParams::default(), Patch::Merge(patch));
+        patiently(nodes.patch(name, &params, &patch)).await?;
+        Ok(())
+    }
+
+    async fn patch_status(&self, name: &str, patch: &Value) -> Result<(), Failure> {
+        let nodes = self.nodes();
+        let (params, patch) = (PatchParams::default(), Patch::Strategic(patch));
+        patiently(nodes.patch_status(name, &params, &patch)).await?;
+        Ok(())
+    }
 }
 
 /// Keeps Nodes as the machines are, for ever.
@@ -128,6 +170,7 @@ pub async fn run(sim: Sim, api: impl NodeApi) {
     loop {
         changed.mark_unchanged();
         let pause = match keeper.pass(&sim, &api).await {
+            Ok(()) if keeper.upkeep.draining => RETRY,
             Ok(()) => RESYNC,
             Err(error) => {
                 tracing::warn!(error, "Nodes are not as they should be; trying again");
@@ -149,6 +192,7 @@ pub struct Keeper {
     known: Option<HashSet<String>>,
     /// Whether the Nodes of an earlier simulator have been cleared away.
     started: bool,
+    upkeep: Upkeep,
 }
 
 impl Keeper {
@@ -157,6 +201,7 @@ impl Keeper {
     pub async fn pass(&mut self, sim: &Sim, api: &impl NodeApi) -> Result<(), String> {
         let (identity, wanted, gone) =
             sim.look(|cloud, _| (cloud.identity.clone(), cloud.wanted_nodes(), cloud.gone_nodes()));
+        let look = self.known.is_none();
         let known = match self.known.take() {
             Some(known) => known,
             None => api.list(&cluster_label(&identity)).await.map_err(|error| error.to_string())?,
@@ -172,7 +217,8 @@ impl Keeper {
         }
         let mut creations = Vec::new();
         for node in &wanted {
-            if !self.started || !known.contains(&node.vm.node) {
+            // A machine that does not run registers nothing.
+            if node.ready && (!self.started || !known.contains(&node.vm.node)) {
                 creations.push(create(sim, api, &identity, node));
             }
         }
@@ -199,13 +245,18 @@ impl Keeper {
         }
         for (name, result) in created {
             match result {
-                Ok(()) => drop(known.insert(name)),
+                Ok(()) => {
+                    self.upkeep.created(&name);
+                    known.insert(name);
+                }
                 Err(error) => problem = Some(format!("creating {name}: {error}")),
             }
         }
         if let Some(problem) = problem {
             return Err(problem);
         }
+        let wanted = sim.look(|cloud, _| cloud.wanted_nodes());
+        self.upkeep.pass(sim, api, &identity, &wanted, look).await?;
         self.known = Some(known);
         Ok(())
     }
@@ -250,7 +301,7 @@ async fn remove_with_pods(sim: &Sim, api: &impl NodeApi, name: &str) -> Result<(
     Ok(())
 }
 
-fn note(sim: &Sim, node: &str, pods: &[Pod]) {
+pub(crate) fn note(sim: &Sim, node: &str, pods: &[Pod]) {
     let at = sim.now();
     let killed: Vec<KilledPod> = pods
         .iter()
@@ -279,7 +330,7 @@ fn note(sim: &Sim, node: &str, pods: &[Pod]) {
 }
 
 /// Label values have at most 63 characters; AKS cuts the group's name too.
-fn cluster_label(identity: &Identity) -> String {
+pub(crate) fn cluster_label(identity: &Identity) -> String {
     let cut: String = identity.node_resource_group.chars().take(63).collect();
     cut.trim_end_matches(|last: char| !last.is_ascii_alphanumeric()).to_owned()
 }
@@ -308,7 +359,7 @@ pub fn node_object(identity: &Identity, wanted: &WantedNode) -> Result<Node, ser
             "addresses": [{"type": "Hostname", "address": vm.node}],
             "nodeInfo": {
                 "architecture": "amd64",
-                "bootID": crate::names::Ids::seeded(vm.created_at.as_nanosecond() as u64).guid(),
+                "bootID": boot_id(vm),
                 "containerRuntimeVersion": "containerd://1.7.28-1",
                 "kernelVersion": "5.15.0-1094-azure",
                 "kubeProxyVersion": "",
@@ -320,6 +371,11 @@ pub fn node_object(identity: &Identity, wanted: &WantedNode) -> Result<Node, ser
             },
         },
     }))
+}
+
+/// Another one for each time that the machine boots.
+pub(crate) fn boot_id(vm: &VmState) -> String {
+    Ids::seeded(vm.created_at.as_nanosecond() as u64 ^ u64::from(vm.reboots)).guid()
 }
 
 fn labels(identity: &Identity, wanted: &WantedNode) -> BTreeMap<String, String> {
@@ -355,7 +411,7 @@ fn labels(identity: &Identity, wanted: &WantedNode) -> BTreeMap<String, String> 
 }
 
 /// `key=value:Effect` or `key:Effect`.
-fn taint(text: &str) -> Option<Value> {
+pub(crate) fn taint(text: &str) -> Option<Value> {
     let (key, effect) = text.rsplit_once(':')?;
     Some(match key.split_once('=') {
         Some((key, value)) => json!({"key": key, "value": value, "effect": effect}),
@@ -366,9 +422,7 @@ fn taint(text: &str) -> Option<Value> {
 /// What a size such as `Standard_D8s_v5` holds, by its family and its first number.
 fn capacity(vm_size: &str, max_pods: u64) -> Value {
     let name = vm_size.trim_start_matches("Standard_");
-    let cores: String =
-        name.chars().skip_while(|letter| !letter.is_ascii_digit()).take_while(char::is_ascii_digit).collect();
-    let cores: u64 = cores.parse().unwrap_or(2);
+    let cores = cores(vm_size);
     let per_core = match name.chars().next() {
         Some('E' | 'M') => 8,
         Some('F') => 2,
@@ -395,6 +449,8 @@ mod tests {
     #[derive(Default)]
     struct Fake {
         away: AtomicBool,
+        /// Whether a disruption budget keeps every pod.
+        budget: AtomicBool,
         nodes: Mutex<BTreeMap<String, Node>>,
         pods: Mutex<Vec<Pod>>,
     }
@@ -432,6 +488,44 @@ mod tests {
             self.there()?;
             self.pods.lock().unwrap().retain(|other| other.uid() != pod.uid());
             Ok(())
+        }
+        async fn evict(&self, pod: &Pod) -> Result<(), Failure> {
+            if self.budget.load(Ordering::Relaxed) { Ok(()) } else { self.kill(pod).await }
+        }
+        async fn read(&self, name: &str) -> Result<Option<Node>, Failure> {
+            self.there().map(|()| self.nodes.lock().unwrap().get(name).cloned())
+        }
+        async fn read_all(&self, _: &str) -> Result<Vec<Node>, Failure> {
+            self.there().map(|()| self.nodes.lock().unwrap().values().cloned().collect())
+        }
+        async fn patch(&self, name: &str, patch: &Value) -> Result<(), Failure> {
+            self.there()?;
+            let mut nodes = self.nodes.lock().unwrap();
+            let node = nodes.get_mut(name).unwrap();
+            let mut value = json!(node);
+            merge(&mut value, patch);
+            *node = serde_json::from_value(value).unwrap();
+            Ok(())
+        }
+        async fn patch_status(&self, name: &str, patch: &Value) -> Result<(), Failure> {
+            self.patch(name, patch).await
+        }
+    }
+
+    /// A JSON merge patch.
+    fn merge(value: &mut Value, patch: &Value) {
+        let Some(members) = patch.as_object() else {
+            *value = patch.clone();
+            return;
+        };
+        for (key, change) in members {
+            if change.is_null() {
+                if let Some(object) = value.as_object_mut() {
+                    object.remove(key);
+                }
+            } else {
+                merge(&mut value[key], change);
+            }
         }
     }
 
@@ -509,6 +603,111 @@ mod tests {
         keeper.pass(&sim, &fake).await.unwrap();
         assert_eq!(fake.names(), std::slice::from_ref(&name));
         assert!(fake.nodes.lock().unwrap()[&name].spec.is_some());
+    }
+
+    fn unschedulable(node: &Node) -> bool {
+        node.spec.as_ref().is_some_and(|spec| spec.unschedulable == Some(true))
+    }
+
+    /// Whoever looks at an upgrade must see what AKS shows: a cordon, a drain that respects budgets, another boot.
+    #[tokio::test]
+    async fn aks_cordons_and_drains_what_it_upgrades_and_the_node_boots_again() {
+        let mut cloud = Cloud::new(
+            Identity::default(),
+            Settings::with_boot_time(std::time::Duration::from_millis(20)),
+            true,
+            1,
+        );
+        cloud.add_pool(&PoolSpec::regular("rega", "Standard_D8s_v5", 1), Timestamp::now()).unwrap();
+        let (sim, fake, mut keeper) = (Sim::new(cloud), Fake::default(), Keeper::default());
+        sim.change(|_, _| ());
+        keeper.pass(&sim, &fake).await.unwrap();
+        let name = fake.names()[0].clone();
+        let of = |name: &str| fake.nodes.lock().unwrap()[name].clone();
+        let boot_id = |node: &Node| node.status.clone().unwrap().node_info.unwrap().boot_id;
+        let first_boot = boot_id(&of(&name));
+        fake.pods.lock().unwrap().push(pod("a", &name));
+        fake.budget.store(true, Ordering::Relaxed);
+        sim.change(|cloud, now| cloud.upgrade_image("rega", now)).unwrap();
+        let pause = || tokio::time::sleep(std::time::Duration::from_millis(30));
+        for _ in 0..4 {
+            pause().await;
+            sim.change(|_, _| ());
+            keeper.pass(&sim, &fake).await.unwrap();
+        }
+        assert_eq!(fake.names().len(), 2, "the surge is there");
+        assert!(unschedulable(&of(&name)) && keeper.upkeep.draining, "cordoned, and held up by the budget");
+        fake.budget.store(false, Ordering::Relaxed);
+        for _ in 0..12 {
+            pause().await;
+            sim.change(|_, _| ());
+            keeper.pass(&sim, &fake).await.unwrap();
+        }
+        let node = of(&name);
+        assert!(fake.pods.lock().unwrap().is_empty());
+        assert!(!unschedulable(&node));
+        assert_ne!(boot_id(&node), first_boot);
+        assert_eq!(node.labels()["type"], "kwok");
+        let image = sim.look(|cloud, now| cloud.state(now)).vm(&name).unwrap().image.clone();
+        assert_eq!(node.labels()["kubernetes.azure.com/node-image-version"], image);
+        assert_eq!(fake.names(), [name], "the surge is gone");
+        assert!(sim.look(|cloud, now| cloud.state(now)).killed_pods.is_empty());
+    }
+
+    #[tokio::test]
+    async fn the_node_of_a_deallocated_machine_stays_and_is_not_ready() {
+        let mut cloud = Cloud::new(Identity::default(), Settings::default(), true, 1);
+        let policy = PoolSpec::spot("spota", "Standard_D8s_v5", 1)
+            .property("scaleSetEvictionPolicy", json!("Deallocate"));
+        let start = Timestamp::now();
+        cloud.add_pool(&policy, start).unwrap();
+        let time = std::sync::Arc::new(Mutex::new(start));
+        let clock = time.clone();
+        let sim = Sim::with_clock(cloud, std::sync::Arc::new(move || *clock.lock().unwrap()));
+        let (fake, mut keeper) = (Fake::default(), Keeper::default());
+        sim.change(|_, _| ());
+        keeper.pass(&sim, &fake).await.unwrap();
+        let name = fake.names()[0].clone();
+        fake.pods.lock().unwrap().push(pod("a", &name));
+        let request = crate::api::EventRequest::new("Preempt", Targets::of_pool("spota", 1), RETRY);
+        sim.change(|cloud, now| cloud.schedule(&request, now)).unwrap();
+        *time.lock().unwrap() = crate::model::later(start, RESYNC);
+        sim.change(|_, _| ());
+        keeper.pass(&sim, &fake).await.unwrap();
+        let node = fake.nodes.lock().unwrap()[&name].clone();
+        assert!(!node.labels().contains_key("type"), "KWOK plays its kubelet no more");
+        let taints = node.spec.clone().unwrap().taints.unwrap();
+        assert!(taints.iter().any(|taint| taint.key == "node.cloudprovider.kubernetes.io/shutdown"));
+        let condition = node.status.unwrap().conditions.unwrap().remove(0);
+        assert_eq!((condition.type_.as_str(), condition.status.as_str()), ("Ready", "Unknown"));
+        assert_eq!(fake.pods.lock().unwrap().len(), 1, "its pods stay bound");
+        assert_eq!(sim.look(|cloud, now| cloud.state(now)).killed_pods.len(), 1, "and are dead");
+    }
+
+    #[tokio::test]
+    async fn what_the_pool_declares_is_put_back_and_nothing_else() {
+        for switched in [true, false] {
+            let (sim, fake, mut keeper) = (sim(1), Fake::default(), Keeper::default());
+            sim.change(|cloud, _| {
+                cloud.set_pool_switches("spota", &json!({"putBack": switched})).unwrap();
+            });
+            keeper.pass(&sim, &fake).await.unwrap();
+            let name = fake.names()[0].clone();
+            let taken = json!({
+                "metadata": {"labels": {"team": null, "mine": "yes"}},
+                "spec": {"taints": [{"key": "mine", "effect": "NoSchedule"}]},
+            });
+            fake.patch(&name, &taken).await.unwrap();
+            keeper.known = None;
+            keeper.pass(&sim, &fake).await.unwrap();
+            let node = fake.nodes.lock().unwrap()[&name].clone();
+            let keys: Vec<String> =
+                node.spec.clone().unwrap().taints.unwrap().into_iter().map(|taint| taint.key).collect();
+            assert_eq!(node.labels()["mine"], "yes");
+            assert_eq!(node.labels().contains_key("team"), switched);
+            let all = ["mine", "bare", "kubernetes.azure.com/scalesetpriority"];
+            assert_eq!(keys, if switched { &all[..] } else { &all[..1] });
+        }
     }
 
     #[tokio::test]

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node, Pod};
-use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, ResourceExt};
 use serde_json::json;
 use spotpool_azure_sim::api::{PoolSpec, Settings, Targets};
 use spotpool_azure_sim::nodes::CLUSTER_LABEL;
+use spotpool_azure_sim::scenario::Step;
 use spotpool_azure_sim::server::{Options, Server};
 use spotpool_e2e_cluster::{Cluster, ClusterOptions};
 
@@ -99,6 +100,76 @@ async fn nodes_come_and_go_with_their_machines() {
     server.stop().await;
     let server = start(&cluster).await;
     eventually("two Nodes to be Ready again", async || ready(&nodes).await.len() == 2).await;
+    server.stop().await;
+    cluster.stop().await.unwrap();
+}
+
+/// What a controller sees of AKS's own doings: an upgrade with its cordon, drain and other boot, the Node of a
+/// deallocated machine, and declared taints that nobody can take off for long.
+#[tokio::test(flavor = "multi_thread")]
+async fn aks_upgrades_deallocates_and_puts_back_on_a_real_control_plane() {
+    let cluster = Cluster::start(ClusterOptions::default()).await.unwrap();
+    let client: Client = cluster.client().await.unwrap();
+    let (nodes, pods): (Api<Node>, Api<Pod>) = (Api::all(client.clone()), Api::default_namespaced(client));
+    let file = Kubeconfig::read_from(cluster.admin_kubeconfig()).unwrap();
+    let config = kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.unwrap();
+    let mut settings = Settings::with_boot_time(Duration::from_secs(1));
+    settings.switches.put_back = true;
+    let policy = PoolSpec::spot("spota", SIZE, 1).property("scaleSetEvictionPolicy", json!("Deallocate"));
+    let options = Options {
+        settings,
+        pools: vec![PoolSpec::regular("rega", SIZE, 1), policy],
+        kubernetes: Some(config),
+        ..Options::default()
+    };
+    let server = Server::start(options).await.unwrap();
+    let sim = server.client().unwrap();
+    eventually("two Nodes to be Ready", async || ready(&nodes).await.len() == 2).await;
+    let of_pool = async |pool: &str| {
+        sim.state().await.unwrap().vms_of(pool).map(|vm| vm.node.clone()).collect::<Vec<_>>()
+    };
+    let (regular, spot) = (of_pool("rega").await.remove(0), of_pool("spota").await.remove(0));
+    let pod = json!({
+        "metadata": {"name": "busy"},
+        "spec": {"nodeName": regular, "containers": [{"name": "c", "image": "none"}],
+            "serviceAccountName": "default", "automountServiceAccountToken": false},
+    });
+    let pod: Pod = serde_json::from_value(pod).unwrap();
+    eventually("the pod to be accepted", async || pods.create(&PostParams::default(), &pod).await.is_ok())
+        .await;
+
+    let nobody = json!({"spec": {"taints": null}});
+    nodes.patch(&spot, &PatchParams::default(), &Patch::Merge(&nobody)).await.unwrap();
+    let tainted = async || {
+        let node = nodes.get(&spot).await.unwrap();
+        let keys: Vec<String> =
+            node.spec.unwrap().taints.into_iter().flatten().map(|taint| taint.key).collect();
+        keys.contains(&"kubernetes.azure.com/scalesetpriority".to_owned())
+    };
+    eventually("the declared taint to be back", tainted).await;
+
+    let boot_id = async || nodes.get(&regular).await.unwrap().status.unwrap().node_info.unwrap().boot_id;
+    let first_boot = boot_id().await;
+    sim.act(&Step::now("upgrade: {pool: rega}").unwrap()).await.unwrap();
+    let done = |state: &spotpool_azure_sim::api::State| {
+        let pool = state.pool("rega").unwrap();
+        (pool.provisioning_state.as_str(), pool.machines) == ("Succeeded", 1)
+    };
+    let state = sim.wait_until("the upgrade", GENEROUS, done).await.unwrap();
+    assert!(pods.get_opt("busy").await.unwrap().is_none(), "it was evicted");
+    assert!(state.killed_pods.is_empty());
+    eventually("the Node to be Ready, free and another boot", async || {
+        let node = nodes.get(&regular).await.unwrap();
+        let free = node.spec.unwrap().unschedulable != Some(true);
+        free && ready(&nodes).await.contains(&regular) && boot_id().await != first_boot
+    })
+    .await;
+
+    sim.evict(&[&spot], Duration::ZERO).await.unwrap();
+    eventually("the deallocated machine's Node not to be Ready", async || {
+        nodes.get(&spot).await.is_ok() && !ready(&nodes).await.contains(&spot)
+    })
+    .await;
     server.stop().await;
     cluster.stop().await.unwrap();
 }
