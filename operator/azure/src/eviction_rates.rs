@@ -296,3 +296,6 @@ struct SpotPrice {
     #[serde(default, rename = "effectiveDate")]
     since: Option<Timestamp>,
 }
+
+#[cfg(test)]
+mod tests;

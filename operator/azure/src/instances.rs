@@ -331,3 +331,6 @@ impl From<Vm> for Instance {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -184,3 +184,6 @@ struct Row {
     #[serde(default)]
     is_quota_available: bool,
 }
+
+#[cfg(test)]
+mod tests;

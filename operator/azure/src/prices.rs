@@ -253,3 +253,6 @@ impl Row {
             && self.until.is_none_or(|until| now < until)
     }
 }
+
+#[cfg(test)]
+mod tests;
