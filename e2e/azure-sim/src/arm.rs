@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use axum::body::Bytes;
 use axum::extract::{Extension, State};
 use axum::response::Response;
+use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Uri, header};
 use serde_json::{Value, json};
 
@@ -185,6 +186,11 @@ impl Call {
         tls::base(self.scheme, &self.headers)
     }
 
+    /// The URL that was asked for.
+    fn url(&self) -> String {
+        format!("{}{}", self.base(), self.uri.path_and_query().map_or("/", PathAndQuery::as_str))
+    }
+
     fn conditions(&self) -> Conditions {
         Conditions { if_match: self.header("if-match"), if_none_match: self.header("if-none-match") }
     }
@@ -293,8 +299,7 @@ fn respond(sim: &Sim, call: &Call) -> Result<Response, Refusal> {
     match (&call.method, &call.route) {
         (&Method::POST, Route::ResourceGraph) => return resource_graph::answer(sim, &version, &call.body),
         (&Method::POST, Route::PlacementScores(region)) => {
-            let asked = format!("{}{}", call.base(), call.uri);
-            return placement::answer(sim, region, &version, &call.body, &asked);
+            return placement::answer(sim, region, &version, &call.body, &call.url());
         }
         _ => {}
     }
@@ -533,7 +538,7 @@ fn operation_result(sim: &Sim, call: &Call, id: &str) -> Result<Response, Refusa
     Ok(match operation.status {
         OperationStatus::InProgress => {
             let mut response = reply::raw(202, &none, Vec::new());
-            reply::set(&mut response, "location", &format!("{}{}", call.base(), call.uri));
+            reply::set(&mut response, "location", &call.url());
             retry_later(&mut response, sim.look(|cloud, _| cloud.switches(&operation.pool).retry_after));
             response
         }

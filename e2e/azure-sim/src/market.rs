@@ -171,7 +171,7 @@ impl Market {
         {
             return Err(Refused::Invalid(format!("`{price}` is no price")));
         }
-        let offer = self.offers.entry(size.to_owned()).or_default();
+        let offer = self.offer_mut(size);
         match priority {
             Priority::Regular => offer.regular = price.map(|price| (now, price.to_owned())),
             Priority::Spot => {
@@ -189,8 +189,21 @@ impl Market {
         {
             return Err(Refused::Invalid(format!("`{band}` is none of {}", BANDS.join(", "))));
         }
-        self.offers.entry(size.to_owned()).or_default().band = band.map(ToOwned::to_owned);
+        self.offer_mut(size).band = band.map(ToOwned::to_owned);
         Ok(())
+    }
+
+    /// What spot of a size costs now, if it is on offer.
+    pub fn spot_price(&self, size: &str) -> Option<f64> {
+        let (_, offer) = self.offers.iter().find(|(name, _)| name.eq_ignore_ascii_case(size))?;
+        let (_, price) = offer.spot.last().filter(|_| offer.spot_offered)?;
+        price.parse().ok()
+    }
+
+    /// Names of sizes are told apart by case in answers, and by nothing else.
+    fn offer_mut(&mut self, size: &str) -> &mut Offer {
+        let known = self.offers.keys().find(|name| name.eq_ignore_ascii_case(size)).cloned();
+        self.offers.entry(known.unwrap_or_else(|| size.to_owned())).or_default()
     }
 
     /// Sets a placement score; `home` is the cluster's region.

@@ -18,6 +18,7 @@ use crate::api::{
     BackgroundOperation, Capacity, EventRequest, Failure, Fault, PoolSpec, Quota, SettingsPatch, Targets,
     duration, millis,
 };
+use crate::market::{BandChange, ScoreChange};
 
 /// What is wrong with a scenario.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -119,7 +120,7 @@ pub struct PoolSwitches {
 pub struct SpotPrice {
     /// VM size.
     pub vm_size: String,
-    /// Dollars an hour; absent or `null` takes the price away.
+    /// Dollars an hour; absent or `null`: not on offer.
     #[serde(default)]
     pub price: Option<f64>,
 }
@@ -162,8 +163,12 @@ pub enum Action {
     Settings(SettingsPatch),
     /// Switches change.
     Switches(PoolSwitches),
-    /// Spot costs something else; see also the market's own control API.
+    /// Spot costs something else. A pool whose `spotMaxPrice` is lower gets no more machines.
     SpotPrice(SpotPrice),
+    /// Machines of a size are taken more often, or less.
+    EvictionRate(BandChange),
+    /// Machines of a size are easier to get, or harder.
+    PlacementScore(ScoreChange),
     /// A pool appears, its machines running.
     AddPool(PoolSpec),
     /// A pool is gone at once.

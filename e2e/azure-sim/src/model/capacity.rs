@@ -64,15 +64,6 @@ impl Cloud {
         }
     }
 
-    /// What an hour of spot costs; absent takes the price away. A pool whose `spotMaxPrice` is lower gets no more
-    /// machines.
-    pub fn set_spot_price(&mut self, vm_size: &str, price: Option<f64>) {
-        match price {
-            Some(price) => self.spot_prices.insert(vm_size.to_lowercase(), price),
-            None => self.spot_prices.remove(&vm_size.to_lowercase()),
-        };
-    }
-
     /// Writes to come fail so.
     pub fn add_failure(&mut self, failure: Failure) {
         self.failures.push(failure);
@@ -137,7 +128,7 @@ impl Cloud {
                 QuotaUse { limit: usage, usage, required: ordered * cores(vm_size), name }
             }),
             max_price: max_price(properties),
-            price: self.spot_prices.get(&vm_size.to_lowercase()).copied().unwrap_or_default(),
+            price: self.market.spot_price(vm_size).unwrap_or_default(),
         };
         match tell(kind, &order) {
             Shows::AtOnce(refusal) => Err(refusal),
@@ -161,7 +152,7 @@ impl Cloud {
         let zones = body::texts(properties, "availabilityZones");
         let fail_at = later(now, self.settings.fail_time);
         if scripted.is_none() {
-            let price = self.spot_prices.get(&vm_size.to_lowercase()).copied().unwrap_or_default();
+            let price = self.market.spot_price(vm_size).unwrap_or_default();
             let most = max_price(properties);
             if priority == Priority::Spot && most > 0.0 && price > most {
                 let kind = FailureKind::SpotPriceGreaterThanProvidedMaxPrice;

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{Cloud, Conditions, Refused, later};
-use crate::api::{EventRequest, SettingsPatch, StepState, Targets};
+use crate::api::{EventRequest, Priority, SettingsPatch, StepState, Targets};
 use crate::body;
 use crate::refusal::Refusal;
 use crate::scenario::{Action, Evict, Scenario};
@@ -109,7 +109,12 @@ impl Cloud {
                 Some(pool) => self.set_pool_switches(pool, &switches.set)?,
                 None => self.patch_settings(&SettingsPatch::switches(switches.set))?,
             },
-            Action::SpotPrice(spot) => self.set_spot_price(&spot.vm_size, spot.price),
+            Action::SpotPrice(spot) => {
+                let price = spot.price.map(|price| price.to_string());
+                self.market.set_price(&spot.vm_size, Priority::Spot, price.as_deref(), now)?;
+            }
+            Action::EvictionRate(change) => self.market.set_band(&change.vm_size, change.band.as_deref())?,
+            Action::PlacementScore(change) => self.market.set_score(change, &self.identity.location)?,
             Action::AddPool(spec) => self.add_pool(&spec, now)?,
             Action::RemovePool(name) => self.remove_pool(&name, now)?,
         }

@@ -84,7 +84,7 @@ fn cores_are_limited_by_quota_after_acceptance_or_at_once() {
 fn spot_dearer_than_a_pool_pays_does_not_come() {
     let dear = PoolSpec::spot("cheap", SIZE, 1).property("spotMaxPrice", json!(0.05));
     let mut azure = Azure::with(&[dear, PoolSpec::spot("any", SIZE, 1)]);
-    azure.cloud.set_spot_price(SIZE, Some(0.08));
+    azure.cloud.market.set_price(SIZE, Priority::Spot, Some("0.08"), azure.now).unwrap();
     let accepted = azure.put("cheap", json!({"count": 2})).unwrap();
     azure.put("any", json!({"count": 2})).unwrap();
     azure.settle();

@@ -4,6 +4,7 @@ use http::Method;
 use serde_json::{Value, json};
 use spotpool_azure_sim::api::{Fault, FaultAction, FaultTarget, Priority};
 use spotpool_azure_sim::market::{Pages, ScoreChange};
+use spotpool_azure_sim::scenario::Step;
 
 use crate::{Answer, Bench, SIZE};
 
@@ -85,6 +86,24 @@ async fn prices_move_vanish_and_fail() {
     bench.client.add_fault(&fault).await.unwrap();
     let url = prices_url(&bench, OF_SIZE);
     assert_eq!((bench.get(&url).await.status, bench.get(&url).await.status), (429, 200));
+}
+
+#[tokio::test]
+async fn a_scenario_moves_the_market() {
+    let bench = Bench::start().await;
+    for step in [
+        "spotPrice: {vmSize: standard_d8s_v5, price: 0.31}",
+        "evictionRate: {vmSize: Standard_D8s_v5, band: 15-20}",
+        "placementScore: {vmSize: Standard_D8s_v5, zone: '2', score: Low}",
+    ] {
+        bench.client.act(&Step::now(step).unwrap()).await.unwrap();
+    }
+    let spot =
+        format!("{OF_SIZE} and contains(skuName,'Spot') and productName eq 'Virtual Machines Dsv5 Series'");
+    assert_eq!(all_prices(&bench, &spot).await.1[0]["retailPrice"], 0.31);
+    assert_eq!(query(&bench, RATES, json!({})).await.body["data"][0]["rate"], "15-20");
+    let bad = Step::now("evictionRate: {vmSize: Standard_D8s_v5, band: often}").unwrap();
+    assert!(bench.client.act(&bad).await.unwrap_err().to_string().contains("`often` is none of"));
 }
 
 const RATES: &str = "SpotResources | where type =~ 'microsoft.compute/skuspotevictionrate/location' | where sku.name in~ ('Standard_D8s_v5') and location in~ ('eastus') | project skuName=tostring(sku.name), location, rate=tostring(properties.evictionRate)";
