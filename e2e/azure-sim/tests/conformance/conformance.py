@@ -9,7 +9,9 @@ check. The exit code is 0 if the script got to its end, whatever the checks foun
 
 import base64
 import json
+import os
 import sys
+import tempfile
 import time
 import traceback
 import urllib.request
@@ -21,10 +23,13 @@ from azure.core.exceptions import (
     ResourceModifiedError,
     ResourceNotFoundError,
 )
-from azure.identity import ClientAssertionCredential
+from azure.identity import ClientAssertionCredential, ManagedIdentityCredential, WorkloadIdentityCredential
 from azure.mgmt.compute import ComputeManagementClient
+from azure.mgmt.computerecommender import RecommenderMgmtClient
 from azure.mgmt.containerservice import ContainerServiceClient
 from azure.mgmt.containerservice.models import AgentPool, AgentPoolDeleteMachinesParameter
+from azure.mgmt.resourcegraph import ResourceGraphClient
+from azure.mgmt.resourcegraph.models import QueryRequest, QueryRequestOptions
 
 SIM = json.loads(sys.argv[1])
 IDENTITY = SIM["identity"]
@@ -77,8 +82,10 @@ def credential(seconds_left=600, client_id=None):
 
 
 def client(kind, **options):
+    # Resource Graph is of no subscription.
+    subscription = [] if kind is ResourceGraphClient else [IDENTITY["subscription"]]
     return kind(
-        options.pop("credential", SIGNED_IN), IDENTITY["subscription"], base_url=SIM["tlsUrl"],
+        options.pop("credential", SIGNED_IN), *subscription, base_url=SIM["tlsUrl"],
         credential_scopes=[SCOPE], connection_verify=SIM["caFile"], polling_interval=POLLING, **options,
     )
 
@@ -130,6 +137,32 @@ def nodes(pool):
 def token_for_an_assertion_over_tls():
     token = SIGNED_IN.get_token(SCOPE)
     require(token.expires_on > time.time() + 60, token.expires_on)
+
+
+@check
+def workload_identity_with_a_token_file():
+    with tempfile.NamedTemporaryFile("w") as file:
+        file.write(assertion())
+        file.flush()
+        workload = WorkloadIdentityCredential(
+            tenant_id=SIM["tenantId"], client_id=SIM["clientIds"][0], token_file_path=file.name,
+            authority=SIM["authorityHost"], disable_instance_discovery=True, connection_verify=SIM["caFile"])
+        pools = client(ContainerServiceClient, credential=workload).agent_pools
+        require(pools.get(*CLUSTER, "rega").name == "rega")
+
+
+@check
+def managed_identity_of_a_machine():
+    machine = next(vm["node"] for vm in control("GET", "state")["vms"] if vm["pool"] == "rega")
+    os.environ["AZURE_POD_IDENTITY_AUTHORITY_HOST"] = f"{SIM['url']}/imds/{machine}"
+    pools = client(ContainerServiceClient, credential=ManagedIdentityCredential(client_id=SIM["clientIds"][0])).agent_pools
+    require(pools.get(*CLUSTER, "rega").name == "rega")
+    try:
+        ManagedIdentityCredential(client_id="99999999-9999-9999-9999-999999999999").get_token(SCOPE)
+    except ClientAuthenticationError as error:
+        require("Identity not found" in str(error), str(error))
+        return
+    raise AssertionError("a stranger was given a token")
 
 
 @check
@@ -384,6 +417,49 @@ def simulate_eviction():
         pass
     require(POOLS.get(*CLUSTER, "spota").count == 1)
     switches(simulatedNoticeMs=30_000)
+
+
+@check
+def eviction_rates_by_resource_graph():
+    control("PUT", "eviction-rates", {"vmSize": "Standard_D8s_v5", "band": "15-20"})
+    query = """SpotResources
+        | where type =~ 'microsoft.compute/skuspotevictionrate/location'
+        | where sku.name in~ ('standard_d8s_v5', 'standard_d8as_v5') and location in~ ('%s')
+        | project skuName = tostring(sku.name), location, rate = tostring(properties.evictionRate)
+        | order by skuName asc""" % IDENTITY["location"]
+    graph = client(ResourceGraphClient)
+    options = QueryRequestOptions(result_format="objectArray", top=1)
+    rows, pages = [], 0
+    while True:
+        page = graph.resources(QueryRequest(query=query, options=options))
+        require(page.total_records == 2 and page.count == 1 and page.result_truncated == "false", page)
+        rows, pages = rows + page.data, pages + 1
+        if page.skip_token is None:
+            break
+        options.skip_token = page.skip_token
+    require(pages == 2, pages)
+    require([row["skuName"] for row in rows] == ["standard_d8as_v5", "standard_d8s_v5"], rows)
+    require([row["rate"] for row in rows] == ["0-5", "15-20"], rows)
+    refused(400, "BadRequest", HttpResponseError, lambda: graph.resources(QueryRequest(query="SpotResources | nonsense")))
+
+
+@check
+def placement_scores():
+    control("PUT", "placement-scores", {"vmSize": "Standard_D8s_v5", "zone": "2", "score": "Low", "quotaAvailable": False})
+    scores = client(RecommenderMgmtClient, api_version="2025-06-05").spot_placement_scores
+    question = {
+        "desiredLocations": [IDENTITY["location"]], "desiredSizes": [{"sku": "Standard_D8s_v5"}], "desiredCount": 2,
+        "availabilityZones": True,
+    }
+    found = scores.post(IDENTITY["location"], question).placement_scores
+    seen = [(one.availability_zone, one.score, one.is_quota_available) for one in found]
+    require(seen == [("1", "High", True), ("2", "Low", False), ("3", "High", True)], seen)
+    question["desiredSizes"] *= 6
+    try:
+        scores.post(IDENTITY["location"], question)
+        raise AssertionError("six sizes were accepted")
+    except HttpResponseError as error:
+        require(error.status_code == 400, str(error))
 
 
 @check

@@ -27,6 +27,8 @@ const REQUIREMENTS: &str = include_str!("../conformance/requirements.txt");
 /// Every check that the script must have made. It says what it did; only this list says what it left out.
 const CHECKS: &[&str] = &[
     "token_for_an_assertion_over_tls",
+    "workload_identity_with_a_token_file",
+    "managed_identity_of_a_machine",
     "token_refused_for_an_expired_assertion",
     "token_refused_for_an_unknown_client",
     "list_of_pools",
@@ -49,6 +51,8 @@ const CHECKS: &[&str] = &[
     "abort_latest_operation",
     "instance_views",
     "simulate_eviction",
+    "eviction_rates_by_resource_graph",
+    "placement_scores",
     "delete_pool",
     "denied_action_is_403",
     "revoked_token_is_401_and_a_new_one_lets_in",
