@@ -1,5 +1,7 @@
 //! Credentials: whoever signs in wrongly must learn it here, in Azure's words, and not in production.
 
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -352,4 +354,45 @@ async fn machines_get_tokens_of_their_identities_with_every_number_a_string() {
     assert!(
         which.body["error_description"].as_str().unwrap().starts_with("Multiple user assigned identities")
     );
+}
+
+#[test]
+fn the_program_says_all_that_a_client_needs_and_writes_its_authority() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca_file = dir.path().join("ca.pem");
+    let flags =
+        ["--require-token", "--token-lifetime", "1h", "--tenant-id", "t1", "--client-id", "c1", "--ca-file"];
+    let mut served = Command::new(env!("CARGO_BIN_EXE_spotpool-azure-sim"))
+        .args(["serve", "--no-kubernetes"])
+        .args(flags)
+        .arg(&ca_file)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(served.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    served.kill().unwrap();
+    served.wait().unwrap();
+    let ready: Value = serde_json::from_str(&line).unwrap();
+    let tls_url = ready["tlsUrl"].as_str().unwrap();
+    assert!(tls_url.starts_with("https://127.0.0.1:"), "{line}");
+    assert_eq!(ready["authorityHost"], format!("{tls_url}/"));
+    assert_eq!((&ready["tenantId"], &ready["clientIds"]), (&json!("t1"), &json!(["c1"])));
+    assert_eq!(ready["pricesEndpoint"], ready["url"]);
+    assert_eq!(ready["caFile"], json!(ca_file));
+    let written = std::fs::read_to_string(&ca_file).unwrap();
+    assert!(written.starts_with("-----BEGIN CERTIFICATE-----") && ready["caPem"] == json!(written));
+
+    for (flag, value) in
+        [("--ca-file", "/nonexistent/ca.pem"), ("--tls-listen", "here"), ("--token-lifetime", "soon")]
+    {
+        let output = Command::new(env!("CARGO_BIN_EXE_spotpool-azure-sim"))
+            .args(["serve", "--no-kubernetes", flag, value])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{flag}: {said}");
+        assert!(said.lines().count() == 1 && said.contains(flag), "{flag}: {said}");
+    }
 }
