@@ -100,7 +100,7 @@ pub fn quota(message: &str) -> Option<Quota> {
         name: quota_name(message),
         current_limit: number("current limit"),
         current_usage: number("current usage"),
-        additional_required: number("additional required"),
+        additional_required: number("additional required").or_else(|| number("quota requested")),
         new_limit_required: number("new limit required"),
     };
     (quota != Quota::default()).then_some(quota)
@@ -108,6 +108,11 @@ pub fn quota(message: &str) -> Option<Quota> {
 
 /// The word before `quota`, with `Cores` and `vCPUs` in between where a name has several words.
 fn quota_name(message: &str) -> Option<String> {
+    // "Insufficient vcpu quota requested 8, remaining 0 for family standardDSv3Family for region …"
+    if let Some(at) = message.find("for family ") {
+        let family = message[at + "for family ".len()..].split([' ', ',', '.']).next();
+        return family.filter(|family| !family.is_empty() && family.len() <= 60).map(str::to_owned);
+    }
     let at = message.find(" quota").or_else(|| message.find(" Quota"))?;
     let before = message[..at].trim_end_matches(['\'', '"']);
     let from = ["exceeding approved ", "exceeding quota limits of ", "exceed the ", "exceeds the "]

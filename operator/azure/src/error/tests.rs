@@ -197,6 +197,10 @@ fn quota_errors_carry_their_figures() {
     assert_eq!(answer(400, r#"{"code":"AllocationFailed","message":"x"}"#).quota(), None);
     let family = "exceeding approved standardDSv3Family Cores quota. Current Limit: 10";
     assert_eq!(envelope::quota(family).unwrap().name.as_deref(), Some("standardDSv3FamilyCores"));
+    let at_once =
+        "Insufficient vcpu quota requested 8, remaining 0 for family LowPriorityCores for region eastus.";
+    let quota = envelope::quota(at_once).unwrap();
+    assert_eq!((quota.name.as_deref(), quota.additional_required), (Some("LowPriorityCores"), Some(8)));
 }
 
 /// The exact action that is missing ends an hour of guessing at role assignments.

@@ -8,4 +8,5 @@ mod reads;
 mod round_trip;
 mod scripted;
 mod shapes;
+mod simulated;
 mod writes;
