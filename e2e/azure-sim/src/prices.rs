@@ -132,7 +132,12 @@ fn items(size: &str, offer: &Offer, region: &str) -> Vec<Value> {
         items.push(item(&linux, "", "DevTestConsumption", price, *since));
         items.push(item(&linux, " Low Priority", "Consumption", rounded(price * 0.2), *since));
         items.push(item(&windows, " Low Priority", "Consumption", rounded(price * 0.4), *since));
-        items.push(item(&linux, "", "Consumption", price, *since));
+        let mut bought = item(&linux, "", "Consumption", price, *since);
+        bought["savingsPlan"] = json!([
+            {"unitPrice": rounded(price * 0.5), "retailPrice": rounded(price * 0.5), "term": "3 Years"},
+            {"unitPrice": rounded(price * 0.7), "retailPrice": rounded(price * 0.7), "term": "1 Year"},
+        ]);
+        items.push(bought);
     }
     if let Some((since, price)) = offer.spot.last().filter(|_| offer.spot_offered) {
         let price: f64 = price.parse().unwrap_or_default();

@@ -514,6 +514,9 @@ impl Tokens {
             Some(token) => self.client(&token.client_id),
             None => settings.clients.first(),
         };
+        if settings.denied.is_empty() {
+            return Ok(());
+        }
         let Some((action, scope)) = action(method, path) else { return Ok(()) };
         let denied = settings.denied.iter().any(|denied| {
             let theirs = denied.client_id.as_deref();

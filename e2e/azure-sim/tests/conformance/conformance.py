@@ -212,7 +212,7 @@ def get_as_typed_model():
 
 
 @check
-def e_tag_and_unknown_members_survive_the_model():
+def e_tag_and_all_else_survive_the_model():
     raw = {}
     keep = lambda response: raw.update(json.loads(response.http_response.text()))
     pool = POOLS.get(*CLUSTER, "spota", raw_response_hook=keep)
@@ -221,6 +221,15 @@ def e_tag_and_unknown_members_survive_the_model():
     require(back["properties"]["eTag"] == pool.e_tag and back["id"] == raw["id"], back)
     lost = set(raw["properties"]) - set(back["properties"])
     require(not lost, lost)
+
+
+@check
+def pools_without_e_tags_are_scaled_all_the_same():
+    switches(eTags="absent")
+    require(POOLS.get(*CLUSTER, "rega").e_tag is None)
+    require(scale("rega", 1).result().e_tag is None)
+    switches(eTags="present")
+    require(POOLS.get(*CLUSTER, "rega").e_tag)
 
 
 @check
@@ -320,6 +329,16 @@ def retry_after_of_a_429_is_obeyed():
     took = time.monotonic() - began
     asked = control("GET", "state")["armRequests"]["GET pool"] - before
     require(asked == 2 and took >= 2, asked, took)
+
+
+@check
+def pollers_wait_as_long_as_they_are_told():
+    switches(retryAfter=2)
+    began = time.monotonic()
+    poller = scale("spotnew", 3)
+    require(poller.result().provisioning_state == "Succeeded")
+    switches(retryAfter=None)
+    require(time.monotonic() - began >= 2, time.monotonic() - began)
 
 
 @check
