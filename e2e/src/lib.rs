@@ -6,6 +6,7 @@ pub mod objects;
 pub mod programs;
 pub mod proxy;
 pub mod runtime;
+pub mod simulation;
 pub mod stage;
 pub mod timeline;
 pub mod wait;

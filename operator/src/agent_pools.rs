@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use spotpool_azure::{
     Accepted, AgentPool, AgentPoolMode, AzureError, Class, Clock, OperationOutcome, OperationUrl, Priority,
     Urgency, WriteBudget,
@@ -27,6 +27,10 @@ const IDLE: Duration = Duration::from_secs(90);
 const UNSETTLED: Duration = Duration::from_secs(5);
 /// … at most, after Azure has refused reads: the bucket is not ours alone.
 const LONGEST_IDLE: Duration = Duration::from_mins(15);
+/// What was read for a write is believed for so long.
+const STILL_TRUE: SignedDuration = SignedDuration::from_secs(10);
+/// Our code for an agent pool that is not any more as it was planned with.
+const CHANGED: &str = "Changed";
 /// How often an operation's own URL is asked: what fails mostly fails early, what succeeds takes minutes, and
 /// this bucket is shared, too.
 const OPERATION: Duration = Duration::from_secs(2);
@@ -234,9 +238,48 @@ impl AgentPools {
     /// Asks for `count` machines.
     pub async fn scale(&self, name: &str, count: u32, urgency: Urgency) -> Result<(), AzureError> {
         let pool = self.claim_write(name)?;
-        let outcome = self.azure.scale(&pool, count, urgency).await;
+        let outcome = match self.confirm(name, &pool).await {
+            Ok(()) => self.azure.scale(&pool, count, urgency).await,
+            Err(error) => Err(error),
+        };
         self.metrics.azure_write("scale", &outcome);
         self.settle(name, outcome)
+    }
+
+    /// A count that is too high brings VMs back that nobody wants, one that is too low lets Azure choose what to
+    /// delete. Where ETags do not tell, or Nodes have gone since their machines were listed, both are read again.
+    async fn confirm(&self, name: &str, pool: &AgentPool) -> Result<(), AzureError> {
+        let doubtful = {
+            let state = self.state();
+            let entry = state.entries.as_ref().and_then(|entries| entries.get(name));
+            entry.is_none_or(|entry| {
+                let listed = entry.machines.as_ref().map_or(0, |listed| listed.names.len());
+                pool.etag.is_none() || self.existing(entry).count() < listed
+            })
+        };
+        if !doubtful {
+            return Ok(());
+        }
+        let at = Instant::now();
+        let machines = self.azure.machines(name).await?;
+        let fresh = self.azure.list().await?.into_iter().find(|fresh| fresh.name == name);
+        let names: Vec<String> = machines.into_iter().map(|machine| machine.name).collect();
+        let mut state = self.state();
+        let entry = state.entries.as_mut().and_then(|entries| entries.get_mut(name));
+        let (Some(fresh), Some(entry)) = (fresh, entry) else {
+            return Err(conflict("AgentPoolGone", "the agent pool is gone"));
+        };
+        let same = |listed: &Listed| {
+            listed.names.iter().collect::<BTreeSet<_>>() == names.iter().collect::<BTreeSet<_>>()
+        };
+        let unchanged = fresh.count == pool.count
+            && fresh.provisioning_state == pool.provisioning_state
+            && entry.machines.as_ref().is_some_and(same);
+        // What took long to be answered is old by the time it is.
+        let age = (self.clock)().duration_since(fresh.read_at);
+        entry.machines = Some(Listed { names, at });
+        entry.pool = fresh;
+        if unchanged && age <= STILL_TRUE { Ok(()) } else { Err(conflict(CHANGED, "it has changed")) }
     }
 
     /// Deletes these machines.
@@ -295,6 +338,8 @@ impl AgentPools {
                     }
                     entry.failure = None;
                 }
+                // Just read, and not written.
+                Err(error) if error.code == CHANGED => entry.written = Written::Read,
                 // Refused for certain: nothing runs. What we knew may be what made it fail.
                 Err(error) if !error.outcome_unknown() && error.class != Class::Conflict => {
                     entry.written = Written::Read;
@@ -487,7 +532,10 @@ impl AgentPools {
                 if entry.written == Written::Read {
                     entry.pool = pool;
                 }
-                let outdated = entry.machines.is_none() || settled || changed || self.differs(&name, &entry);
+                let listed = entry.machines.as_ref().map_or(0, |listed| listed.names.len());
+                let gone = self.existing(&entry).count() < listed;
+                let outdated =
+                    entry.machines.is_none() || settled || changed || gone || self.differs(&name, &entry);
                 if wanted.contains(&name) && outdated {
                     to_list.push(name.clone());
                     // Until they are listed again nothing may be planned from the old ones. A list that only

@@ -69,22 +69,27 @@ pub struct Nodes {
 impl Nodes {
     /// Starts the watch. The stream must be polled for as long as the store is used.
     pub fn watch(client: Client, trigger: Trigger) -> (Self, impl Stream<Item = ()> + Send + 'static) {
+        let config = watcher::Config::default().labels(names::AGENT_POOL_LABEL);
+        Self::follow(watcher(Api::<Node>::all(client), config).backoff(backoff()), trigger)
+    }
+
+    /// The same for any source of events.
+    pub fn follow<S>(events: S, trigger: Trigger) -> (Self, impl Stream<Item = ()> + Send + 'static)
+    where
+        S: Stream<Item = watcher::Result<watcher::Event<Node>>> + Send + 'static,
+    {
         let (store, writer) = reflector::store();
         let nodes = Self { store, gone: Arc::default() };
         let seen = nodes.clone();
         let mut digests = BTreeMap::new();
-        let config = watcher::Config::default().labels(names::AGENT_POOL_LABEL);
-        let stream =
-            watcher(Api::<Node>::all(client), config).modify(slim).reflect(writer).backoff(backoff()).map(
-                move |event| match event {
-                    Ok(event) => {
-                        if seen.observe(&event, &mut digests) {
-                            trigger.fire();
-                        }
-                    }
-                    Err(error) => tracing::warn!(%error, "the watch of Nodes is broken; trying again"),
-                },
-            );
+        let stream = events.modify(slim).reflect(writer).map(move |event| match event {
+            Ok(event) => {
+                if seen.observe(&event, &mut digests) {
+                    trigger.fire();
+                }
+            }
+            Err(error) => tracing::warn!(%error, "the watch of Nodes is broken; trying again"),
+        });
         (nodes, stream)
     }
 

@@ -30,7 +30,7 @@ pub trait AgentPools: Send + Sync {
     ) -> BoxFuture<'a, Result<Accepted, AzureError>>;
 
     /// Lowers a count that is higher than the machines that exist, so that no later write brings evicted ones
-    /// back. Machines are listed once more before; where there are more than `count`, or the agent pool is
+    /// back. Machines are listed once more before; where there are not just `count`, or the agent pool is
     /// busy, or was read too long ago to know, nothing is written ([`Class::Conflict`](crate::Class)).
     fn correct_count<'a>(
         &'a self,

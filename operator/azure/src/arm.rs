@@ -259,8 +259,9 @@ impl AgentPools for Arm {
             }
             let body = body::with_count(agent_pool, count)?;
             let machines = self.list_machines(&agent_pool.name).await?.len();
-            if machines > count as usize {
-                return Err(not_now("more machines exist"));
+            // Fewer would be filled up again, more would be deleted.
+            if machines != count as usize {
+                return Err(not_now("another number of machines exists"));
             }
             let age = self.wire.now().duration_since(agent_pool.read_at);
             if agent_pool.etag.is_none() && age > STILL_TRUE {

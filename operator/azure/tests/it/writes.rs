@@ -146,7 +146,12 @@ async fn a_count_is_corrected_only_down_to_the_machines_that_exist() {
     });
     let arm = scripted.arm();
     let stale = read(pool("spota", json!({"count": 5}))).await;
-    for (count, why) in [(1, "more machines exist"), (5, "not above"), (6, "not above")] {
+    for (count, why) in [
+        (1, "another number of machines exists"),
+        (3, "another number of machines exists"),
+        (5, "not above"),
+        (6, "not above"),
+    ] {
         let error = arm.correct_count(&stale, count).await.unwrap_err();
         assert_eq!((error.class, error.code.as_str()), (Class::Conflict, "CountNotCorrected"));
         assert!(error.message.contains(why), "{error}");
