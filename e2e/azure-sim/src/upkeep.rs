@@ -69,7 +69,9 @@ impl Upkeep {
         look: bool,
     ) -> Result<(), String> {
         self.draining = false;
-        self.shown.retain(|name, _| wanted.iter().any(|node| node.vm.node == *name));
+        let by_name: HashMap<&str, &WantedNode> =
+            wanted.iter().map(|node| (node.vm.node.as_str(), node)).collect();
+        self.shown.retain(|name, _| by_name.contains_key(name.as_str()));
         let mut problem = None;
         for node in wanted.iter().filter(|node| node.vm.registered_at.is_some()) {
             let name = &node.vm.node;
@@ -92,10 +94,7 @@ impl Upkeep {
             match api.read_all(&nodes::cluster_label(identity)).await {
                 Ok(found) => {
                     for node in &found {
-                        let Some(wanted) = wanted.iter().find(|wanted| wanted.vm.node == node.name_any())
-                        else {
-                            continue;
-                        };
+                        let Some(wanted) = by_name.get(node.name_any().as_str()) else { continue };
                         if let Err(error) = put_back(api, node, wanted).await {
                             problem = Some(format!("putting back {}: {error}", node.name_any()));
                         }

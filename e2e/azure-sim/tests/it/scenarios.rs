@@ -98,3 +98,20 @@ async fn scenarios_and_single_steps_come_over_http_too() {
     assert!(bench.client.act(&Action::Stop("absent".into())).await.is_err());
     assert!(Step::now("stop").is_err());
 }
+
+/// A switch that nobody can read about might as well not be there.
+#[test]
+fn every_switch_and_action_is_in_the_readme() {
+    let readme = include_str!("../../README.md");
+    let switches = json!(spotpool_azure_sim::api::Switches::default());
+    for key in switches.as_object().unwrap().keys() {
+        let name = key.trim_end_matches("Ms");
+        assert!(readme.contains(&format!("| `{name}` |")), "{name}");
+    }
+    let unknown = Step::now("nonsense: {}").unwrap_err().to_string();
+    let actions: Vec<&str> = unknown.split('`').skip(3).step_by(2).collect();
+    assert!(actions.len() > 20, "{unknown}");
+    for action in actions {
+        assert!(readme.contains(&format!("`{action}")), "{action}");
+    }
+}
