@@ -159,7 +159,19 @@ impl Wire {
             return Ok(answer);
         }
         let error = AzureError::from_response(&answer);
-        tracing::debug!(%method, path, client_request_id = id, class = %error.class, code = error.code, "Azure refused");
+        if method != Method::GET {
+            // With what Azure's support asks for.
+            tracing::info!(
+                %method,
+                path,
+                status = status.as_u16(),
+                class = %error.class,
+                code = error.code,
+                client_request_id = id,
+                correlation_id = error.correlation_id().unwrap_or_default(),
+                "Azure refused a write"
+            );
+        }
         Err(error)
     }
 

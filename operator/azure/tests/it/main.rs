@@ -7,6 +7,7 @@ mod operations;
 mod reads;
 mod round_trip;
 mod scripted;
+mod secrets;
 mod shapes;
 mod simulated;
 mod writes;

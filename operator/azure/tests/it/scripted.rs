@@ -70,13 +70,22 @@ impl Scripted {
     }
 
     pub fn arm_with(&self, version: &str) -> Arm {
+        self.arm_of(version, Arc::new(self.clone()))
+    }
+
+    /// An adapter whose requests get here through `transport`.
+    pub fn arm_over(&self, transport: Arc<dyn Transport>) -> Arm {
+        self.arm_of("2025-10-01", transport)
+    }
+
+    fn arm_of(&self, version: &str, transport: Arc<dyn Transport>) -> Arm {
         let (leads, (start, epoch)) = (self.leads.clone(), self.start);
         Arm::new(ArmConfig {
             endpoint: ENDPOINT.parse().unwrap(),
             cluster: cluster(),
             api_version: version.parse().unwrap(),
             user_agent: "spotpool-operator/0".into(),
-            transport: Arc::new(self.clone()),
+            transport,
             may_write: Arc::new(move || leads.load(Ordering::SeqCst)),
             clock: Arc::new(move || epoch.checked_add(start.elapsed()).unwrap()),
         })
