@@ -106,6 +106,7 @@ fn odd(name: &str, error: &serde_json::Error) {
 }
 
 /// What both ways of reading give.
+#[derive(Debug, PartialEq)]
 struct Known {
     count: Option<u32>,
     min_count: Option<u32>,
@@ -430,4 +431,50 @@ pub(crate) fn differences(wanted: &CreateAgentPool, found: &AgentPool) -> Vec<Di
         check("nodeInitializationTaints", false, list(&wanted.initialization_taints), found);
     }
     differences
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Which way an agent pool is read must not change what is bought in it.
+        #[test]
+        fn both_ways_of_reading_agree(
+            count in prop::option::of(0_i32..2_000),
+            range in prop::option::of((0_i32..9, 0_i32..99)),
+            autoscaled in prop::option::of(any::<bool>()),
+            priority in prop::option::of("Spot|Regular|spot|SpotPlus"),
+            mode in prop::option::of("User|System|Gateway|Machines"),
+            policy in prop::option::of("Delete|Deallocate|Keep"),
+            price in prop::option::of(prop_oneof![Just(-1.0), 0.00001_f64..99.0]),
+            zones in prop::option::of(prop::collection::vec("[123]", 0..4)),
+            state in prop::option::of("Succeeded|Failed|Scaling"),
+            power in prop::option::of("Running|Stopped"),
+        ) {
+            let mut properties = json!({"vmSize": "Standard_D4s_v5", "osSKU": "OfTomorrow", "future": {"x": [1]}});
+            let mut set = |name: &str, value: Option<Value>| {
+                if let Some(value) = value {
+                    properties[name] = value;
+                }
+            };
+            set("count", count.map(Value::from));
+            set("minCount", range.map(|(min, _)| min.into()));
+            set("maxCount", range.map(|(_, max)| max.into()));
+            set("enableAutoScaling", autoscaled.map(Value::from));
+            set("scaleSetPriority", priority.map(Value::from));
+            set("mode", mode.map(Value::from));
+            set("scaleSetEvictionPolicy", policy.map(Value::from));
+            set("spotMaxPrice", price.map(Value::from));
+            set("availabilityZones", zones.map(Value::from));
+            set("provisioningState", state.map(Value::from));
+            set("powerState", power.map(|code| json!({ "code": code })));
+            let body = json!({"name": "p", "properties": properties});
+            let typed: models::AgentPool = serde_json::from_value(body.clone()).unwrap();
+            let raw = &body["properties"];
+            prop_assert_eq!(Known::typed(typed.properties.unwrap(), raw), Known::raw(raw));
+        }
+    }
 }

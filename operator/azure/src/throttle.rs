@@ -119,7 +119,7 @@ impl Throttle {
     /// Azure refused with 429; `retry_after` is its word on how long.
     pub fn refused(&mut self, kind: Kind<'_>, retry_after: Option<Duration>, now: Timestamp) {
         let jitter = self.jitter;
-        self.unanswered = 0;
+        (self.unanswered, self.paused_until) = (0, None);
         self.bucket(kind).refused(retry_after, jitter, now);
     }
 
