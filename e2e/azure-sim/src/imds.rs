@@ -137,7 +137,7 @@ fn answer(
         };
     }
     if lower == "/metadata/identity/oauth2/token" {
-        return tokens::managed_identity(sim, method, uri);
+        return tokens::managed_identity::answer(sim, method, uri);
     }
     let Some(below) = lower.strip_prefix("/metadata/instance") else {
         return reply::error(404, "Not found");
