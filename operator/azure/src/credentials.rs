@@ -140,14 +140,14 @@ impl Identity {
             Ok(Err(error)) => return Err(self.explain(&error)),
             Err(_) => {
                 let message = format!("no Azure token within {} s", LONGEST.as_secs());
-                return Err(AzureError::new(Class::Transient, "Timeout", message));
+                return Err(AzureError::new(Class::Transient, "SignInFailed", message));
             }
         };
         // What expires when is said by this machine's clock, of which the life does not depend.
         let life = Duration::try_from(token.expires_on - OffsetDateTime::now_utc());
         let life = life.ok().filter(|life| !life.is_zero()).ok_or_else(|| {
             let message = "Azure's token has expired before it came: is this node's clock right?";
-            AzureError::new(Class::Transient, "ExpiredToken", message)
+            AzureError::new(Class::Transient, "SignInFailed", message)
         })?;
         Ok(Issued { secret: Secret::new(token.token.secret()), life })
     }
@@ -251,14 +251,14 @@ impl Wire {
         let ours = ours.body(body).map_err(|error| {
             AzureError::new(
                 Class::Invalid,
-                "SignInRequest",
+                "InvalidRequest",
                 format!("the sign-in request is malformed: {error}"),
             )
         })?;
         match self.transport.execute(ours).await {
             Ok(answer) if answer.status().is_success() => Ok(answer),
             Ok(answer) => Err(refusals::refused(&self.identity, &answer)),
-            Err(error) => Err(refusals::unreachable(&self.identity, error)),
+            Err(error) => Err(refusals::unreachable(&self.identity, &error)),
         }
     }
 }

@@ -227,7 +227,9 @@ impl AzureError {
 
     /// Whether the request may have been carried out although no answer came.
     pub fn outcome_unknown(&self) -> bool {
-        self.class == Class::Transient && (self.status == 0 || self.status >= 500)
+        // Without a token nothing was sent.
+        let sent = self.code != codes::SIGN_IN_FAILED;
+        sent && self.class == Class::Transient && (self.status == 0 || self.status >= 500)
     }
 
     /// Whether it was refused here, without a request.

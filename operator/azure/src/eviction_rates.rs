@@ -112,7 +112,7 @@ impl ResourceGraph {
         now: Clock,
     ) -> Result<Self, AzureError> {
         let mut url = endpoint.join("/providers/Microsoft.ResourceGraph/resources").map_err(|_| {
-            AzureError::new(Class::Invalid, "Endpoint", "the Azure endpoint is no http(s) URL")
+            AzureError::new(Class::Invalid, "InvalidRequest", "the Azure endpoint is no http(s) URL")
         })?;
         url.query_pairs_mut().append_pair("api-version", API_VERSION);
         Ok(Self {

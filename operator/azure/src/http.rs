@@ -99,10 +99,11 @@ impl HttpsTransport {
     }
 
     fn with_proxies(options: HttpOptions, proxies: Matcher) -> Result<Self, AzureError> {
-        let user_agent = HeaderValue::from_str(&options.user_agent)
-            .map_err(|_| AzureError::new(Class::Invalid, "UserAgent", "the user agent is no header value"))?;
+        let user_agent = HeaderValue::from_str(&options.user_agent).map_err(|_| {
+            AzureError::new(Class::Invalid, "InvalidRequest", "the user agent is no header value")
+        })?;
         let tls = tls_config(&options.extra_roots)
-            .map_err(|error| AzureError::new(Class::Invalid, "TlsRoots", format!("TLS: {error}")))?;
+            .map_err(|error| AzureError::new(Class::Invalid, "InvalidRequest", format!("TLS: {error}")))?;
         let proxies = Arc::new(proxies);
         let client = Client::builder(TokioExecutor::new())
             .timer(TokioTimer::new())

@@ -190,7 +190,11 @@ impl ComputeInstances {
         may_write: WriteGate,
     ) -> Result<Self, AzureError> {
         if endpoint.cannot_be_a_base() {
-            return Err(AzureError::new(Class::Invalid, "Endpoint", "the Azure endpoint is no http(s) URL"));
+            return Err(AzureError::new(
+                Class::Invalid,
+                "InvalidRequest",
+                "the Azure endpoint is no http(s) URL",
+            ));
         }
         Ok(Self { transport, endpoint, may_write })
     }

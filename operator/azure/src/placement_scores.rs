@@ -99,7 +99,7 @@ impl SpotPlacementScores {
         let mut url = endpoint.clone();
         url.path_segments_mut()
             .map_err(|()| {
-                AzureError::new(Class::Invalid, "Endpoint", "the Azure endpoint is no http(s) URL")
+                AzureError::new(Class::Invalid, "InvalidRequest", "the Azure endpoint is no http(s) URL")
             })?
             .pop_if_empty()
             .extend(["subscriptions", subscription, "providers", "Microsoft.Compute", "locations", &region])

@@ -1,6 +1,7 @@
 //! What a VM costs an hour: the Retail Prices API, which knows list prices and today's spot prices.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -46,6 +47,13 @@ pub struct Price {
     pub source: PriceSource,
     /// When it was read; for a given price, now.
     pub read_at: Timestamp,
+}
+
+impl Price {
+    /// How old it is; zero where clocks disagree.
+    pub fn age(&self, now: Timestamp) -> Duration {
+        Duration::try_from(now.duration_since(self.read_at)).unwrap_or_default()
+    }
 }
 
 /// Where a price comes from.

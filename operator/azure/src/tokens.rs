@@ -224,7 +224,7 @@ impl Authorized {
     ) -> Result<Self, AzureError> {
         if tokens.is_some() && endpoint.scheme() != "https" && !is_loopback(endpoint) {
             let message = format!("no token is sent over {}: {endpoint} must be https", endpoint.scheme());
-            return Err(AzureError::new(Class::Invalid, "Endpoint", message));
+            return Err(AzureError::new(Class::Invalid, "InvalidRequest", message));
         }
         Ok(Self { transport, origin: endpoint.origin(), tokens })
     }
@@ -233,7 +233,7 @@ impl Authorized {
         let origin = Url::parse(&request.uri().to_string()).map(|url| url.origin());
         if origin.as_ref() != Ok(&self.origin) {
             let message = format!("a request to another host than {}", self.origin.ascii_serialization());
-            return Err(AzureError::new(Class::Invalid, "ForeignHost", message));
+            return Err(AzureError::new(Class::Invalid, "InvalidRequest", message));
         }
         let Some(tokens) = &self.tokens else { return self.transport.execute(request).await };
         let token = tokens.token().await?;

@@ -36,27 +36,23 @@ pub(super) fn before_asking(identity: &Identity, cause: &str) -> AzureError {
         Identity::Cli { .. } if cause.contains("az login") || cause.contains("AADSTS") => {
             (Class::Denied, "AzureCliLoggedOut", format!("run `az login` again; az says: {cause}"))
         }
-        Identity::Cli { .. } => (Class::Transient, "AzureCliFailed", format!("az says: {cause}")),
+        Identity::Cli { .. } => (Class::Transient, "SignInFailed", format!("az says: {cause}")),
     };
     AzureError::new(class, code, message)
 }
 
 /// No answer from whoever gives the token.
-pub(super) fn unreachable(identity: &Identity, error: AzureError) -> AzureError {
+pub(super) fn unreachable(identity: &Identity, why: &AzureError) -> AzureError {
     let message = match identity {
-        Identity::Federated { authority, .. } => {
-            format!("no token from {authority}: {}", error.message)
-        }
+        Identity::Federated { authority, .. } => format!("no token from {authority}: {}", why.message),
         Identity::Assigned { .. } => format!(
             "no token from the metadata service: {}; where the cluster cuts pods off from it (podLinkLocalAccess), \
              use workload-identity",
-            error.message
+            why.message
         ),
-        Identity::Cli { .. } => return error,
+        Identity::Cli { .. } => why.message.clone(),
     };
-    let mut explained = AzureError::new(error.class, &error.code, message);
-    explained.retry_after = error.retry_after;
-    explained
+    AzureError::new(Class::Transient, "SignInFailed", message)
 }
 
 /// An answer that is no token.

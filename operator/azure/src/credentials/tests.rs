@@ -178,7 +178,7 @@ async fn trouble_on_the_way_passes_by_itself() {
     for (replied, class, code) in [
         (Ok(throttled()), Class::Throttled, "SignInThrottled"),
         (Ok(answer(503, "<html>")), Class::Transient, "SignInFailed"),
-        (Err(no_route()), Class::Transient, "ConnectionFailed"),
+        (Err(no_route()), Class::Transient, "SignInFailed"),
     ] {
         let retry_after =
             replied.as_ref().is_ok_and(|reply| reply.status() == 429).then(|| Duration::from_secs(17));
@@ -187,6 +187,7 @@ async fn trouble_on_the_way_passes_by_itself() {
         let error = tokens.token().await.unwrap_err();
         assert_eq!((error.class, error.code.as_str(), error.retry_after), (class, code, retry_after));
         assert_eq!(entra.asked().len(), 1, "it was tried again behind our back");
+        assert!(!error.outcome_unknown(), "a write that lacked a token was never sent: {error}");
     }
 }
 
@@ -302,7 +303,7 @@ async fn a_developer_signs_in_by_the_azure_cli() {
             "AzureCliLoggedOut",
             "az login",
         ),
-        (1, "ERROR: Connection aborted", Class::Transient, "AzureCliFailed", "Connection aborted"),
+        (1, "ERROR: Connection aborted", Class::Transient, "SignInFailed", "Connection aborted"),
     ] {
         let error = token(Says(status, String::new(), stderr)).await.unwrap_err();
         assert_eq!((error.class, error.code.as_str()), (class, code), "{error}");

@@ -8,6 +8,8 @@ use super::{Avoid, Class, Quota, Scope};
 pub const LOCAL_BUDGET: &str = "LocalBudget";
 /// Ours: another replica leads.
 pub const NOT_LEADER: &str = "NotLeader";
+/// Ours: there is no token for the moment.
+pub const SIGN_IN_FAILED: &str = "SignInFailed";
 
 /// What one code means, in one of its meanings.
 #[derive(Debug)]
@@ -184,7 +186,24 @@ pub static TABLE: &[Row] = &[
     row("ConnectionFailed", Class::Transient, "no connection", "Check egress to Azure Resource Manager, DNS and the proxy if it lasts."),
     row("NotUnderstood", Class::Transient, "the answer is not as documented", "Report it if it lasts; a proxy in between may be the cause."),
     row("OperationCanceled", Class::Conflict, "somebody cancelled the operation", "Nothing; it is planned anew."),
-    row("NoCredential", Class::Denied, "no token could be had", "Check the operator's identity: the ServiceAccount annotation and the federated credential."),
+    row("InvalidName", Class::Invalid, "no name that Azure could have: nothing was sent", "Correct the VM size or region that the message shows."),
+
+    // Ours, of signing in: no request is sent without a token.
+    row("NoWorkloadIdentity", Class::Denied, "the pod was not given a workload identity", "Label the pod azure.workload.identity/use=\"true\", annotate its service account with the client id, and delete the pod."),
+    row("NoFederatedToken", Class::Denied, "the federated token cannot be read", "Check that the token's volume is mounted in the pod; deleting the pod makes a new one."),
+    row("FederatedTokenExpired", Class::Denied, "the federated token has expired (AADSTS700024)", "Check the node's clock and its kubelet; deleting the pod makes a new token."),
+    row("FederatedTokenNotTrusted", Class::Denied, "Entra ID cannot verify the federated token (AADSTS700027)", "Check the cluster's OIDC issuer against that of the federated credential."),
+    row("NoFederatedCredential", Class::Denied, "the identity does not trust the operator's service account (AADSTS70021, 700211 to 700213)", "Create a federated credential for the operator's service account (az identity federated-credential create)."),
+    row("UnknownClient", Class::Denied, "the tenant has no identity with this client id (AADSTS700016)", "Correct azure.workload.identity/client-id on the operator's service account, and delete the pod."),
+    row("ClientDisabled", Class::Denied, "the identity is disabled (AADSTS7000112)", "Enable it in Entra ID."),
+    row("UnknownTenant", Class::Denied, "there is no such tenant in this cloud (AADSTS90002)", "Correct AZURE_TENANT_ID or --azure-cloud."),
+    row("WrongCloud", Class::Denied, "the tenant knows no ARM by this name (AADSTS500011)", "Correct --azure-cloud."),
+    row("NoManagedIdentity", Class::Denied, "the node's VM has no such managed identity", "Assign the identity to the node pool's scale set, or correct its client id."),
+    row("NoAzureCli", Class::Denied, "az is not installed", "Install the Azure CLI; in a cluster use --azure-credential workload-identity."),
+    row("AzureCliLoggedOut", Class::Denied, "az is not logged in any more", "Run az login."),
+    row("SignInRefused", Class::Denied, "Entra ID refuses for another reason", "Read what Entra ID says in the message."),
+    row(SIGN_IN_FAILED, Class::Transient, "no token for the moment", "Check egress to Entra ID or to the metadata service if it lasts."),
+    row("SignInThrottled", Class::Throttled, "asked for tokens too often", WAIT),
     row("InvalidRequest", Class::Invalid, "our own checks refuse the request: nothing was sent", "Read the message; correct the SpotPool."),
 ];
 

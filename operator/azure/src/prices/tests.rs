@@ -1,5 +1,3 @@
-use std::time::Duration;
-
 use bytes::Bytes;
 use http::{Request, Response};
 use serde_json::{Value, json};
@@ -195,6 +193,7 @@ async fn the_last_good_price_is_kept_with_its_age() {
     }
     let price = prices.price(SIZE, Priority::Spot, None).unwrap();
     assert_eq!((price.hourly.to_string().as_str(), price.read_at), ("0.0192", began));
+    assert_eq!(price.age(hands.clock()()), 24 * HOUR);
     let asked = azure.asked().len();
     assert!((200..300).contains(&asked), "{asked} requests in a day without an answer");
 }

@@ -200,7 +200,7 @@ async fn a_token_goes_to_azure_and_nowhere_else() {
         "https://169.254.169.254/x",
     ] {
         let error = signed.execute(Request::get(url).body(Bytes::new()).unwrap()).await.unwrap_err();
-        assert_eq!((error.code.as_str(), error.class), ("ForeignHost", Class::Invalid), "{url}");
+        assert_eq!((error.code.as_str(), error.class), ("InvalidRequest", Class::Invalid), "{url}");
     }
     assert!(azure.asked().is_empty());
     signed.execute(to_put("https://management.azure.com:443/x")).await.unwrap();
