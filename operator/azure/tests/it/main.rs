@@ -3,6 +3,7 @@
 
 mod budgets;
 mod create;
+mod fence;
 mod operations;
 mod reads;
 mod round_trip;
