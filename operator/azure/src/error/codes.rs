@@ -185,6 +185,7 @@ pub static TABLE: &[Row] = &[
     row("Timeout", Class::Transient, "no answer in time", "Check egress to Azure Resource Manager if it lasts."),
     row("ConnectionFailed", Class::Transient, "no connection", "Check egress to Azure Resource Manager, DNS and the proxy if it lasts."),
     row("NotUnderstood", Class::Transient, "the answer is not as documented", "Report it if it lasts; a proxy in between may be the cause."),
+    row("CountNotCorrected", Class::Conflict, "Azure's count is not above the machines any more, or may change: nothing was sent", WAIT),
     row("OperationCanceled", Class::Conflict, "somebody cancelled the operation", "Nothing; it is planned anew."),
     row("InvalidName", Class::Invalid, "no name that Azure could have: nothing was sent", "Correct the VM size or region that the message shows."),
 
