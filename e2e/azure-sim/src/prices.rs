@@ -352,6 +352,8 @@ impl Matcher {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -386,6 +388,17 @@ mod tests {
             "currencyCode eq 'USD'",
         ] {
             assert!(Filter::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn nonsense_is_refused_and_nothing_worse(
+            text in r"[\PC]{0,4}( ?(armSkuName|priceType|eq|ne|and|or|contains|not|'|\(|\)|,|true|false|é))*",
+        ) {
+            if let Ok(filter) = Filter::parse(&text) {
+                Matcher { case_matters: true }.holds(&filter, &json!({"type": "Consumption"}));
+            }
         }
     }
 

@@ -243,8 +243,12 @@ impl Tokens {
 
     /// Takes back every token that is out, and answers how many.
     pub fn revoke_all(&mut self) -> usize {
-        let out = self.state.issued.iter_mut().filter(|issued| !issued.revoked);
-        out.map(|issued| issued.revoked = true).count()
+        let out: Vec<_> = self.state.issued.iter_mut().filter(|issued| !issued.revoked).collect();
+        let revoked = out.len();
+        for issued in out {
+            issued.revoked = true;
+        }
+        revoked
     }
 
     fn issue(

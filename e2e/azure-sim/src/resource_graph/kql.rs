@@ -333,3 +333,21 @@ fn compare(a: Option<&Value>, b: Option<&Value>) -> Ordering {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Whoever sends nonsense is told so; nobody else notices.
+        #[test]
+        fn nonsense_is_refused_and_nothing_worse(
+            text in r#"(SpotResources|[\PC]{0,8})( ?(\||where|project|order by|take|in~|=~|==|and|'|"|sku|\.|\[0\]|\(|\)|,|7|é))*"#,
+        ) {
+            if let Ok(query) = Query::parse(&text) {
+                query.run(vec![json!({"sku": {"name": "a"}, "list": [1]})]);
+            }
+        }
+    }
+}
