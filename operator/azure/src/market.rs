@@ -57,21 +57,25 @@ impl<V: Clone> Cache<V> {
         self.state().known.get(&size.to_ascii_lowercase()).cloned()
     }
 
-    /// Those of `sizes` that have to be asked for: each once, spelt as given. None while Azure wants a pause.
+    /// Those of `sizes` that have to be asked for: each once, spelt as given, those that wait longest first. None
+    /// while Azure wants a pause.
     pub(crate) fn due<'a>(&self, sizes: &'a [String]) -> Result<Vec<&'a str>, AzureError> {
         let now = (self.now)();
         let state = self.state();
-        if state.paused_until.is_some_and(|until| now < until) {
-            return Ok(Vec::new());
-        }
         let mut due = BTreeMap::new();
         for size in sizes {
             let key = name(size)?.to_ascii_lowercase();
-            if state.due.get(&key).is_none_or(|due| now >= *due) {
-                due.entry(key).or_insert(size.as_str());
+            let since = state.due.get(&key).copied();
+            if since.is_none_or(|since| now >= since) {
+                due.entry(key).or_insert((since, size.as_str()));
             }
         }
-        Ok(due.into_values().collect())
+        if state.paused_until.is_some_and(|until| now < until) {
+            return Ok(Vec::new());
+        }
+        let mut due: Vec<_> = due.into_values().collect();
+        due.sort_by_key(|(since, _)| *since); // never asked for comes first
+        Ok(due.into_iter().map(|(_, size)| size).collect())
     }
 
     /// What an answer about `asked` held. What it did not hold stays as it was, and is asked for again sooner.
@@ -224,7 +228,7 @@ mod tests {
         hands.forward(9 * MINUTE);
         assert!(cache.due(&sizes(&["a", "b"])).unwrap().is_empty());
         hands.forward(MINUTE);
-        assert_eq!(cache.due(&sizes(&["a", "b"])).unwrap(), ["a", "b"]);
+        assert_eq!(cache.due(&sizes(&["a", "b"])).unwrap(), ["b", "a"], "those never asked for come first");
         assert!(cache.due(&sizes(&["a'"])).is_err());
     }
 }

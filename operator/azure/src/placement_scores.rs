@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -23,8 +24,11 @@ use crate::wire::{json_request, understand};
 /// The first GA version.
 /// <https://learn.microsoft.com/azure/virtual-machine-scale-sets/spot-placement-score>
 const API_VERSION: &str = "2025-06-05";
-/// Azure asks for 15 to 30 minutes.
-const FRESH_FOR: SignedDuration = SignedDuration::from_mins(20);
+/// Azure asks to keep scores for 15 to 30 minutes.
+const FRESH_FOR: SignedDuration = SignedDuration::from_mins(30);
+/// Reported by users, not documented: 4 calls an hour for the whole subscription, and none for an hour after a 429.
+const BETWEEN_CALLS: SignedDuration = SignedDuration::from_mins(15);
+const AFTER_TOO_MANY: Duration = Duration::from_hours(1);
 /// Azure's limit on one call. Its other one, 8 regions, is far: a cluster is in one.
 const SIZES_IN_A_CALL: usize = 5;
 /// Without the role: until somebody may have granted it.
@@ -73,8 +77,8 @@ pub trait PlacementScores: Send + Sync {
     /// The scores of a size, by zone. Zones of which Azure knows nothing are missing.
     fn placements(&self, size: &str) -> Option<Known<Placements>>;
 
-    /// Reads what is unknown or old of `sizes`, for requests of `count` VMs. What was known is kept through
-    /// errors. Without the role it does nothing, for a day.
+    /// Reads what is unknown or old of `sizes`, for requests of `count` VMs: five sizes at most, every 15 minutes
+    /// at most. What was known is kept through errors. Without the role it does nothing, for a day.
     fn refresh<'a>(&'a self, sizes: &'a [String], count: u32) -> BoxFuture<'a, Result<(), AzureError>>;
 }
 
@@ -142,25 +146,31 @@ impl PlacementScores for SpotPlacementScores {
 
     fn refresh<'a>(&'a self, sizes: &'a [String], count: u32) -> BoxFuture<'a, Result<(), AzureError>> {
         async move {
-            for asked in self.cache.due(sizes)?.chunks(SIZES_IN_A_CALL) {
-                match self.ask(asked, count).await {
-                    Ok(found) => self.cache.store(asked, found),
-                    Err(error) if error.status == 403 => {
+            let due = self.cache.due(sizes)?;
+            let Some(asked) = due.chunks(SIZES_IN_A_CALL).next() else { return Ok(()) };
+            self.cache.pause(BETWEEN_CALLS);
+            match self.ask(asked, count).await {
+                Ok(found) => {
+                    self.cache.store(asked, found);
+                    Ok(())
+                }
+                Err(error) if error.status == 403 => {
                         self.cache.pause(WITHOUT_ROLE);
                         tracing::info!(
                             %error,
                             "no placement scores for a day: the identity lacks the Compute Recommendations Role on \
                              the subscription; agent pools are ranked without them"
                         );
-                        return Ok(());
+                        Ok(())
                     }
-                    Err(error) => {
+                    Err(mut error) => {
+                        if error.class == Class::Throttled {
+                            error.retry_after.get_or_insert(AFTER_TOO_MANY);
+                        }
                         self.cache.failed(asked, &error);
-                        return Err(error);
+                        Err(error)
                     }
                 }
-            }
-            Ok(())
         }
         .boxed()
     }

@@ -63,26 +63,46 @@ async fn scores_are_read_by_zone() {
             "desiredCount": 3, "availabilityZones": true,
         })
     );
-    hands.forward(15 * MINUTE);
+    hands.forward(29 * MINUTE);
     scores.refresh(&sizes[..2], 3).await.unwrap();
-    assert_eq!(azure.asked().len(), 1, "Azure asks to keep scores for 15 minutes at least");
-    hands.forward(5 * MINUTE);
+    assert_eq!(azure.asked().len(), 1, "Azure asks to keep scores for a while");
+    hands.forward(MINUTE);
     scores.refresh(&sizes, 3).await.unwrap();
     assert_eq!(azure.asked().len(), 2);
 }
 
 #[tokio::test]
-async fn five_sizes_go_into_a_call() {
+async fn five_sizes_go_into_a_call_and_four_calls_into_an_hour() {
     let (azure, hands) = (Answers::by(|_| Ok(answer(200, r#"{"placementScores":[]}"#))), Hands::set());
-    let sizes: Vec<_> = (0..12).map(|number| format!("Standard_D{number}_v2")).collect();
-    scores(&azure, &hands).refresh(&sizes, 0).await.unwrap();
+    let sizes: Vec<_> = (10..22).map(|number| format!("Standard_D{number}_v2")).collect();
+    let scores = scores(&azure, &hands);
+    for _ in 0..60 {
+        scores.refresh(&sizes, 0).await.unwrap();
+        hands.forward(MINUTE);
+    }
     let sent: Vec<Value> =
         azure.asked().iter().map(|one| serde_json::from_slice(one.body()).unwrap()).collect();
-    assert_eq!(
-        sent.iter().map(|one| one["desiredSizes"].as_array().unwrap().len()).collect::<Vec<_>>(),
-        [5, 5, 2]
-    );
+    let asked = |call: &Value| -> Vec<String> {
+        let sizes = call["desiredSizes"].as_array().unwrap().iter();
+        sizes.map(|size| size["sku"].as_str().unwrap().to_owned()).collect()
+    };
+    let calls: Vec<_> = sent.iter().map(asked).collect();
+    // Those that wait longest come first, so that each has its turn.
+    assert_eq!(calls, [&sizes[..5], &sizes[5..10], &[&sizes[10..], &sizes[..3]].concat(), &sizes[3..8]]);
     assert_eq!(sent[0]["desiredCount"], 1);
+}
+
+#[tokio::test]
+async fn an_hour_passes_after_too_many_calls() {
+    let (azure, hands) = (Answers::by(|_| Ok(answer(429, ""))), Hands::set());
+    let scores = scores(&azure, &hands);
+    let sizes = vec!["Standard_D2_v2".to_owned()];
+    assert_eq!(scores.refresh(&sizes, 1).await.unwrap_err().class, Class::Throttled);
+    for _ in 0..59 {
+        hands.forward(MINUTE);
+        scores.refresh(&sizes, 1).await.unwrap();
+    }
+    assert_eq!(azure.asked().len(), 1);
 }
 
 /// The role is optional: an operator without it works, and does not ask every minute.
