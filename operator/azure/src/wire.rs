@@ -102,11 +102,12 @@ impl Wire {
         kind: Kind<'_>,
         mut request: Request<Bytes>,
     ) -> Result<Response<Bytes>, AzureError> {
-        self.turn(kind).await?;
-        // The last moment before the wire: no write is started by one who has lost the lease.
+        // No write is started by one who has lost the lease. Writes do not wait for their turn: this is the last
+        // moment before the wire.
         if request.method() != Method::GET && !(self.may_write)() {
             return Err(AzureError::new(Class::Conflict, "NotLeader", "the leader lease is lost"));
         }
+        self.turn(kind).await?;
         let id = request_id();
         let headers = request.headers_mut();
         headers.insert(USER_AGENT, self.user_agent.clone());

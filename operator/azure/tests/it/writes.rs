@@ -103,6 +103,7 @@ async fn nothing_is_written_without_the_lease() {
         assert!(error.is_local() && !error.outcome_unknown());
     }
     assert!(scripted.asked().is_empty());
+    assert_eq!(arm.write_budget("spota").left, 10, "what is not sent costs nothing");
     assert!(arm.list().await.is_ok(), "reads go on");
 }
 
