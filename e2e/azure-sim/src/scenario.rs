@@ -19,6 +19,7 @@ use crate::api::{
     duration, millis,
 };
 use crate::market::{BandChange, ScoreChange};
+use crate::tokens::AuthPatch;
 
 /// What is wrong with a scenario.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -169,6 +170,10 @@ pub enum Action {
     EvictionRate(BandChange),
     /// Machines of a size are easier to get, or harder.
     PlacementScore(ScoreChange),
+    /// Clients, tokens and denied actions change.
+    Auth(AuthPatch),
+    /// Every token that is out is revoked.
+    RevokeTokens(Nothing),
     /// A pool appears, its machines running.
     AddPool(PoolSpec),
     /// A pool is gone at once.

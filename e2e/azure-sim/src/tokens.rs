@@ -106,7 +106,7 @@ pub struct AuthSettings {
     /// Whether ARM asks for a token.
     pub require_token: bool,
     /// How long a token is good for.
-    #[serde(rename = "tokenLifetimeMs", with = "millis")]
+    #[serde(rename = "tokenLifetimeMs", alias = "tokenLifetime", with = "millis")]
     pub token_lifetime: Duration,
     /// What ARM refuses although the token is good.
     pub denied: Vec<DeniedAction>,
@@ -135,6 +135,7 @@ pub struct AuthPatch {
     pub require_token: Option<bool>,
     #[serde(
         rename = "tokenLifetimeMs",
+        alias = "tokenLifetime",
         with = "optional_millis",
         default,
         skip_serializing_if = "Option::is_none"

@@ -114,6 +114,8 @@ impl Cloud {
                 self.market.set_price(&spot.vm_size, Priority::Spot, price.as_deref(), now)?;
             }
             Action::EvictionRate(change) => self.market.set_band(&change.vm_size, change.band.as_deref())?,
+            Action::Auth(patch) => self.tokens.patch(patch),
+            Action::RevokeTokens(_) => drop(self.tokens.revoke_all()),
             Action::PlacementScore(change) => self.market.set_score(change, &self.identity.location)?,
             Action::AddPool(spec) => self.add_pool(&spec, now)?,
             Action::RemovePool(name) => self.remove_pool(&name, now)?,

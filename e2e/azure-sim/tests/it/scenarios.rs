@@ -31,7 +31,7 @@ fn play(step: Duration) -> Cloud {
 fn the_example_is_played_to_its_end_and_the_same_each_time() {
     let end = "2026-08-01T01:00:00Z".parse().unwrap();
     let state = play(Duration::from_secs(10)).state(end);
-    assert_eq!(state.timeline.len(), 30);
+    assert_eq!(state.timeline.len(), 37);
     for step in &state.timeline {
         assert_eq!(step.done_at, Some(step.at), "{step:?}");
     }

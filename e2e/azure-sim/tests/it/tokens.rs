@@ -19,6 +19,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use serde_json::{Value, json};
 use spotpool_azure_sim::api::{Fault, FaultAction, FaultTarget, PoolSpec};
+use spotpool_azure_sim::scenario::Step;
 use spotpool_azure_sim::server::{Options, Server};
 use spotpool_azure_sim::tokens::{ASSERTION_TYPE, AuthPatch, AuthSettings, ClientSpec, EXCHANGE_AUDIENCE};
 
@@ -354,6 +355,20 @@ async fn machines_get_tokens_of_their_identities_with_every_number_a_string() {
     assert!(
         which.body["error_description"].as_str().unwrap().starts_with("Multiple user assigned identities")
     );
+}
+
+#[tokio::test]
+async fn a_scenario_takes_rights_and_tokens_away() {
+    let tenant = Tenant::start().await;
+    let bearer = format!("Bearer {}", tenant.token().await);
+    let act = async |step: &str| tenant.bench.client.act(&Step::now(step).unwrap()).await.unwrap();
+    act("auth: {denied: [{action: Microsoft.ContainerService/managedClusters/agentPools/read}], tokenLifetime: 5m}").await;
+    assert_eq!(tenant.list(Some(&bearer)).await.status, 403);
+    act("auth: {denied: []}").await;
+    assert_eq!(tenant.list(Some(&bearer)).await.status, 200);
+    act("revokeTokens: {}").await;
+    assert_eq!(tenant.list(Some(&bearer)).await.status, 401);
+    assert_eq!(tenant.ask(&tenant.form(&assertion(600))).await.body["expires_in"], 300);
 }
 
 #[test]
