@@ -15,7 +15,7 @@ use azure_core::cloud::{CloudConfiguration, CustomConfiguration};
 use azure_core::credentials::TokenCredential;
 use azure_core::error::ErrorKind;
 use azure_core::http::headers::Headers;
-use azure_core::http::{AsyncRawResponse, Body, ClientOptions, HttpClient, Method, RetryOptions};
+use azure_core::http::{AsyncRawResponse, Body, ClientOptions, HttpClient, Method};
 use azure_core::time::OffsetDateTime;
 use azure_identity::{
     AzureCliCredential, AzureCliCredentialOptions, ClientAssertionCredentialOptions, Executor,
@@ -158,8 +158,6 @@ impl Identity {
                 identity: self.clone(),
                 transport,
             }))),
-            // Our callers ask again; a token source that waits hides what is wrong.
-            retry: RetryOptions::none(),
             cloud: authority.map(|authority| Arc::new(cloud_at(authority))),
             ..ClientOptions::default()
         };

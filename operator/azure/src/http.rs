@@ -22,8 +22,8 @@ use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use rustls::ClientConfig;
 use rustls::crypto::{CryptoProvider, ring};
+use rustls::{ClientConfig, RootCertStore};
 use rustls_platform_verifier::Verifier;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -194,13 +194,20 @@ fn route(proxies: &Matcher, address: &Uri) -> Route {
 
 fn tls_config(extra_roots: &[Vec<u8>]) -> Result<ClientConfig, rustls::Error> {
     let provider: Arc<CryptoProvider> = Arc::new(ring::default_provider());
+    let config =
+        ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
     let extra = extra_roots.iter().map(|der| der.clone().into());
-    let verifier = Verifier::new_with_extra_roots(extra, provider.clone())?;
-    Ok(ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .dangerous() // rustls' word for a verifier of one's choice; this one verifies
-        .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_no_client_auth())
+    let config = match Verifier::new_with_extra_roots(extra, provider) {
+        // rustls' word for a verifier of one's choice; this one verifies
+        Ok(verifier) => config.dangerous().with_custom_certificate_verifier(Arc::new(verifier)),
+        // No reason to stop: a simulator needs none, and an operator without Azure still watches and drains.
+        Err(error) if extra_roots.is_empty() => {
+            tracing::warn!(%error, "no https to Azure: this system has no certificate authorities; give --ca-bundle");
+            config.with_root_certificates(RootCertStore::empty())
+        }
+        Err(error) => return Err(error),
+    };
+    Ok(config.with_no_client_auth())
 }
 
 fn connector(tls: Arc<ClientConfig>, proxies: Arc<Matcher>, limit: Duration) -> Connector {
@@ -418,6 +425,27 @@ mod tests {
         assert!(answer.body().starts_with(b"http://azure.invalid/by-environment"));
         let unproxied = transport.execute(to_get("http://excluded.invalid/")).await.unwrap_err();
         assert_eq!(unproxied.code, "ConnectionFailed");
+    }
+
+    #[tokio::test]
+    async fn a_system_without_authorities_has_plain_http_and_those_of_the_bundle() {
+        if !is_child() {
+            let none =
+                vec![("SSL_CERT_FILE", "/dev/null".to_owned()), ("SSL_CERT_DIR", "/nowhere".to_owned())];
+            let this = "http::tests::a_system_without_authorities_has_plain_http_and_those_of_the_bundle";
+            return in_a_process(this, none).await;
+        }
+        let authority = Authority::new();
+        let router = Router::new().route("/", get(|| async { "here" }));
+        let (plain, tls) = (serve(router.clone()).await, serve_tls(&authority, "localhost", router).await);
+        let (plain, tls) = (format!("http://{plain}/"), format!("https://localhost:{}/", tls.port()));
+        let bare = HttpsTransport::new(options()).unwrap();
+        assert_eq!(bare.execute(to_get(&plain)).await.unwrap().body(), "here");
+        assert!(bare.execute(to_get(&tls)).await.unwrap_err().message.contains("--ca-bundle"));
+        let bundled = HttpOptions { extra_roots: vec![authority.root_der()], ..options() };
+        assert_eq!(HttpsTransport::new(bundled).unwrap().execute(to_get(&tls)).await.unwrap().body(), "here");
+        let broken = HttpOptions { extra_roots: vec![b"no certificate".to_vec()], ..options() };
+        assert_eq!(HttpsTransport::new(broken).unwrap_err().class, Class::Invalid);
     }
 
     #[tokio::test]
