@@ -34,7 +34,7 @@ pub use market::Known;
 pub use placement_scores::{Placement, PlacementScore, PlacementScores, Placements, SpotPlacementScores};
 pub use prices::{GivenPrices, Price, PriceSource, Prices, RetailPrices};
 pub use rust_decimal::Decimal;
-pub use throttle::{Kind, RESERVE, Throttle, Urgency, WriteBudget};
+pub use throttle::{RESERVE, Urgency, WriteBudget};
 pub use tokens::{Authorized, Secret, TokenSource, is_loopback};
 pub use wire::{ApiVersion, DEFAULT_API_VERSION, WriteGate};
 
