@@ -392,8 +392,16 @@ pub struct Operation {
     pub count: i32,
     /// Machines asked for beyond those that existed; for `DeleteMachines` those to delete.
     pub machines: i32,
+    /// Machines that were on their way already: as many of the next Nodes are not those asked for here.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub coming: i32,
     /// When.
     pub since: Time,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde calls")]
+fn is_zero(number: &i32) -> bool {
+    *number == 0
 }
 
 /// Writes left at a time.

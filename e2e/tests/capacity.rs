@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
 use kube::api::DeleteParams;
@@ -123,7 +124,6 @@ fn errors_of_azure_are_outlived_without_a_machine_too_many() {
         let faults = [
             ("PUT", error(409, "OperationNotAllowed", Envelope::Flat)),
             ("PUT", error(412, "PreconditionFailed", Envelope::Flat)),
-            ("PUT", error(429, "Throttled", Envelope::Flat)),
             ("PUT", error(500, "InternalServerError", Envelope::Wrapped)),
             ("PUT", nonsense),
             ("PUT", FaultAction::body("{\"name\": 7}")),
@@ -148,6 +148,40 @@ fn errors_of_azure_are_outlived_without_a_machine_too_many() {
             assert_eq!((ordered, state.vms_of(&name).count()), (2, 2), "after {what}");
         });
         futures::future::join_all(cases).await;
+        operator.stop().await.unwrap();
+    });
+}
+
+#[test]
+fn a_throttled_agent_pool_keeps_its_last_writes_for_emergencies() {
+    run(async {
+        let stage = Stage::set(world().await, "throttled").await.unwrap();
+        stage.agent_pools(&[PoolSpec::spot("throttleda", "Standard_D4s_v5", 0)]).await.unwrap();
+        let action = FaultAction::Error {
+            status: 429,
+            code: "Throttled".into(),
+            message: "The PutAgentPoolHandler.PUT request limit has been exceeded".into(),
+            envelope: Envelope::Flat,
+            retry_after: Some(1),
+        };
+        let target = FaultTarget::arm("PUT", "/agentPools/throttleda");
+        stage.world.sim.add_fault(&Fault { target, times: Some(1), action }).await.unwrap();
+        let operator = stage.operator(&OperatorOptions::default()).await.unwrap();
+        let pools = json!([{"name": "throttleda", "maxNodes": 4}]);
+        stage.spot_pool("throttled", json!({"replicas": 2, "agentPools": pools})).await.unwrap();
+        // Growth waits until there is more than the reserve again: minutes, not the second that Azure named.
+        let status = stage
+            .status_is("throttled", "growth to wait for Azure's limit", |status| {
+                let Some(pool) = status.agent_pools.first() else { return false };
+                let wait = pool.avoided_until.as_ref().map(|until| until.0.duration_since(Timestamp::now()));
+                pool.last_error.as_ref().is_some_and(|error| error.code == "Throttled")
+                    && wait.is_some_and(|wait| wait.as_secs() > 60)
+            })
+            .await
+            .unwrap();
+        assert_eq!(status.agent_pools[0].write_budget.as_ref().unwrap().left, 1);
+        let state = stage.world.sim.state().await.unwrap();
+        assert_eq!(state.writes_to("throttleda").filter(|write| write.status == 200).count(), 0);
         operator.stop().await.unwrap();
     });
 }

@@ -20,6 +20,8 @@ pub enum Action {
         agent_pool: String,
         /// Machines beyond those that exist.
         new: u32,
+        /// Machines that exist and have no Node yet.
+        coming: u32,
         /// The count to ask for: machines that exist, doomed ones included, and the new ones.
         count: u32,
         /// Why.
@@ -309,7 +311,9 @@ fn request(situation: &Situation<'_>, placement: &Placement, reason: Reason, dra
             Some(&pool.name),
             format!("ask {} for {} more ({exist} exist)", pool.name, placed.new),
         );
-        draft.actions.push(Action::ScaleUp { agent_pool: pool.name.clone(), new: placed.new, count, reason });
+        let coming = snapshot.without_node(pool) as u32;
+        let agent_pool = pool.name.clone();
+        draft.actions.push(Action::ScaleUp { agent_pool, new: placed.new, coming, count, reason });
     }
     if placement.unplaced == 0 {
         return;

@@ -93,7 +93,8 @@ impl Snapshot {
         (self.nodes_of(pool).count() + self.without_node(pool)) as u32
     }
 
-    fn without_node(&self, pool: &AgentPoolView) -> usize {
+    /// Listed machines that are no node yet.
+    pub(crate) fn without_node(&self, pool: &AgentPoolView) -> usize {
         pool.machines.iter().filter(|machine| self.nodes_of(pool).all(|node| node.name != **machine)).count()
     }
 
@@ -105,7 +106,9 @@ impl Snapshot {
             Some(operation) if operation.kind == spotpool_crds::spot_pool::OperationKind::ScaleUp => {
                 let since = operation.since.0;
                 let came = self.nodes_of(pool).filter(|node| node.created >= since).count() as u32;
-                (operation.machines.max(0) as u32).saturating_sub(came)
+                // Machines of an earlier operation that boot meanwhile are nodes since then, too.
+                let expected = operation.machines.max(0) + operation.coming.max(0);
+                (expected as u32).saturating_sub(came)
             }
             // Somebody else's operation: believe Azure's count.
             None if pool.busy => pool.count.saturating_sub(self.existing(pool)),

@@ -241,3 +241,35 @@ fn a_count_that_stays_above_the_machines_is_lowered_and_no_vm_with_it() {
     assert!(plan.steps.iter().any(|step| step.reason == Reason::CountCorrected));
     assert_eq!(world.pool("spota").machines.len(), 2);
 }
+
+#[test]
+fn a_machine_of_an_earlier_operation_that_becomes_a_node_is_not_one_of_those_asked_for() {
+    let mut world = world().with("spota", 1, 0);
+    let asked = world.now;
+    // One machine boots when its operation is over (cancelled, or superseded), and one more is asked for.
+    world.spec.agent_pools.retain(|pool| pool.name == "spota");
+    world.pools.retain(|pool| pool.name == "spota");
+    world.spec.replicas = 3;
+    let mut snapshot = world.snapshot();
+    snapshot.agent_pools[0].machines.push("spota-000001".into());
+    let plan = spotpool_core::plan(&world.spec, &snapshot, world.now);
+    let [Action::ScaleUp { new: 1, coming: 1, count: 3, .. }] = plan.actions[..] else {
+        panic!("{:?}", plan.actions)
+    };
+    // It is a Node now; the one that was asked for is not.
+    let operation = spotpool_crds::spot_pool::Operation {
+        kind: spotpool_crds::spot_pool::OperationKind::ScaleUp,
+        count: 3,
+        machines: 1,
+        coming: 1,
+        since: asked.into(),
+    };
+    snapshot.agent_pools[0].busy = true;
+    snapshot.agent_pools[0].operation = Some(operation);
+    let mut booted = snapshot.nodes[0].clone();
+    (booted.name, booted.created) = ("spota-000001".into(), asked + jiff::SignedDuration::from_secs(9));
+    snapshot.nodes.push(booted);
+    let plan = spotpool_core::plan(&world.spec, &snapshot, world.now);
+    assert_eq!(plan.capacity.on_the_way, 1, "{:?}", plan.steps);
+    assert!(plan.steps.iter().all(|step| step.reason != Reason::NoCandidateWithRoom), "{:?}", plan.steps);
+}

@@ -41,12 +41,13 @@ pub fn intentions(plan: &Plan, now: Timestamp) -> BTreeMap<String, Operation> {
     // Kubernetes keeps whole seconds. Rounded up, a node that came just before is not taken for a new one.
     let since = Time(Timestamp::from_second(now.as_second() + 1).unwrap_or(now));
     let operation = |action: &Action| match action {
-        Action::ScaleUp { agent_pool, new, count, .. } => Some((
+        Action::ScaleUp { agent_pool, new, coming, count, .. } => Some((
             agent_pool.clone(),
             Operation {
                 kind: OperationKind::ScaleUp,
                 count: *count as i32,
                 machines: *new as i32,
+                coming: *coming as i32,
                 since: since.clone(),
             },
         )),
@@ -56,6 +57,7 @@ pub fn intentions(plan: &Plan, now: Timestamp) -> BTreeMap<String, Operation> {
                 kind: OperationKind::DeleteMachines,
                 count: *remaining as i32,
                 machines: nodes.len() as i32,
+                coming: 0,
                 since: since.clone(),
             },
         )),
@@ -65,6 +67,7 @@ pub fn intentions(plan: &Plan, now: Timestamp) -> BTreeMap<String, Operation> {
                 kind: OperationKind::CorrectCount,
                 count: *count as i32,
                 machines: 0,
+                coming: 0,
                 since: since.clone(),
             },
         )),
@@ -118,7 +121,9 @@ pub async fn write_agent_pools(agent_pools: &AgentPools, plan: &Plan) -> Outcome
         Some(async move {
             let result = match action {
                 Action::ScaleUp { count, .. } => {
-                    let urgency = if is_emergency(action) { Urgency::Emergency } else { Urgency::Routine };
+                    // Growth can wait; capacity that was there and is not cannot.
+                    let lost = is_emergency(action) || plan.memory.lost_since.is_some();
+                    let urgency = if lost { Urgency::Emergency } else { Urgency::Routine };
                     agent_pools.scale(agent_pool, *count, urgency).await
                 }
                 Action::DeleteMachines { nodes, .. } => agent_pools.delete_machines(agent_pool, nodes).await,

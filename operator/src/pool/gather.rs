@@ -95,9 +95,12 @@ impl Troubles {
         }
         let stated = error.retry_after.or(error.avoid.map(|avoid| avoid.lasting));
         let until = avoided_until(failure, stated.and_then(|stated| stated.try_into().ok()), time);
-        let (code, message) = (error.code.clone(), error.message.clone());
-        own.last_error = Some(StatusError { code, message, time: Time(time) });
         own.avoided_until = Some(until);
+        // Refused here, before the wire, is no error of Azure's.
+        if error.class != Class::Throttled || error.status != 0 {
+            let (code, message) = (error.code.clone(), error.message.clone());
+            own.last_error = Some(StatusError { code, message, time: Time(time) });
+        }
         let (Some(avoid), Some(from)) = (error.avoid, azure.get(agent_pool)) else { return };
         for (name, known) in azure {
             if name != agent_pool && reaches(avoid.scope, &from.pool, &known.pool) {

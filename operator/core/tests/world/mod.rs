@@ -149,7 +149,7 @@ impl World {
     fn carry_out(&mut self, action: &Action) {
         let now = self.now;
         match action {
-            Action::ScaleUp { agent_pool, new, count, .. } => {
+            Action::ScaleUp { agent_pool, new, coming, count, .. } => {
                 *self.launches.entry(agent_pool.clone()).or_default() += new;
                 let pool = self.pool(agent_pool);
                 assert!(pool.operation.is_none(), "{agent_pool} is busy");
@@ -162,8 +162,13 @@ impl World {
                     pool.launch(now + SignedDuration::from_secs(BOOT));
                 }
                 let (machines, count) = (*new as i32, *count as i32);
-                let operation =
-                    Operation { kind: OperationKind::ScaleUp, count, machines, since: now.into() };
+                let operation = Operation {
+                    kind: OperationKind::ScaleUp,
+                    count,
+                    machines,
+                    coming: *coming as i32,
+                    since: now.into(),
+                };
                 pool.operation = Some((operation, now + SignedDuration::from_secs(BOOT)));
                 pool.count = count as u32;
             }
@@ -178,8 +183,13 @@ impl World {
                 }
                 pool.count = pool.machines.len() as u32;
                 let (count, machines) = (pool.count as i32, nodes.len() as i32);
-                let operation =
-                    Operation { kind: OperationKind::DeleteMachines, count, machines, since: now.into() };
+                let operation = Operation {
+                    kind: OperationKind::DeleteMachines,
+                    count,
+                    machines,
+                    coming: 0,
+                    since: now.into(),
+                };
                 pool.operation = Some((operation, now + SignedDuration::from_secs(30)));
             }
             Action::CorrectCount { agent_pool, count } => {
@@ -192,6 +202,7 @@ impl World {
                     kind: OperationKind::CorrectCount,
                     count: *count as i32,
                     machines: 0,
+                    coming: 0,
                     since: now.into(),
                 };
                 pool.operation = Some((operation, now + SignedDuration::from_secs(30)));
