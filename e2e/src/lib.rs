@@ -8,6 +8,7 @@ pub mod proxy;
 pub mod runtime;
 pub mod simulation;
 pub mod stage;
+pub mod steady;
 pub mod timeline;
 pub mod wait;
 pub mod world;

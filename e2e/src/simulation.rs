@@ -5,7 +5,7 @@
 //! machines, agents answer promptly, status is kept as it would be stored.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -81,6 +81,9 @@ pub struct InProcess {
     router: Router,
     dice: Mutex<Dice>,
     hostile: AtomicBool,
+    /// The status with which everything is refused; 0: nothing is.
+    refuse: AtomicU16,
+    refused: AtomicU64,
 }
 
 impl std::fmt::Debug for InProcess {
@@ -128,6 +131,11 @@ impl Fate {
 
 impl InProcess {
     fn fate(&self) -> Fate {
+        let status = self.refuse.load(Ordering::Relaxed);
+        if status != 0 {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            return Fate::Refused(status, None);
+        }
         if !self.hostile.load(Ordering::Relaxed) {
             return Fate::Good;
         }
@@ -289,6 +297,8 @@ impl Simulation {
             router: server::router(sim.clone()),
             dice: Mutex::new(Dice::new(seed)),
             hostile: AtomicBool::new(false),
+            refuse: AtomicU16::new(0),
+            refused: AtomicU64::new(0),
         };
         let trigger = Trigger::default();
         let (told, events) = mpsc::unbounded();
@@ -333,6 +343,16 @@ impl Simulation {
     /// Whether requests are tampered with from now on.
     pub fn hostile(&self, hostile: bool) {
         self.transport.hostile.store(hostile, Ordering::Relaxed);
+    }
+
+    /// Refuses every request with this status from now on, or none any more.
+    pub fn refuse_everything(&self, status: Option<u16>) {
+        self.transport.refuse.store(status.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// How many requests were refused so.
+    pub fn refused(&self) -> u64 {
+        self.transport.refused.load(Ordering::Relaxed)
     }
 
     /// Kills the operator, whatever it is doing, and starts another: all that it knows now is in status.

@@ -8,6 +8,8 @@ use serde_json::{Map, Value, json};
 pub enum Goal {
     /// At most this.
     Max(f64),
+    /// At least this.
+    Min(f64),
     /// Nothing: it is there to be read.
     None,
 }
@@ -89,6 +91,7 @@ impl Report {
         let value = figure.value.unwrap_or_else(|| median(&figure.runs));
         let (goal, met) = match figure.goal {
             Goal::Max(max) => (json!({"max": max}), value <= max),
+            Goal::Min(min) => (json!({"min": min}), value >= min),
             Goal::None => (json!({}), true),
         };
         let range = (figure.runs.len() > 1).then(|| {
