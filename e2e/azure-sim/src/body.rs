@@ -405,9 +405,14 @@ pub fn surge(properties: &Properties, machines: usize) -> usize {
     surge.unwrap_or(1).clamp(1, machines.max(1))
 }
 
-/// The newest node image at that time.
-pub fn image(now: Timestamp) -> String {
-    format!("AKSUbuntu-2204gen2containerd-{}", now.strftime("%Y%m.%d.0"))
+/// A node image newer than this one, of that day.
+pub fn image(current: &str, now: Timestamp) -> String {
+    let today = format!("AKSUbuntu-2204gen2containerd-{}", now.strftime("%Y%m.%d"));
+    let revision = current
+        .strip_prefix(&today)
+        .and_then(|rest| rest.strip_prefix('.')?.parse::<u32>().ok())
+        .map_or(0, |revision| revision + 1);
+    format!("{today}.{revision}")
 }
 
 /// Pools of virtual machines are scaled by a profile; `count` and `vmSize` follow it. One size is acted upon.

@@ -121,6 +121,13 @@ async fn show(
     before: &Shown,
 ) -> Result<(), nodes::Failure> {
     let name = &wanted.vm.node;
+    // Before KWOK takes the Node up again, which writes back what it then finds.
+    if wanted.vm.reboots != before.reboots {
+        let boot_id = nodes::boot_id(&wanted.vm);
+        let kubelet = format!("v{}", body::text(&wanted.properties, "orchestratorVersion"));
+        let info = json!({"status": {"nodeInfo": {"bootID": boot_id, "kubeletVersion": kubelet}}});
+        api.patch_status(name, &info).await?;
+    }
     let Some(node) = api.read(name).await? else { return Ok(()) };
     if before.ready && !wanted.ready {
         // Whatever ran there runs no more; only another image ends its pods in the eyes of Kubernetes too.
@@ -159,15 +166,6 @@ async fn show(
     api.patch(name, &patch).await?;
     if before.ready && !wanted.ready {
         not_ready(api, &node).await?;
-    }
-    if wanted.vm.reboots != before.reboots {
-        let boot_id = nodes::boot_id(&wanted.vm);
-        let kubelet = format!("v{}", body::text(&wanted.properties, "orchestratorVersion"));
-        api.patch_status(
-            name,
-            &json!({"status": {"nodeInfo": {"bootID": boot_id, "kubeletVersion": kubelet}}}),
-        )
-        .await?;
     }
     tracing::info!(node = name, ready = wanted.ready, cordoned, cluster = identity.cluster, "Node changed");
     Ok(())

@@ -213,8 +213,11 @@ impl Cloud {
     pub(super) fn deallocate_vm(&mut self, name: &str, instance: u64, at: Timestamp) {
         let Some(pool) = self.pools.get_mut(name) else { return };
         let Some(vm) = pool.vms.get_mut(&instance) else { return };
-        vm.state.phase = VmPhase::Deallocated;
-        vm.gone_due = None;
+        // One that is on its way out goes on that way.
+        if vm.state.phase != VmPhase::Deleting {
+            vm.state.phase = VmPhase::Deallocated;
+            vm.state.draining_since = None;
+        }
         forget_event(pool, instance, at);
         self.nodes_version += 1;
     }

@@ -119,7 +119,9 @@ impl Cloud {
 
     fn begin_upgrade(&mut self, name: &str, version: Option<String>, now: Timestamp) -> Accepted {
         let kind = if version.is_some() { "Upgrading" } else { "UpgradingNodeImageVersion" };
-        let image = body::image(now);
+        let current =
+            self.pools.get(name).map_or("", |pool| body::text(&pool.properties, "nodeImageVersion"));
+        let image = body::image(current, now);
         let Some((surge, machines)) = self.pools.get(name).map(|pool| {
             let machines: Vec<u64> = pool
                 .live()

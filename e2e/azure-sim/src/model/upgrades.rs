@@ -123,7 +123,12 @@ impl Cloud {
             for id in mem::take(&mut upgrade.batch) {
                 let Some(vm) = pool.vms.get_mut(&id) else { continue };
                 let state = &mut vm.state;
+                // One that was taken meanwhile is no longer the upgrade's to do.
+                if matches!(state.phase, VmPhase::Deallocated | VmPhase::Deleting) {
+                    continue;
+                }
                 if state.image == upgrade.image && state.phase == VmPhase::Running {
+                    state.draining_since = None;
                     continue;
                 }
                 left.push(id);
@@ -161,7 +166,6 @@ impl Cloud {
                     }
                 }
                 self.nodes_version += 1;
-                return None;
             }
         }
         for id in &upgrade.surge {
