@@ -22,6 +22,9 @@ const WITHOUT_PYTHON: &str = "SPOTPOOL_WITHOUT_PYTHON";
 /// Folder for what is fetched and built once, in place of `spotpool` in the user's cache folder.
 const CACHE_DIR: &str = "SPOTPOOL_CACHE_DIR";
 
+/// What the names of environments that are not complete begin with.
+const PARTIAL: &str = "partial-python-";
+
 const REQUIREMENTS: &str = include_str!("../conformance/requirements.txt");
 
 /// Every check that the script must have made. It says what it did; only this list says what it left out.
@@ -164,9 +167,16 @@ fn environment() -> Result<PathBuf, String> {
     if dir.is_dir() {
         return Ok(python(&dir));
     }
+    // What a killed run left; whoever holds the lock may remove it.
+    for entry in std::fs::read_dir(&cache).map_err(|error| problem("read", &cache, &error))?.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(PARTIAL) {
+            std::fs::remove_dir_all(entry.path())
+                .map_err(|error| problem("remove", &entry.path(), &error))?;
+        }
+    }
     say("making an environment with Microsoft's Python clients of Azure (once; about 10 seconds)");
     let partial = tempfile::Builder::new()
-        .prefix("partial-python-")
+        .prefix(PARTIAL)
         .tempdir_in(&cache)
         .map_err(|error| problem("write into", &cache, &error))?;
     let (venv, requirements) = (partial.path().join("venv"), partial.path().join("requirements.txt"));
