@@ -29,6 +29,7 @@ pub mod imds;
 pub mod market;
 pub mod model;
 pub mod names;
+pub mod node_policy;
 pub mod nodes;
 pub mod placement;
 pub mod prices;

@@ -9,6 +9,9 @@ use std::future::Future;
 use std::time::Duration;
 
 use futures::{StreamExt, stream};
+use k8s_openapi::api::admissionregistration::v1::{
+    ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
+};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{DeleteParams, EvictParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client, ResourceExt};
@@ -18,6 +21,7 @@ use crate::api::{Identity, KilledPod, Priority, VmState};
 use crate::body;
 use crate::model::{WantedNode, cores};
 use crate::names::Ids;
+use crate::node_policy;
 use crate::sim::Sim;
 use crate::upkeep::Upkeep;
 
@@ -56,6 +60,8 @@ pub trait NodeApi: Send + Sync {
     fn read_all(&self, cluster: &str) -> impl Future<Output = Result<Vec<Node>, Failure>> + Send;
     /// Merges into a Node.
     fn patch(&self, name: &str, patch: &Value) -> impl Future<Output = Result<(), Failure>> + Send;
+    /// Has declared labels and taints kept on Nodes, or no more.
+    fn keep_declared(&self, cluster: &str, keep: bool) -> impl Future<Output = Result<(), Failure>> + Send;
     /// Merges into a Node's status; conditions by their type.
     fn patch_status(&self, name: &str, patch: &Value) -> impl Future<Output = Result<(), Failure>> + Send;
 }
@@ -155,6 +161,22 @@ impl NodeApi for KubeNodes {
         Ok(())
     }
 
+    async fn keep_declared(&self, cluster: &str, keep: bool) -> Result<(), Failure> {
+        let policies: Api<ValidatingAdmissionPolicy> = Api::all(self.client.clone());
+        let bindings: Api<ValidatingAdmissionPolicyBinding> = Api::all(self.client.clone());
+        let name = node_policy::name(cluster);
+        if !keep {
+            let now = DeleteParams::default();
+            forgive(patiently(bindings.delete(&name, &now)).await, &[404])?;
+            return forgive(patiently(policies.delete(&name, &now)).await, &[404]);
+        }
+        let [policy, binding] = node_policy::objects(cluster, CLUSTER_LABEL);
+        let ours = PatchParams::apply("spotpool-azure-sim").force();
+        patiently(policies.patch(&name, &ours, &Patch::Apply(policy))).await?;
+        patiently(bindings.patch(&name, &ours, &Patch::Apply(binding))).await?;
+        Ok(())
+    }
+
     async fn patch_status(&self, name: &str, patch: &Value) -> Result<(), Failure> {
         let nodes = self.nodes();
         let (params, patch) = (PatchParams::default(), Patch::Strategic(patch));
@@ -193,6 +215,8 @@ pub struct Keeper {
     /// Whether the Nodes of an earlier simulator have been cleared away.
     started: bool,
     upkeep: Upkeep,
+    /// Whether Nodes keep what their pools declare; nobody knows what an earlier simulator left.
+    keeps_declared: Option<bool>,
 }
 
 impl Keeper {
@@ -254,6 +278,15 @@ impl Keeper {
         }
         if let Some(problem) = problem {
             return Err(problem);
+        }
+        let keep = sim.look(|cloud, _| cloud.settings.switches.refuse_removal);
+        if self.keeps_declared != Some(keep) {
+            let done = api.keep_declared(&cluster_label(&identity), keep).await;
+            // Whoever has no use for policies need not have the right to remove them.
+            if keep || self.keeps_declared.is_some() {
+                done.map_err(|error| error.to_string())?;
+            }
+            self.keeps_declared = Some(keep);
         }
         let wanted = sim.look(|cloud, _| cloud.wanted_nodes());
         self.upkeep.pass(sim, api, &identity, &wanted, look).await?;
@@ -344,13 +377,15 @@ pub fn node_object(identity: &Identity, wanted: &WantedNode) -> Result<Node, ser
         .flat_map(|key| body::texts(properties, key))
         .filter_map(|text| taint(&text))
         .collect();
+    let mut annotations: BTreeMap<&str, String> = node_policy::annotations(properties).into();
+    annotations.insert("kwok.x-k8s.io/node", "fake".to_owned());
     serde_json::from_value(json!({
         "apiVersion": "v1",
         "kind": "Node",
         "metadata": {
             "name": vm.node,
             "labels": labels(identity, wanted),
-            "annotations": {"kwok.x-k8s.io/node": "fake"},
+            "annotations": annotations,
         },
         "spec": {"providerID": vm.provider_id, "taints": taints},
         "status": {
@@ -506,6 +541,9 @@ mod tests {
             merge(&mut value, patch);
             *node = serde_json::from_value(value).unwrap();
             Ok(())
+        }
+        async fn keep_declared(&self, _: &str, _: bool) -> Result<(), Failure> {
+            self.there()
         }
         async fn patch_status(&self, name: &str, patch: &Value) -> Result<(), Failure> {
             self.patch(name, patch).await

@@ -121,6 +121,8 @@ pub struct Switches {
     pub simulated_notice: Duration,
     /// Whether labels and taints that the pool declares are put back on its Nodes.
     pub put_back: bool,
+    /// Whether the API server refuses to take declared labels and taints off Nodes. For the cluster.
+    pub refuse_removal: bool,
 }
 
 impl Default for Switches {
@@ -145,13 +147,14 @@ impl Default for Switches {
             quota_refusal: QuotaRefusal::default(),
             simulated_notice: Duration::from_secs(30),
             put_back: false,
+            refuse_removal: false,
         }
     }
 }
 
 /// Switches that hold for more than one pool.
 const NOT_OF_POOLS: &[&str] =
-    &["throttling", "othersPerMinute", "poolsPerPage", "machinesPerPage", "lastPageEmpty"];
+    &["throttling", "othersPerMinute", "poolsPerPage", "machinesPerPage", "lastPageEmpty", "refuseRemoval"];
 
 impl Switches {
     /// These switches with some changed: an object of the switches to change, `null` for "none".

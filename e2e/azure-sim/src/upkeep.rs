@@ -13,6 +13,7 @@ use serde_json::{Map, Value, json};
 use crate::api::{Identity, VmPhase};
 use crate::body;
 use crate::model::WantedNode;
+use crate::node_policy;
 use crate::nodes::{self, NodeApi};
 use crate::sim::Sim;
 
@@ -234,7 +235,12 @@ async fn put_back(api: &impl NodeApi, node: &Node, wanted: &WantedNode) -> Resul
                 .any(|taint| ["key", "value", "effect"].iter().all(|part| taint[part] == declared[part]))
         })
         .collect();
-    if labels.is_empty() && missing.is_empty() {
+    let annotations: Map<String, Value> = node_policy::annotations(&wanted.properties)
+        .into_iter()
+        .filter(|(key, text)| node.annotations().get(*key) != Some(text))
+        .map(|(key, text)| (key.to_owned(), json!(text)))
+        .collect();
+    if labels.is_empty() && missing.is_empty() && annotations.is_empty() {
         return Ok(());
     }
     tracing::info!(node = node.name_any(), ?labels, ?missing, "AKS puts back what the pool declares");
@@ -243,7 +249,9 @@ async fn put_back(api: &impl NodeApi, node: &Node, wanted: &WantedNode) -> Resul
     });
     all.extend(missing);
     let patch = json!({
-        "metadata": {"resourceVersion": node.resource_version(), "labels": labels},
+        "metadata": {
+            "resourceVersion": node.resource_version(), "labels": labels, "annotations": annotations,
+        },
         "spec": {"taints": all},
     });
     api.patch(&node.name_any(), &patch).await

@@ -148,6 +148,27 @@ async fn aks_upgrades_deallocates_and_puts_back_on_a_real_control_plane() {
     };
     eventually("the declared taint to be back", tainted).await;
 
+    // And AKS's webhook refuses it outright, in its words; what is not declared may go.
+    sim.switch(json!({"refuseRemoval": true})).await.unwrap();
+    eventually("the removal of the taint to be refused", async || {
+        let refused = nodes.patch(&spot, &PatchParams::default(), &Patch::Merge(&nobody)).await;
+        refused.is_err_and(|error| {
+            let said = error.to_string();
+            said.contains(
+                "Taint delete request \"kubernetes.azure.com/scalesetpriority=spot:NoSchedule\" refused",
+            ) && said.contains("configured on aks node pool \"spota\"")
+        })
+    })
+    .await;
+    for on in [json!([{"key": "mine", "effect": "NoSchedule"}]), json!([])] {
+        let mut taints = nodes.get(&spot).await.unwrap().spec.unwrap().taints.unwrap_or_default();
+        taints.retain(|taint| taint.key != "mine");
+        let all: Vec<_> =
+            taints.iter().map(|taint| json!(taint)).chain(on.as_array().unwrap().clone()).collect();
+        let patch = json!({"spec": {"taints": all}});
+        nodes.patch(&spot, &PatchParams::default(), &Patch::Merge(&patch)).await.unwrap();
+    }
+
     let boot_id = async || nodes.get(&regular).await.unwrap().status.unwrap().node_info.unwrap().boot_id;
     let first_boot = boot_id().await;
     sim.act(&Step::now("upgrade: {pool: rega}").unwrap()).await.unwrap();

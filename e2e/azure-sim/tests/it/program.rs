@@ -27,6 +27,9 @@ fn bad_flags_are_2_and_one_line_that_says_which() {
         (&["serve", "--no-kubernetes", "--pool", "spota"], "--pool"),
         (&["serve", "--no-kubernetes", "--pool", "Spot-A=Standard_D8s_v5"], "--pool"),
         (&["serve", "--no-kubernetes", "--boot-time", "soon"], "--boot-time"),
+        (&["serve", "--no-kubernetes", "--scenario", "/nonexistent"], "--scenario"),
+        (&["serve", "--no-kubernetes", "--scenario", "Cargo.toml"], "--scenario"),
+        (&["serve", "--no-kubernetes", "--throttling", "maybe"], "--throttling"),
         (&["serve", "--no-kubernetes", "--listen", "192.0.2.1:1"], "--listen"),
         (&["list"], "--sim-url"),
         (&["evict", "--sim-url", "http://127.0.0.1:1"], "MACHINES"),
@@ -68,6 +71,34 @@ fn it_serves_obeys_commands_and_stops_cleanly() {
     assert_eq!(nobody.status.code(), Some(1));
     assert!(text(&nobody.stderr).contains("nobody"));
 
+    let pid = served.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    assert_eq!(served.wait().unwrap().code(), Some(0));
+}
+
+/// What the README shows people first: an hour of trouble in one command, and single steps beside it.
+#[test]
+fn it_plays_a_scenario_and_does_single_steps() {
+    let mut served = program(&["serve", "--no-kubernetes", "--scenario", "scenarios/hostile-hour.yaml"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(served.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let ready: Value = serde_json::from_str(&line).unwrap();
+    let url = ready["url"].as_str().unwrap().to_owned();
+    let act = |step: &str| run(&["act", step, "--sim-url", &url]);
+    assert!(text(&run(&["list", "--sim-url", &url]).stdout).contains("spotd8b"));
+    let done = act("failure: {pool: spotd8a, error: AllocationFailed}");
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    for (step, said) in
+        [("stop: absent", "no agent pool absent"), ("stopp: spotd8a", "unknown variant `stopp`")]
+    {
+        let refused = act(step);
+        assert_eq!(refused.status.code(), Some(1));
+        assert!(text(&refused.stderr).contains(said), "{}", text(&refused.stderr));
+    }
     let pid = served.id().to_string();
     assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
     assert_eq!(served.wait().unwrap().code(), Some(0));
