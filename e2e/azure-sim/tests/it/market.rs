@@ -1,10 +1,20 @@
 //! Prices, eviction rates and placement scores over HTTP: what a client would buy by must read as Azure's does.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use axum::body::Body;
 use http::Method;
+use http_body_util::BodyExt;
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
-use spotpool_azure_sim::api::{Fault, FaultAction, FaultTarget, Priority};
+use spotpool_azure_sim::api::{Fault, FaultAction, FaultTarget, Identity, Priority, Settings};
 use spotpool_azure_sim::market::{Pages, ScoreChange};
+use spotpool_azure_sim::model::Cloud;
 use spotpool_azure_sim::scenario::Step;
+use spotpool_azure_sim::server;
+use spotpool_azure_sim::sim::Sim;
+use tower::ServiceExt;
 
 use crate::{Answer, Bench, SIZE};
 
@@ -166,18 +176,38 @@ async fn rows_come_in_pages_by_skip_token() {
 
 #[tokio::test]
 async fn resource_graph_answers_fifteen_queries_in_five_seconds() {
-    let bench = Bench::start().await;
-    let mut left = Vec::new();
-    for _ in 0..15 {
-        let answer = query(&bench, RATES, json!({})).await;
-        assert_eq!(answer.status, 200);
-        left.push(answer.header("x-ms-user-quota-remaining").to_owned());
+    let start: Timestamp = "2026-08-01T00:00:00Z".parse().unwrap();
+    let passed = Arc::new(AtomicI64::new(0));
+    let clock = passed.clone();
+    let sim = Sim::with_clock(
+        Cloud::new(Identity::default(), Settings::default(), false, 1),
+        Arc::new(move || start + SignedDuration::from_secs(clock.load(Ordering::SeqCst))),
+    );
+    let router = server::router(sim);
+    let ask = async || {
+        let uri = "http://arm/providers/Microsoft.ResourceGraph/resources?api-version=2024-04-01";
+        let request = http::Request::post(uri).body(Body::from(json!({"query": RATES}).to_string())).unwrap();
+        let response = router.clone().oneshot(request).await.unwrap();
+        let header = |name: &str| response.headers()[name].to_str().unwrap().to_owned();
+        let quota = (header("x-ms-user-quota-remaining"), header("x-ms-user-quota-resets-after"));
+        let status = response.status().as_u16();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        let body: Value = serde_json::from_slice(&body).unwrap();
+        (status, quota.0, quota.1, body["error"]["code"].as_str().unwrap_or_default().to_owned())
+    };
+    let answered =
+        |left: &str, resets: &str| (200, left.to_owned(), format!("00:00:0{resets}"), String::new());
+    assert_eq!(ask().await, answered("14", "5"));
+    passed.store(2, Ordering::SeqCst);
+    for left in (0..14).rev() {
+        assert_eq!(ask().await, answered(&left.to_string(), "3"));
     }
-    assert_eq!((left[0].as_str(), left[14].as_str()), ("14", "0"));
-    let refused = query(&bench, RATES, json!({})).await;
-    assert_eq!((refused.status, refused.code()), (429, "RateLimiting"));
-    assert_eq!(refused.header("x-ms-user-quota-remaining"), "0");
-    assert!(refused.header("x-ms-user-quota-resets-after").starts_with("00:00:0"), "{refused:?}");
+    assert_eq!(ask().await, (429, "0".into(), "00:00:03".into(), "RateLimiting".into()));
+    passed.store(5, Ordering::SeqCst);
+    assert_eq!(ask().await, answered("0", "2"), "the first has left the window");
+    assert_eq!(ask().await.0, 429);
+    passed.store(7, Ordering::SeqCst);
+    assert_eq!(ask().await.0, 200);
 }
 
 #[tokio::test]
