@@ -37,6 +37,15 @@ pub struct Document {
     past: Vec<EventState>,
 }
 
+/// What events have done to machines: instance ids, with the time of each.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Blows {
+    /// They are gone.
+    pub killed: Vec<(u64, Timestamp)>,
+    /// They have booted again.
+    pub rebooted: Vec<(u64, Timestamp)>,
+}
+
 /// One event to be: its machines as (instance id, VM name, node name).
 #[derive(Debug, Clone)]
 pub struct Draft {
@@ -143,15 +152,10 @@ impl Document {
         self.incarnation += u64::from(changed);
     }
 
-    /// Moves events on; answers the machines that are gone by it, with the time each went.
-    pub fn advance(
-        &mut self,
-        now: Timestamp,
-        kill_after: Duration,
-        started_for: Duration,
-    ) -> Vec<(u64, Timestamp)> {
+    /// Moves events on; answers what they have done to machines by it.
+    pub fn advance(&mut self, now: Timestamp, kill_after: Duration, started_for: Duration) -> Blows {
         let mut started = false;
-        let mut killed = Vec::new();
+        let mut blows = Blows::default();
         for event in &mut self.current {
             if event.state.status == "Scheduled" && event.state.not_before <= now {
                 event.state.status = "Started".into();
@@ -164,7 +168,9 @@ impl Document {
                 && later(began, kill_after) <= now
             {
                 event.struck = true;
-                killed.extend(event.instances.iter().map(|&instance| (instance, later(began, kill_after))));
+                blows
+                    .killed
+                    .extend(event.instances.iter().map(|&instance| (instance, later(began, kill_after))));
             }
         }
         self.incarnation += u64::from(started);
@@ -174,12 +180,16 @@ impl Document {
             .iter()
             .position(|event| ends(event, kill_after, started_for).is_some_and(|at| at <= now))
         {
-            let at = ends(&self.current[place], kill_after, started_for).unwrap_or(now);
+            let event = &self.current[place];
+            let at = ends(event, kill_after, started_for).unwrap_or(now);
+            if matches!(event.state.event_type.as_str(), "Reboot" | "Redeploy") {
+                blows.rebooted.extend(event.instances.iter().map(|&instance| (instance, at)));
+            }
             self.retire(place, "Done", at);
             ended = true;
         }
         self.incarnation += u64::from(ended);
-        killed
+        blows
     }
 
     /// When something happens next.

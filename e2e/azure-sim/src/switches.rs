@@ -119,6 +119,8 @@ pub struct Switches {
     /// From a `simulateEviction` until its event starts.
     #[serde(rename = "simulatedNoticeMs", alias = "simulatedNotice", with = "millis")]
     pub simulated_notice: Duration,
+    /// Whether a machine has another bootID once a Reboot or Redeploy of it is over.
+    pub reboots_machines: bool,
     /// Whether labels and taints that the pool declares are put back on its Nodes.
     pub put_back: bool,
     /// Whether the API server refuses to take declared labels and taints off Nodes. For the cluster.
@@ -146,6 +148,7 @@ impl Default for Switches {
             immutable_changes: ImmutableChanges::default(),
             quota_refusal: QuotaRefusal::default(),
             simulated_notice: Duration::from_secs(30),
+            reboots_machines: false,
             put_back: false,
             refuse_removal: false,
         }

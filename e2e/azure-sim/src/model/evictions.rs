@@ -133,10 +133,19 @@ impl Cloud {
     }
 
     pub(super) fn run_events(&mut self, name: &str, now: Timestamp) {
+        let reboots = self.switches(name).reboots_machines;
         let Some(pool) = self.pools.get_mut(name) else { return };
-        let gone = pool.events.advance(now, self.settings.kill_after, self.settings.started_for);
+        let blows = pool.events.advance(now, self.settings.kill_after, self.settings.started_for);
+        if reboots {
+            for (instance, _) in &blows.rebooted {
+                if let Some(vm) = pool.vms.get_mut(instance) {
+                    vm.state.reboots += 1;
+                    self.nodes_version += 1;
+                }
+            }
+        }
         let deallocates = body::text(&pool.properties, "scaleSetEvictionPolicy") == "Deallocate";
-        for (instance, at) in gone {
+        for (instance, at) in blows.killed {
             if deallocates {
                 self.deallocate_vm(name, instance, at);
             } else {

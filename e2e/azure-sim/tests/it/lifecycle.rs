@@ -216,3 +216,26 @@ fn zones_stay_even_on_the_way_down() {
     let left: Vec<_> = state.vms_of("spota").map(|vm| (vm.instance_id, vm.zone.clone().unwrap())).collect();
     assert_eq!(left, [(0, "1".into()), (1, "2".into()), (2, "3".into())]);
 }
+
+/// An agent tells its node's next life by the bootID: it must change after a Reboot if told to, and never by itself.
+#[test]
+fn a_machine_that_was_rebooted_has_another_boot_if_told_to() {
+    for (switched, reboots) in [(true, 1), (false, 0)] {
+        let mut world = World::new(2);
+        world.cloud.set_pool_switches("spota", &json!({"rebootsMachines": switched})).unwrap();
+        for event_type in ["Reboot", "Freeze"] {
+            let request = EventRequest {
+                status: "Started".into(),
+                ..EventRequest::new(event_type, Targets::named(&[world.node(0)]), Duration::ZERO)
+            };
+            world.cloud.schedule(&request, world.now).unwrap();
+        }
+        world.pass(1999);
+        assert_eq!(world.state().vm(&world.node(0)).unwrap().reboots, 0);
+        world.pass(1);
+        let state = world.state();
+        assert_eq!(state.vm(&world.node(0)).unwrap().reboots, reboots);
+        assert_eq!(state.vm(&world.node(1)).unwrap().reboots, 0);
+        assert_eq!(world.phase(0), VmPhase::Running);
+    }
+}
