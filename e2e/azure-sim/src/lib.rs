@@ -8,11 +8,13 @@
 //!
 //! The layers, inside out:
 //!
-//! - [`model`]: the state machine. No I/O and no clock: `now` is an argument.
-//! - [`arm`], [`imds`], [`control`]: HTTP in front of it, each a thin translation.
+//! - [`model`]: the state machine. No I/O and no clock: `now` is an argument. [`switches`] say how hostile it is,
+//!   [`failures`] and [`refusal`] how it says no, [`scenario`] what happens to it when.
+//! - [`arm`] with Azure Compute, [`imds`], [`control`]: HTTP in front of it, each a thin translation.
 //! - [`tokens`], [`market`] with [`prices`], [`resource_graph`] and [`placement`]: what is beside the cluster, each
 //!   its state and its HTTP.
-//! - [`nodes`]: Kubernetes beside it, a level-triggered loop from machines to Node objects.
+//! - [`nodes`], [`upkeep`], [`node_policy`]: Kubernetes beside it, a level-triggered loop from machines to Node
+//!   objects.
 //! - [`sim`]: the model behind a lock, and the task that moves it on in real time.
 //! - [`server`], [`client`]: sockets.
 

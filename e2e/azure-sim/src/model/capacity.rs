@@ -25,6 +25,14 @@ pub(super) struct Forecast {
     pub(super) fails: Option<(Timestamp, Value)>,
 }
 
+/// A failure that a scenario asked for.
+struct Scripted {
+    /// Machines that come all the same.
+    allocated: u64,
+    at: Timestamp,
+    error: Value,
+}
+
 /// Cores of a size, by the first number in its name.
 pub fn cores(vm_size: &str) -> u64 {
     let digits: String = vm_size
@@ -74,27 +82,24 @@ impl Cloud {
         self.failures.clear();
     }
 
-    /// The failure that a scenario has in store for this write, if it orders so many machines: the machines that
-    /// come all the same, and when and why the operation fails.
-    #[allow(clippy::type_complexity, reason = "one caller each way")]
+    /// When and why a write that orders nothing is to fail.
     pub(super) fn scripted(
         &mut self,
         name: &str,
-        ordered: u64,
         now: Timestamp,
-    ) -> Result<Option<(u64, Option<(Timestamp, Value)>)>, Refusal> {
+    ) -> Result<Option<(Timestamp, Value)>, Refusal> {
         let properties = self.pools.get(name).map(|pool| pool.properties.clone()).unwrap_or_default();
-        self.scripted_for(name, &properties, ordered, now)
+        Ok(self.next_failure(name, &properties, 0, now)?.map(|failure| (failure.at, failure.error)))
     }
 
-    #[allow(clippy::type_complexity, reason = "one caller each way")]
-    fn scripted_for(
+    /// The failure that a scenario has in store for a write that orders so many machines.
+    fn next_failure(
         &mut self,
         name: &str,
         properties: &Properties,
         ordered: u64,
         now: Timestamp,
-    ) -> Result<Option<(u64, Option<(Timestamp, Value)>)>, Refusal> {
+    ) -> Result<Option<Scripted>, Refusal> {
         let Some(place) = self.failures.iter().position(|failure| {
             failure.pool.as_deref().is_none_or(|pool| pool == name)
                 && (ordered > 0 || !failure.error.needs_an_order())
@@ -107,9 +112,9 @@ impl Cloud {
         } else {
             self.failures[place].times -= 1;
         }
-        let after = failure.after.unwrap_or(self.settings.fail_time);
+        let at = later(now, failure.after.unwrap_or(self.settings.fail_time));
         let error = self.tell(&failure.error, properties, ordered)?;
-        Ok(Some((u64::from(failure.allocated), Some((later(now, after), error)))))
+        Ok(Some(Scripted { allocated: u64::from(failure.allocated), at, error }))
     }
 
     /// The failure in Azure's words, for this pool.
@@ -144,9 +149,10 @@ impl Cloud {
         wanted: u64,
         now: Timestamp,
     ) -> Result<Forecast, Refusal> {
-        let scripted = self.scripted_for(name, properties, wanted, now)?;
+        let scripted = self.next_failure(name, properties, wanted, now)?;
         if wanted == 0 {
-            return Ok(Forecast { zones: Vec::new(), fails: scripted.and_then(|(_, fails)| fails) });
+            let fails = scripted.map(|failure| (failure.at, failure.error));
+            return Ok(Forecast { zones: Vec::new(), fails });
         }
         let (vm_size, priority) = (body::text(properties, "vmSize"), body::priority(properties));
         let zones = body::texts(properties, "availabilityZones");
@@ -169,7 +175,7 @@ impl Cloud {
             }
         }
         let (limit, scripted_fails) = match scripted {
-            Some((allocated, fails)) => (allocated.min(wanted), fails),
+            Some(failure) => (failure.allocated.min(wanted), Some((failure.at, failure.error))),
             None => (wanted, None),
         };
         let mut come: Vec<Option<String>> = Vec::new();

@@ -3,13 +3,14 @@
 //! Nothing here does I/O or reads a clock. Every method that depends on time takes `now`, and
 //! [`Cloud::advance`] must have been called with the same `now` before.
 //!
-//! One room for each thing: [`pools`] and their [`machines`], [`operations`] on them and [`upgrades`], what
-//! there is room for ([`capacity`]), what befalls machines ([`evictions`]), how much a caller may ask
-//! ([`throttles`]), what a machine is told ([`metadata`]), which Nodes there are ([`node_objects`]), and the
-//! scenario that plays by itself ([`timeline`]).
+//! One room for each thing: `pools` and their `machines` (`instances` to Azure Compute), `operations` on them and
+//! `upgrades`, what there is room for (`capacity`), what befalls machines (`evictions`), how much a caller may ask
+//! (`throttles`), what a machine is told (`metadata`), which Nodes there are (`node_objects`), and the scenario
+//! that plays by itself (`timeline`).
 
 mod capacity;
 mod evictions;
+mod instances;
 mod machines;
 mod metadata;
 mod node_objects;
@@ -37,7 +38,7 @@ use crate::names::{Fleet, Ids};
 use crate::tokens::Tokens;
 
 pub use capacity::{ALL_CORES, LOW_PRIORITY, cores, family};
-pub use machines::ComputeName;
+pub use instances::ComputeName;
 pub use metadata::ImdsGate;
 pub use node_objects::WantedNode;
 use operations::{ClusterOperation, Operation};

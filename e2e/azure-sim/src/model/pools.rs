@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::operations::{Begin, Work};
 use super::upgrades::Upgrade;
 use super::{Accepted, Cloud, Conditions, Pool, Refused, later};
-use crate::api::{ETags, GoneReason, OperationStatus, PoolSpec, Priority, SettingsPatch, Switches, VmPhase};
+use crate::api::{ETags, GoneReason, OperationStatus, PoolSpec, Priority, SettingsPatch, VmPhase};
 use crate::body::{self, Properties};
 use crate::events::Document;
 use crate::names::{Fleet, FleetKind};
@@ -168,7 +168,7 @@ impl Cloud {
         if pool.provisioning_state() == "Deleting" {
             return Err(Refusal::busy(name, "Deleting"));
         }
-        let fails = self.scripted(name, 0, now)?.and_then(|(_, fails)| fails);
+        let fails = self.scripted(name, now)?;
         self.supersede(name, "AKSOperationPreemptedByDelete", "a delete operation", now);
         if fails.is_none() {
             self.remove_all(name, GoneReason::PoolRemoved, now);
@@ -404,7 +404,7 @@ impl Cloud {
         if let Some(busy) = self.busy(name) {
             return Err(busy);
         }
-        let fails = self.scripted(name, 0, now)?.and_then(|(_, fails)| fails);
+        let fails = self.scripted(name, now)?;
         if fails.is_some() {
             return Ok(self.begin(name, Begin { kind: "Scaling", fails, ..Begin::default() }, now));
         }
@@ -421,9 +421,4 @@ impl Cloud {
         }
         Ok(self.begin(name, Begin { kind: "Scaling", removes: chosen, ..Begin::default() }, now))
     }
-}
-
-/// The switches of a pool that nobody has given any.
-pub(super) fn count_follows_evictions(switches: &Switches, setting: bool) -> bool {
-    switches.count_follows_evictions.unwrap_or(setting)
 }
