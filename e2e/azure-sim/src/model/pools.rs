@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::operations::{Begin, Work};
 use super::upgrades::Upgrade;
 use super::{Accepted, Cloud, Conditions, Pool, Refused, later};
-use crate::api::{ETags, GoneReason, OperationStatus, PoolSpec, Priority, SettingsPatch, VmPhase};
+use crate::api::{ETags, GoneReason, PoolSpec, Priority, SettingsPatch, VmPhase};
 use crate::body::{self, Properties};
 use crate::events::Document;
 use crate::names::{Fleet, FleetKind};
@@ -269,20 +269,9 @@ impl Cloud {
     pub fn remove_pool(&mut self, name: &str, now: Timestamp) -> Result<(), Refused> {
         let pool = self.pools.get(name).ok_or_else(|| Refused::NotFound(format!("no agent pool {name}")))?;
         let ids: Vec<u64> = pool.vms.keys().copied().collect();
+        self.supersede(name, "AKSOperationPreemptedByDelete", "a delete operation", now);
         for id in ids {
             self.remove_vm(name, id, GoneReason::PoolRemoved, now);
-        }
-        if let Some(operation) = self
-            .pools
-            .get(name)
-            .and_then(|pool| pool.operation)
-            .and_then(|index| self.operations.get_mut(index))
-        {
-            operation.state.status = OperationStatus::Failed;
-            operation.state.ended_at = Some(now);
-            operation.state.error = Some(
-                json!({"code": "AKSOperationPreemptedByDelete", "message": "The agent pool was deleted."}),
-            );
         }
         self.forget_pool(name);
         Ok(())
