@@ -177,6 +177,10 @@ fn failed_operations_say_what_to_avoid_and_for_how_long() {
     let superseded = failed(&json!({"code": "AKSOperationPreempted", "message": "x"}));
     assert_eq!((superseded.class, superseded.avoid), (Class::Conflict, None));
     assert_eq!(failed(&json!({"code": "OriginalEtagNotExpect", "message": "x"})).class, Class::Conflict);
+    let escaped =
+        json!({"code": "Wrapper", "message": "failed: Code=\\\"EtagMismatch\\\" Message=\\\"a race\\\""});
+    let escaped = failed(&escaped);
+    assert_eq!((escaped.code.as_str(), escaped.message.as_str()), ("EtagMismatch", "a race"));
     assert_eq!(AzureError::from_operation(None).code, "OperationFailed");
 }
 
