@@ -104,9 +104,13 @@ pub async fn run(steady: Steady) -> Result<Asked> {
     }
     pass(&mut clusters, START).await?;
     if !steady.outage.is_zero() {
-        clusters.iter().for_each(|cluster| cluster.refuse_everything(Some(503)));
+        for cluster in &clusters {
+            cluster.refuse_everything(Some(503));
+        }
         pass(&mut clusters, steady.outage).await?;
-        clusters.iter().for_each(|cluster| cluster.refuse_everything(None));
+        for cluster in &clusters {
+            cluster.refuse_everything(None);
+        }
         pass(&mut clusters, START).await?;
     }
     let before: Vec<BTreeMap<String, u64>> =

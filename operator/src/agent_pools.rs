@@ -27,6 +27,10 @@ const IDLE: Duration = Duration::from_secs(90);
 const UNSETTLED: Duration = Duration::from_secs(5);
 /// … at most, after Azure has refused reads: the bucket is not ours alone.
 const LONGEST_IDLE: Duration = Duration::from_mins(15);
+/// At least so long from the end of one list to the next.
+const BETWEEN_LISTS: Duration = Duration::from_secs(1);
+/// How often machines are listed while they and their Nodes do not match.
+const RELIST: Duration = Duration::from_secs(30);
 /// What was read for a write is believed for so long.
 const STILL_TRUE: SignedDuration = SignedDuration::from_secs(10);
 /// Our code for an agent pool that is not any more as it was planned with.
@@ -98,6 +102,8 @@ struct Entry {
     pool: AgentPool,
     /// `None` until they have been listed since the last change.
     machines: Option<Listed>,
+    /// When they were last asked for.
+    tried: Option<Instant>,
     written: Written,
     failure: Option<(AzureError, Timestamp)>,
     count_stale_since: Option<Timestamp>,
@@ -359,12 +365,17 @@ impl AgentPools {
         loop {
             let over = self.follow().await;
             let due = listed.is_none_or(|at: Instant| at.elapsed() >= self.interval());
-            if (due || over || read_again) && self.quiet().is_none() {
+            read_again |= due || over;
+            // Several agent pools that change at once are read once.
+            let earliest = listed.map_or(Instant::now(), |at| at + BETWEEN_LISTS);
+            if read_again && self.quiet().is_none() && earliest <= Instant::now() {
                 self.read().await;
                 listed = Some(Instant::now());
                 read_again = false;
             }
-            let next_list = self.quiet().unwrap_or(Instant::now() + self.interval());
+            let next_list = self
+                .quiet()
+                .unwrap_or_else(|| if read_again { earliest } else { Instant::now() + self.interval() });
             let next = self.next_operation().map_or(next_list, |ask_at| ask_at.min(next_list));
             tokio::select! {
                 () = tokio::time::sleep_until(next) => {}
@@ -409,7 +420,7 @@ impl AgentPools {
         let state = self.state();
         match state.unsettled_since {
             // A machine that never becomes a Node must not cost a list every few seconds for ever.
-            Some(since) => (since.elapsed() / 10).clamp(UNSETTLED, state.idle),
+            Some(since) => (since.elapsed() / 5).clamp(2 * UNSETTLED, state.idle),
             None => state.idle,
         }
     }
@@ -494,6 +505,7 @@ impl AgentPools {
                 .map(|(name, _)| name.clone())
                 .collect()
         };
+        let began = Instant::now();
         let listed = self.azure.list().await;
         self.metrics.azure_read("list", &listed);
         let pools = match listed {
@@ -517,6 +529,7 @@ impl AgentPools {
                 let mut entry = before.remove(&name).unwrap_or_else(|| Entry {
                     pool: pool.clone(),
                     machines: None,
+                    tried: None,
                     written: Written::Read,
                     failure: None,
                     count_stale_since: None,
@@ -532,11 +545,21 @@ impl AgentPools {
                 if entry.written == Written::Read {
                     entry.pool = pool;
                 }
-                let listed = entry.machines.as_ref().map_or(0, |listed| listed.names.len());
-                let gone = self.existing(&entry).count() < listed;
-                let outdated =
-                    entry.machines.is_none() || settled || changed || gone || self.differs(&name, &entry);
-                if wanted.contains(&name) && outdated {
+                let outdated = match &entry.machines {
+                    None => true,
+                    // Booting and dying take their time, and the watch of Nodes tells most of it.
+                    Some(listed) if listed.at.elapsed() >= RELIST => {
+                        let gone = self.existing(&entry).count() < listed.names.len();
+                        settled || changed || gone || self.differs(&name, &entry)
+                    }
+                    Some(_) => settled || changed,
+                };
+                // As most fallback is most of the time: nothing is there to be listed.
+                let empty =
+                    entry.pool.count == 0 && !entry.pool.busy() && self.nodes.names_of(&name).is_empty();
+                if outdated && empty {
+                    entry.machines = Some(Listed { names: Vec::new(), at: began });
+                } else if wanted.contains(&name) && outdated {
                     to_list.push(name.clone());
                     // Until they are listed again nothing may be planned from the old ones. A list that only
                     // differs from the Nodes is as good as it was.
@@ -548,28 +571,44 @@ impl AgentPools {
             }
             state.entries = Some(entries);
         }
-        for name in to_list {
+        // Who has waited longest goes first: where not all can be had now, none waits for ever.
+        {
+            let mut state = self.state();
+            let entries = state.entries.get_or_insert_default();
+            to_list.sort_by_key(|name| entries.get(name).and_then(|entry| entry.tried));
+            for name in &to_list {
+                if let Some(entry) = entries.get_mut(name) {
+                    entry.tried = Some(Instant::now());
+                }
+            }
+        }
+        let lists = to_list.into_iter().map(|name| async move {
             let at = Instant::now();
             let machines = self.azure.machines(&name).await;
             self.metrics.azure_read("machines", &machines);
-            match machines {
+            (name, at, machines)
+        });
+        // All at once, and taken in together: a plan that knows half of them spreads over that half.
+        let lists = futures::future::join_all(lists).await;
+        let mut failed = Vec::new();
+        let mut state = self.state();
+        for (name, at, machines) in lists {
+            let Some(entry) = state.entries.as_mut().and_then(|entries| entries.get_mut(&name)) else {
+                continue;
+            };
+            entry.machines = match machines {
                 Ok(machines) => {
-                    if let Some(entry) =
-                        self.state().entries.as_mut().and_then(|entries| entries.get_mut(&name))
-                    {
-                        let names = machines.into_iter().map(|machine| machine.name).collect();
-                        entry.machines = Some(Listed { names, at });
-                    }
+                    Some(Listed { names: machines.into_iter().map(|machine| machine.name).collect(), at })
                 }
                 Err(error) => {
-                    if let Some(entry) =
-                        self.state().entries.as_mut().and_then(|entries| entries.get_mut(&name))
-                    {
-                        entry.machines = None;
-                    }
-                    self.not_read(error, "cannot list machines");
+                    failed.push(error);
+                    None
                 }
-            }
+            };
+        }
+        drop(state);
+        for error in failed {
+            self.not_read(error, "cannot list machines");
         }
         let mut state = self.state();
         for entry in state.entries.iter_mut().flat_map(BTreeMap::values_mut) {
