@@ -133,8 +133,9 @@ struct Serve {
     /// A scenario in YAML: settings, switches, pools, and what is to happen when.
     #[arg(long, env = "SCENARIO")]
     scenario: Option<PathBuf>,
-    /// Whether requests over Azure's limits are refused with 429.
-    #[arg(long, env = "THROTTLING", default_value_t = true, action = clap::ArgAction::Set)]
+    /// Whether requests over Azure's limits are refused with 429. Off at first: a simulator is often shared by more
+    /// operators, restarted more often, than any subscription.
+    #[arg(long, env = "THROTTLING", default_value_t = false, action = clap::ArgAction::Set)]
     throttling: bool,
     /// Whether labels and taints that a pool declares are put back on its Nodes, as AKS does.
     #[arg(long, env = "PUT_BACK", default_value_t = true, action = clap::ArgAction::Set)]
