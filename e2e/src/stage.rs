@@ -37,8 +37,12 @@ pub struct OperatorOptions {
     pub azure_endpoint: Option<String>,
     /// The apiserver's address, if not the cluster's own.
     pub kubernetes: Option<String>,
+    /// How it signs in to Azure, if at all: as `--azure-credential`.
+    pub azure_credential: Option<String>,
     /// Further arguments.
     pub args: Vec<String>,
+    /// Environment variables.
+    pub env: Vec<(String, String)>,
 }
 
 /// A running operator.
@@ -130,18 +134,23 @@ impl<'a> Stage<'a> {
         let port = free_port()?;
         let identity = self.world.sim.state().await?.identity;
         let endpoint = options.azure_endpoint.clone().unwrap_or_else(|| self.world.sim.base_url().to_owned());
-        let process =
-            Program::new(format!("operator {replica} of {}", self.name), &self.world.programs.operator)
-                .arg("--kubeconfig")
-                .arg(kubeconfig)
-                .args(["--subscription-id", &identity.subscription])
-                .args(["--resource-group", &identity.resource_group, "--cluster-name", &identity.cluster])
-                .args(["--azure-credential", "none", "--azure-endpoint", &endpoint])
-                .args(["--pod-namespace", &self.name, "--pod-name", replica])
-                .args(["--listen", &format!("127.0.0.1:{port}")])
-                .args(&options.args)
-                .log(self.log(replica))
-                .spawn()?;
+        let credential = options.azure_credential.as_deref().unwrap_or("none");
+        let mut program =
+            Program::new(format!("operator {replica} of {}", self.name), &self.world.programs.operator);
+        for (name, value) in &options.env {
+            program = program.env(name, value);
+        }
+        let process = program
+            .arg("--kubeconfig")
+            .arg(kubeconfig)
+            .args(["--subscription-id", &identity.subscription])
+            .args(["--resource-group", &identity.resource_group, "--cluster-name", &identity.cluster])
+            .args(["--azure-credential", credential, "--azure-endpoint", &endpoint])
+            .args(["--pod-namespace", &self.name, "--pod-name", replica])
+            .args(["--listen", &format!("127.0.0.1:{port}")])
+            .args(&options.args)
+            .log(self.log(replica))
+            .spawn()?;
         Ok(Operator { process: Arc::new(process), admin_url: format!("http://127.0.0.1:{port}") })
     }
 

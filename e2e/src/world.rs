@@ -62,6 +62,8 @@ pub struct World {
     pub sim: SimClient,
     /// The agents; none if the options say so.
     pub agents: Option<Agents>,
+    /// What it said at its start: addresses, certificates, identities.
+    pub sim_said: Value,
     sim_process: Supervised,
 }
 
@@ -74,7 +76,8 @@ impl World {
             None => Cluster::start(options.cluster).await?,
         });
         let client = cluster.client().await?;
-        let (sim, sim_process) = simulator(&programs.azure_sim, &cluster, options.boot_time).await?;
+        let (sim, sim_said, sim_process) =
+            simulator(&programs.azure_sim, &cluster, options.boot_time).await?;
         install(&client).await?;
         let agents = if options.agents {
             let args = options.agent_args;
@@ -83,7 +86,7 @@ impl World {
         } else {
             None
         };
-        Ok(Self { programs, cluster, client, sim, agents, sim_process })
+        Ok(Self { programs, cluster, client, sim, agents, sim_said, sim_process })
     }
 
     /// The simulator's process, for tests that stop it.
@@ -117,7 +120,7 @@ async fn simulator(
     program: &Path,
     cluster: &Cluster,
     boot_time: Duration,
-) -> Result<(SimClient, Supervised)> {
+) -> Result<(SimClient, Value, Supervised)> {
     let log = cluster.dir().join("log/azure-sim.log");
     let process = Program::new("azure-sim", program)
         .args(["serve", "--listen", "127.0.0.1:0", "--boot-time", &format!("{}ms", boot_time.as_millis())])
@@ -125,13 +128,14 @@ async fn simulator(
         .arg(cluster.admin_kubeconfig())
         .log(&log)
         .spawn()?;
-    let url = eventually("the simulator to say where it is", async || {
+    let said = eventually("the simulator to say where it is", async || {
         process.check_running()?;
         let text = std::fs::read_to_string(&log).unwrap_or_default();
         let mut announced = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        Ok(announced.find_map(|line| line["url"].as_str().map(str::to_owned)))
+        Ok(announced.find(|line| line["url"].is_string()))
     })
     .await?;
-    let sim = SimClient::new(&url).context("the simulator's address")?;
-    Ok((sim, process))
+    let url = said["url"].as_str().unwrap_or_default();
+    let sim = SimClient::new(url).context("the simulator's address")?;
+    Ok((sim, said, process))
 }

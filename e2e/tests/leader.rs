@@ -32,6 +32,7 @@ async fn replica(stage: &Stage<'_>, name: &str) -> Replica {
         kubernetes: Some(proxy.kubernetes.clone()),
         azure_endpoint: Some(proxy.arm.clone()),
         args: vec!["--lease-duration".into(), "3s".into()],
+        ..OperatorOptions::default()
     };
     let operator = stage.operator(&options).await.unwrap();
     eventually(&format!("{name} to be ready"), async || Ok(operator.is_ready().await.then_some(())))

@@ -420,7 +420,7 @@ impl AgentPools {
         let state = self.state();
         match state.unsettled_since {
             // A machine that never becomes a Node must not cost a list every few seconds for ever.
-            Some(since) => (since.elapsed() / 5).clamp(2 * UNSETTLED, state.idle),
+            Some(since) => (since.elapsed() / 5).clamp(UNSETTLED, state.idle),
             None => state.idle,
         }
     }
@@ -484,7 +484,7 @@ impl AgentPools {
         let mut state = self.state();
         state.quiet_until = Some(Instant::now() + pause(&error));
         // Refused here, before the wire: Azure is reachable, we only do not ask.
-        if error.status != 0 || error.class != Class::Throttled {
+        if !error.is_local() {
             tracing::warn!(%error, "{what}");
             if error.class == Class::Throttled {
                 state.idle = (state.idle * 2).min(LONGEST_IDLE);

@@ -97,7 +97,7 @@ impl Troubles {
         let until = avoided_until(failure, stated.and_then(|stated| stated.try_into().ok()), time);
         own.avoided_until = Some(until);
         // Refused here, before the wire, is no error of Azure's.
-        if error.class != Class::Throttled || error.status != 0 {
+        if !error.is_local() {
             let (code, message) = (error.code.clone(), error.message.clone());
             own.last_error = Some(StatusError { code, message, time: Time(time) });
         }

@@ -188,7 +188,8 @@ fn conditions(
                 kind: "AzureReachable",
                 status: Some(false),
                 reason: Reason::AzureUnreachable,
-                message: error.to_string(),
+                // What is missing, in Azure's words, and what a person can do about it.
+                message: format!("{error} — {}", error.advice),
             },
             None if !gathered.asked => Verdict {
                 kind: "AzureReachable",

@@ -53,6 +53,8 @@ const HOUR: Duration = Duration::from_hours(1);
 const QUOTA: Duration = Duration::from_mins(10);
 // A person has to act; looked at again often enough to notice that they have.
 const PERSON: Duration = Duration::from_mins(5);
+/// Whoever grants a right waits to see it work; ARM's refusals cost none of AKS's writes.
+const RIGHT: Duration = Duration::from_mins(1);
 
 const fn row(code: &'static str, class: Class, meaning: &'static str, advice: &'static str) -> Row {
     Row { code, when: When::Always, known_as: code, class, avoid: None, meaning, advice }
@@ -142,9 +144,9 @@ pub static TABLE: &[Row] = &[
     row("SubscriptionNotFound", Class::Invalid, "the subscription does not exist, or the identity has no rights in it", "Check --subscription-id, and the role assignment of the operator's identity."),
 
     // The identity may not, or nobody may.
-    row("AuthorizationFailed", Class::Denied, "the identity lacks an action", GRANT).avoid(Scope::Everything, PERSON),
+    row("AuthorizationFailed", Class::Denied, "the identity lacks an action", GRANT).avoid(Scope::Everything, RIGHT),
     row("LinkedAuthorizationFailed", Class::Denied, "the identity lacks an action on something the agent pool uses, mostly its subnet", GRANT)
-        .avoid(Scope::AgentPool, PERSON),
+        .avoid(Scope::AgentPool, RIGHT),
     row("InvalidAuthenticationToken", Class::Denied, "the token is not accepted", "Check the identity and the cloud (--azure-cloud); tokens are renewed by themselves."),
     row("InvalidAuthenticationTokenTenant", Class::Denied, "the token is of another tenant", "Use an identity of the subscription's tenant."),
     row("ExpiredAuthenticationToken", Class::Denied, "the token is too old", "Check the clock of the node; tokens are renewed by themselves."),
