@@ -46,7 +46,7 @@ impl Trigger {
         self.0.notify_one();
     }
 
-    /// Passes what fires on to each of `listeners`, at most once in [`COALESCE`].
+    /// Passes what fires on to each of `listeners`, at most once in a moment (20 ms).
     pub async fn run(self, listeners: Vec<mpsc::UnboundedSender<()>>) {
         loop {
             self.0.notified().await;
