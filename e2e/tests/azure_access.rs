@@ -125,13 +125,15 @@ fn the_operator_signs_in_outlives_what_is_taken_from_it_and_writes_no_secret_dow
         sim.deny(&[READ]).await.unwrap();
         first.stop().await.unwrap();
         let second = operator(&stage, "second", &token).await;
-        stage
+        let status = stage
             .status_is("p", "the missing right to read", |status| {
                 unreachable(status)
                     .is_some_and(|why| why.contains(READ) && why.contains("AuthorizationFailed"))
             })
             .await
             .unwrap();
+        // Whoever scales by it must not see capacity vanish because Azure does not answer.
+        assert_eq!(status.ready_replicas, 3);
         second.process.check_running().unwrap();
         sim.deny(&[]).await.unwrap();
         // Within a minute of the grant.

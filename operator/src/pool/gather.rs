@@ -155,7 +155,10 @@ pub fn gather(pool: &SpotPool, all: &[Arc<SpotPool>], nodes: &[Arc<Node>], view:
         let known = azure.get(name);
         let role = match known {
             _ if claimed.contains_key(name) => Err(Reason::AgentPoolClaimed),
-            _ if !asked => Err(Reason::AzureUnreachable),
+            // What it sells does not change: Nodes go on counting while Azure cannot be asked.
+            _ if !asked => {
+                before.get(name.as_str()).and_then(|before| before.role).ok_or(Reason::AzureUnreachable)
+            }
             None => Err(Reason::AgentPoolNotFound),
             Some(known) => known.role,
         };

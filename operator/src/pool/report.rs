@@ -91,8 +91,14 @@ fn agent_pools(
             let mut entry = AgentPoolStatus {
                 name: view.name.clone(),
                 role: view.role.ok(),
-                vm_size: known.map(|known| known.pool.vm_size.clone()).unwrap_or_default(),
-                zones: known.map(|known| known.pool.zones.clone()).unwrap_or_default(),
+                vm_size: known
+                    .map(|known| known.pool.vm_size.clone())
+                    .or_else(|| old.map(|old| old.vm_size.clone()))
+                    .unwrap_or_default(),
+                zones: known
+                    .map(|known| known.pool.zones.clone())
+                    .or_else(|| old.map(|old| old.zones.clone()))
+                    .unwrap_or_default(),
                 count: view.count as i32,
                 machines: view.machines.len().max(nodes().count()) as i32,
                 ready: nodes().filter(|node| node.serves()).count() as i32,

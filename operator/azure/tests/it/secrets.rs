@@ -75,7 +75,8 @@ async fn neither_tokens_nor_signatures_are_logged_or_said() {
     log::set_max_level(log::LevelFilter::Trace);
     let subscriber =
         tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(lines.clone()).finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
+    // For all threads: what other tests have logged first would else be taken for "nobody listens".
+    tracing::subscriber::set_global_default(subscriber).unwrap();
 
     let echo = json!({"error": {"code": "InvalidAuthenticationToken", "message": format!("Bearer {TOKEN} at {OPERATION}")}});
     let scripted = Scripted::new(move |asked| match asked.path() {
