@@ -98,7 +98,13 @@ fn an_operator_with_a_wrong_flag_says_which() {
             (&[], "--subscription-id"),
             (&[], "--resource-group"),
             (&[], "--cluster-name"),
-            (&[], "--azure-credential"),
+            (&["--azure-cloud=Mars"], "--azure-cloud"),
+            (&["--azure-cloud=China"], "--azure-cloud"),
+            (&["--azure-api-version=latest"], "--azure-api-version"),
+            (
+                &["--azure-credential=workload-identity", "--azure-endpoint=http://192.0.2.1"],
+                "--azure-endpoint",
+            ),
             (&["--leader-election=perhaps"], "--leader-election"),
             (&["--lease-duration=1s"], "--lease-duration"),
             (&["--log-format=xml"], "--log-format"),
@@ -107,7 +113,14 @@ fn an_operator_with_a_wrong_flag_says_which() {
             (&["--replicas=2"], "--replicas"),
         ];
         for case in cases {
-            refuses(&programs.operator, &but(case.1), std::slice::from_ref(case)).await;
+            let usual: Vec<&str> = but(case.1)
+                .into_iter()
+                .filter(|usual| {
+                    let flag = usual.split('=').next().unwrap_or_default();
+                    !case.0.iter().any(|argument| argument.starts_with(&format!("{flag}=")))
+                })
+                .collect();
+            refuses(&programs.operator, &usual, std::slice::from_ref(case)).await;
         }
     });
 }

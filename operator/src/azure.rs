@@ -109,6 +109,11 @@ impl AzureArgs {
                 "--azure-credential none: only for an --azure-endpoint on this machine, not {endpoint}"
             )));
         }
+        if endpoint.scheme() != "https" && !is_loopback(&endpoint) {
+            return Err(ConfigError(format!(
+                "--azure-endpoint {endpoint}: must be https, so that no token is seen"
+            )));
+        }
         Ok(endpoint)
     }
 }

@@ -83,10 +83,9 @@ async fn run(args: Args) -> Result<(), Exit> {
         let leadership = leadership.clone();
         Arc::new(move || leadership.holds())
     };
+    let azure = Arc::new(args.azure.connect(&args.common, USER_AGENT, may_write.clone())?);
     let lease_client = client::connect(&args.common, USER_AGENT).await?;
-    let client = client::connect_gated(&args.common, USER_AGENT, may_write.clone()).await?;
-    let azure = Arc::new(args.azure.connect(&args.common, USER_AGENT, may_write)?);
-
+    let client = client::connect_gated(&args.common, USER_AGENT, may_write).await?;
     let mut registry = Registry::default();
     let metrics = Metrics::register(&mut registry);
     let readiness = Readiness::default();
