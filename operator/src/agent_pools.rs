@@ -97,6 +97,12 @@ struct State {
     restored: BTreeSet<String>,
 }
 
+impl State {
+    fn entry(&mut self, name: &str) -> Option<&mut Entry> {
+        self.entries.as_mut()?.get_mut(name)
+    }
+}
+
 #[derive(Clone)]
 struct Entry {
     pool: AgentPool,
@@ -271,7 +277,7 @@ impl AgentPools {
         let fresh = self.azure.list().await?.into_iter().find(|fresh| fresh.name == name);
         let names: Vec<String> = machines.into_iter().map(|machine| machine.name).collect();
         let mut state = self.state();
-        let entry = state.entries.as_mut().and_then(|entries| entries.get_mut(name));
+        let entry = state.entry(name);
         let (Some(fresh), Some(entry)) = (fresh, entry) else {
             return Err(conflict("AgentPoolGone", "the agent pool is gone"));
         };
@@ -319,7 +325,7 @@ impl AgentPools {
     /// nothing is planned for it until it has been read again.
     fn claim_write(&self, name: &str) -> Result<AgentPool, AzureError> {
         let mut state = self.state();
-        let entry = state.entries.as_mut().and_then(|entries| entries.get_mut(name));
+        let entry = state.entry(name);
         match entry {
             Some(entry) if entry.written == Written::Read => {
                 entry.written = Written::Unknown;
@@ -331,7 +337,7 @@ impl AgentPools {
 
     fn settle(&self, name: &str, outcome: Result<Accepted, AzureError>) -> Result<(), AzureError> {
         let left = self.azure.write_budget(name);
-        if let Some(entry) = self.state().entries.as_mut().and_then(|entries| entries.get_mut(name)) {
+        if let Some(entry) = self.state().entry(name) {
             entry.write_budget = Some(left);
             match &outcome {
                 Ok(accepted) => {
@@ -471,7 +477,7 @@ impl AgentPools {
                 }
             };
             over |= written == Written::Unknown;
-            if let Some(entry) = self.state().entries.as_mut().and_then(|entries| entries.get_mut(&name)) {
+            if let Some(entry) = self.state().entry(&name) {
                 entry.written = written;
                 entry.failure = failure.or(entry.failure.take());
             }
@@ -593,7 +599,7 @@ impl AgentPools {
         let mut failed = Vec::new();
         let mut state = self.state();
         for (name, at, machines) in lists {
-            let Some(entry) = state.entries.as_mut().and_then(|entries| entries.get_mut(&name)) else {
+            let Some(entry) = state.entry(&name) else {
                 continue;
             };
             entry.machines = match machines {

@@ -40,38 +40,18 @@ pub struct Outcome {
 pub fn intentions(plan: &Plan, now: Timestamp) -> BTreeMap<String, Operation> {
     // Kubernetes keeps whole seconds. Rounded up, a node that came just before is not taken for a new one.
     let since = Time(Timestamp::from_second(now.as_second() + 1).unwrap_or(now));
-    let operation = |action: &Action| match action {
-        Action::ScaleUp { agent_pool, new, coming, count, .. } => Some((
-            agent_pool.clone(),
-            Operation {
-                kind: OperationKind::ScaleUp,
-                count: *count as i32,
-                machines: *new as i32,
-                coming: *coming as i32,
-                since: since.clone(),
-            },
-        )),
-        Action::DeleteMachines { agent_pool, nodes, remaining } => Some((
-            agent_pool.clone(),
-            Operation {
-                kind: OperationKind::DeleteMachines,
-                count: *remaining as i32,
-                machines: nodes.len() as i32,
-                coming: 0,
-                since: since.clone(),
-            },
-        )),
-        Action::CorrectCount { agent_pool, count } => Some((
-            agent_pool.clone(),
-            Operation {
-                kind: OperationKind::CorrectCount,
-                count: *count as i32,
-                machines: 0,
-                coming: 0,
-                since: since.clone(),
-            },
-        )),
-        Action::RequestDrain { .. } | Action::WithdrawDrain { .. } => None,
+    let operation = |action: &Action| {
+        let (kind, count, machines, coming) = match action {
+            Action::ScaleUp { new, coming, count, .. } => (OperationKind::ScaleUp, *count, *new, *coming),
+            Action::DeleteMachines { nodes, remaining, .. } => {
+                (OperationKind::DeleteMachines, *remaining, nodes.len() as u32, 0)
+            }
+            Action::CorrectCount { count, .. } => (OperationKind::CorrectCount, *count, 0, 0),
+            Action::RequestDrain { .. } | Action::WithdrawDrain { .. } => return None,
+        };
+        let (count, machines, coming) = (count as i32, machines as i32, coming as i32);
+        let operation = Operation { kind, count, machines, coming, since: since.clone() };
+        Some((action.agent_pool()?.to_owned(), operation))
     };
     plan.actions.iter().filter_map(operation).collect()
 }

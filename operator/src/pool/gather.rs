@@ -152,17 +152,15 @@ pub fn gather(pool: &SpotPool, all: &[Arc<SpotPool>], nodes: &[Arc<Node>], view:
     snapshot.nodes = nodes.iter().filter_map(|node| node_view(node, &doomed)).collect();
     for agent_pool in &pool.spec.agent_pools {
         let name = &agent_pool.name;
+        let before = before.get(name.as_str());
         let known = azure.get(name);
         let role = match known {
             _ if claimed.contains_key(name) => Err(Reason::AgentPoolClaimed),
             // What it sells does not change: Nodes go on counting while Azure cannot be asked.
-            _ if !asked => {
-                before.get(name.as_str()).and_then(|before| before.role).ok_or(Reason::AzureUnreachable)
-            }
+            _ if !asked => before.and_then(|before| before.role).ok_or(Reason::AzureUnreachable),
             None => Err(Reason::AgentPoolNotFound),
             Some(known) => known.role,
         };
-        let before = before.get(name.as_str());
         let machines = known.map(|known| known.machines.clone()).unwrap_or_default();
         let exist = machines.len().max(snapshot.nodes.iter().filter(|node| node.agent_pool == *name).count());
         // Found at adoption, and never more than still exist.
