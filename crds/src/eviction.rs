@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::instances::InstanceRanges;
+use crate::spot_pool::EventResponse;
 
 /// Value of annotation `spotpool.dev/eviction`: the Azure event that a node is under and how far its
 /// drain is. One writer: whoever is named in `by`.
@@ -19,6 +20,9 @@ pub struct EvictionNotice {
     pub event_type: String,
     /// Where it was seen.
     pub source: Source,
+    /// What the node does about it. Absent in what older agents wrote, who only ever drained.
+    #[serde(default = "drain")]
+    pub response: EventResponse,
     /// When it was first seen (agent's clock).
     pub observed_at: Timestamp,
     /// When Azure will act at the earliest; absent once it has started.
@@ -43,12 +47,31 @@ pub struct EvictionNotice {
     /// that one notice tells the operator of all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub doomed: Vec<Doomed>,
+    /// In phase `Incomplete`: pods that the drain could not see off, `namespace/name: why`, at most
+    /// [`MOST_UNFINISHED`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unfinished: Vec<String>,
 }
 
+fn drain() -> EventResponse {
+    EventResponse::Drain
+}
+
+/// Azure's `EventType` of a spot eviction.
+pub const PREEMPT: &str = "Preempt";
+
+/// Pods named in [`EvictionNotice::unfinished`] at most; the agent's log names all.
+pub const MOST_UNFINISHED: usize = 128;
+
 impl EvictionNotice {
-    /// Whether the node will go: a noticed node is worth nothing until the notice is cancelled.
+    /// Whether the event still holds.
     pub fn is_active(&self) -> bool {
-        self.phase != Phase::Cancelled
+        !matches!(self.phase, Phase::Cancelled | Phase::Over)
+    }
+
+    /// Whether the node is worth nothing because of it: its VM goes, or the node is being emptied.
+    pub fn takes_capacity(&self) -> bool {
+        self.is_active() && (self.event_type == PREEMPT || self.response == EventResponse::Drain)
     }
 }
 
@@ -67,6 +90,8 @@ pub enum Source {
     /// Azure's Instance Metadata Service.
     #[serde(rename = "IMDS")]
     Imds,
+    /// A condition that AKS's node problem detector has set on the Node, while the metadata service was silent.
+    NodeProblemDetector,
 }
 
 /// How far the drain of a noticed node is.
@@ -82,6 +107,8 @@ pub enum Phase {
     Incomplete,
     /// Azure took the event back.
     Cancelled,
+    /// The event has come and gone, and the node is at work again.
+    Over,
 }
 
 /// What became of the pods.
@@ -119,6 +146,7 @@ mod tests {
             event_id: "C1BF8322".into(),
             event_type: "Preempt".into(),
             source: Source::Imds,
+            response: EventResponse::Drain,
             observed_at: "2026-01-01T00:00:00Z".parse().unwrap(),
             not_before: Some("2026-01-01T00:00:30Z".parse().unwrap()),
             deadline: "2026-01-01T00:00:30Z".parse().unwrap(),
@@ -132,12 +160,13 @@ mod tests {
                 not_before: None,
                 instances: [3, 4, 5, 14].into_iter().collect(),
             }],
+            unfinished: Vec::new(),
         };
         let json = serde_json::to_value(&notice).unwrap();
         assert_eq!(
             json,
             serde_json::json!({
-                "by": "NodeAgent", "eventId": "C1BF8322", "type": "Preempt", "source": "IMDS",
+                "by": "NodeAgent", "eventId": "C1BF8322", "type": "Preempt", "source": "IMDS", "response": "Drain",
                 "observedAt": "2026-01-01T00:00:00Z", "notBefore": "2026-01-01T00:00:30Z",
                 "deadline": "2026-01-01T00:00:30Z", "phase": "Noticed",
                 "pods": {"evicted": 0, "escalated": 0, "left": 0}, "cordoned": true, "bootID": "b",

@@ -20,6 +20,24 @@ pub const DRAIN_REQUEST_ANNOTATION: &str = "spotpool.dev/drain-request";
 /// Node annotation: the agent's answer, see [`crate::voluntary_drain::DrainStatus`].
 pub const DRAIN_STATUS_ANNOTATION: &str = "spotpool.dev/drain-status";
 
+/// Pod annotation, set by whoever owns the pod: `true` asks for [`DEADLINE_ANNOTATION`] when its node is under
+/// notice.
+pub const NOTIFY_ANNOTATION: &str = "spotpool.dev/notify";
+/// Pod annotation: by when the pod must be gone, RFC 3339 in UTC. Written by the node's agent on pods that asked.
+pub const DEADLINE_ANNOTATION: &str = "spotpool.dev/deadline";
+/// Pod annotation, set by whoever owns the pod: port and path, such as `:8080/checkpoint`, that the node's agent
+/// POSTs the notice to before it evicts the pod.
+pub const HOOK_ANNOTATION: &str = "spotpool.dev/hook";
+/// Pod annotation, set by whoever owns the pod: how long the answer to the hook is waited for, such as `10s`.
+pub const HOOK_TIMEOUT_ANNOTATION: &str = "spotpool.dev/hook-timeout";
+/// Pod annotation, set by whoever owns the pod: `Leave` or `DeleteAtDeadline`, in place of the SpotPool's
+/// `drain.blockedByPdb`.
+pub const BLOCKED_BY_PDB_ANNOTATION: &str = "spotpool.dev/blocked-by-pdb";
+/// Pod label, set by whoever owns the pod: `last` has a drain ask it after the others, as log shippers want.
+pub const DRAIN_ORDER_LABEL: &str = "spotpool.dev/drain-order";
+/// Its value.
+pub const DRAIN_ORDER_LAST: &str = "last";
+
 /// Taint on a node under notice; its value is the event type, its effect `NoSchedule`.
 pub const EVICTING_TAINT: &str = "spotpool.dev/evicting";
 /// Node condition that says the same to people and other tools. Written by the agent.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::duration::Duration;
-use crate::spot_pool::{BlockedByPdb, Drain, Mode};
+use crate::spot_pool::{BlockedByPdb, Drain, Events, Mode};
 
 /// Value of annotation `spotpool.dev/policy`. The operator writes it when its content changes; where it
 /// is absent or unreadable the agent's flags hold.
@@ -17,6 +17,9 @@ pub struct NodePolicy {
     pub mode: Mode,
     /// How to drain.
     pub drain: DrainPolicy,
+    /// What to do about Azure's events.
+    #[serde(default)]
+    pub events: Events,
     /// Hash of the rest, for a quick comparison.
     pub hash: String,
 }
@@ -35,14 +38,21 @@ pub struct DrainPolicy {
 
 impl NodePolicy {
     /// The policy of a SpotPool for its nodes.
-    pub fn new(pool: &str, namespace: &str, mode: Mode, drain: &Drain) -> Self {
+    pub fn new(pool: &str, namespace: &str, mode: Mode, drain: &Drain, events: &Events) -> Self {
         let drain = DrainPolicy::from(drain);
         // FNV-1a: the same in every build, unlike the standard library's hasher.
-        let text = format!("{pool}\n{namespace}\n{mode:?}\n{drain:?}");
+        let text = format!("{pool}\n{namespace}\n{mode:?}\n{drain:?}\n{events:?}");
         let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
         });
-        Self { pool: pool.into(), namespace: namespace.into(), mode, drain, hash: format!("{hash:016x}") }
+        Self {
+            pool: pool.into(),
+            namespace: namespace.into(),
+            mode,
+            drain,
+            events: events.clone(),
+            hash: format!("{hash:016x}"),
+        }
     }
 }
 

@@ -90,6 +90,14 @@ pub enum Reason {
     SpotEvictionNoticed,
     /// Azure took an announced eviction back.
     SpotEvictionCancelled,
+    /// Azure announced a freeze, reboot, redeploy or the end of this node's VM.
+    MaintenanceNoticed,
+    /// The announced event has come and gone, or the node has booted since: it is at work again.
+    EventOver,
+    /// Azure was told to go ahead with an announced event, because every node that it names is drained.
+    EventAcknowledged,
+    /// Azure recommends to move away from this spot VM, which it may take back soon.
+    RebalanceRecommended,
     /// Every pod that a drain moves has left the node.
     DrainCompleted,
     /// The deadline came with pods left on the node.

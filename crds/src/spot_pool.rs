@@ -79,6 +79,10 @@ pub struct SpotPoolSpec {
     /// How nodes under notice are drained.
     #[serde(default)]
     pub drain: Drain,
+
+    /// What nodes do about the events that Azure announces for their VMs.
+    #[serde(default)]
+    pub events: Events,
 }
 
 /// Whether the operator acts.
@@ -200,6 +204,68 @@ pub enum BlockedByPdb {
     Leave,
 }
 
+/// What nodes do about the events that Azure announces for their VMs.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Events {
+    /// The spot VM is taken back, with 30 seconds of notice at best.
+    #[serde(default = "drain_response")]
+    pub preempt: EventResponse,
+
+    /// The VM is paused for some seconds.
+    #[serde(default)]
+    pub freeze: EventResponse,
+
+    /// The VM is restarted.
+    #[serde(default = "drain_response")]
+    pub reboot: EventResponse,
+
+    /// The VM is moved to another host, without its memory and its temporary disk.
+    #[serde(default = "drain_response")]
+    pub redeploy: EventResponse,
+
+    /// The VM is deleted.
+    #[serde(default = "drain_response")]
+    pub terminate: EventResponse,
+
+    /// Azure's early hint that the spot VM may be taken back soon (`SpotRebalanceRecommendation`). The operator
+    /// hears of it whatever is said here.
+    #[serde(default)]
+    pub rebalance: EventResponse,
+
+    /// How long before Azure acts at the earliest a node begins to respond to a freeze, reboot, redeploy or
+    /// terminate, 0s to 24h. Azure announces some of them days ahead.
+    #[serde(default = "default_lead_time")]
+    #[x_kube(validation = Rule::new("duration(self) <= duration('24h')")
+        .message("events.leadTime must be at most 24h"))]
+    pub lead_time: Duration,
+
+    /// Tells Azure to go ahead with a reboot, redeploy, freeze or terminate once every node that the event names
+    /// is drained, in place of waiting for its time. Never done for a Preempt.
+    #[serde(default)]
+    pub acknowledge: bool,
+}
+
+/// What a node does about an event.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, strum::EnumString,
+)]
+pub enum EventResponse {
+    /// Nothing.
+    #[default]
+    Ignore,
+    /// Takes no new pods until the event is over.
+    Cordon,
+    /// Takes no new pods and moves those that it has.
+    Drain,
+}
+
+fn drain_response() -> EventResponse {
+    EventResponse::Drain
+}
+fn default_lead_time() -> Duration {
+    Duration::from_secs(600)
+}
 fn default_after() -> Duration {
     Duration::from_secs(0)
 }
@@ -242,6 +308,21 @@ impl Default for Drain {
             blocked_by_pdb: BlockedByPdb::default(),
             escalate_after: default_escalate_after(),
             reserve: default_reserve(),
+        }
+    }
+}
+
+impl Default for Events {
+    fn default() -> Self {
+        Self {
+            preempt: drain_response(),
+            freeze: EventResponse::default(),
+            reboot: drain_response(),
+            redeploy: drain_response(),
+            terminate: drain_response(),
+            rebalance: EventResponse::default(),
+            lead_time: default_lead_time(),
+            acknowledge: false,
         }
     }
 }
@@ -496,5 +577,10 @@ mod tests {
         assert_eq!(spec.drain.reserve, Duration::from_secs(2));
         assert_eq!(spec.drain.blocked_by_pdb, BlockedByPdb::DeleteAtDeadline);
         assert_eq!(spec.failback.max_concurrent, 1);
+        assert_eq!(
+            (spec.events.preempt, spec.events.freeze, spec.events.reboot),
+            (EventResponse::Drain, EventResponse::Ignore, EventResponse::Drain)
+        );
+        assert_eq!((spec.events.lead_time, spec.events.acknowledge), (Duration::from_secs(600), false));
     }
 }

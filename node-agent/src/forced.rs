@@ -7,6 +7,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
 use spotpool_crds::eviction::{Claimant, Phase, PodCounts, Source};
+use spotpool_crds::spot_pool::EventResponse;
 use spotpool_crds::{EvictionNotice, Reason, names};
 use spotpool_drain::{Answer, Drain, Ending, Observer, Pod, Progress, Terms};
 use tokio::sync::watch;
@@ -76,6 +77,7 @@ pub fn run(
             event_id: first.event_id.clone(),
             event_type: Kind::Preempt.label().to_owned(),
             source: Source::Imds,
+            response: EventResponse::Drain,
             observed_at: first.observed_at,
             not_before: first.not_before,
             deadline: first.deadline,
@@ -85,6 +87,7 @@ pub fn run(
             boot_id: last.map(|node| node.boot_id().to_owned()).unwrap_or_default(),
             traceparent: None,
             doomed: first.doomed.clone(),
+            unfinished: Vec::new(),
         };
         tracing::info!(
             event_id = wanted.event_id, node = context.node.name(), reason = %Reason::SpotEvictionNoticed,

@@ -6,21 +6,6 @@
 //!                     watch of Node, pods ──┘       └─► hooks (relay), announce, metrics
 //! ```
 
-mod agent;
-mod announce;
-mod args;
-mod context;
-mod document;
-mod edit;
-mod forced;
-mod hooks;
-mod imds;
-mod marks;
-mod metrics;
-mod node;
-mod notice;
-mod voluntary;
-
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -37,13 +22,14 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::agent::{Agent, Inputs, Outputs};
-use crate::announce::Announcer;
-use crate::args::Args;
-use crate::context::Context;
-use crate::imds::{Imds, TimerSlots};
-use crate::metrics::Metrics;
-use crate::node::{OwnNode, watch_node};
+use spotpool_node_agent::agent::{Agent, Inputs, Outputs};
+use spotpool_node_agent::announce::Announcer;
+use spotpool_node_agent::args::Args;
+use spotpool_node_agent::context::Context;
+use spotpool_node_agent::hooks;
+use spotpool_node_agent::imds::{self, Imds, TimerSlots};
+use spotpool_node_agent::metrics::Metrics;
+use spotpool_node_agent::node::{OwnNode, watch_node};
 
 const PROGRAM: &str = "spotpool-node-agent";
 

@@ -119,6 +119,7 @@ mod tests {
     use crate::node::tests::node;
     use serde_json::{Value, json};
     use spotpool_crds::eviction::{Claimant, PodCounts, Source};
+    use spotpool_crds::spot_pool::EventResponse;
 
     fn wanted() -> EvictionNotice {
         EvictionNotice {
@@ -126,6 +127,7 @@ mod tests {
             event_id: "A".into(),
             event_type: "Preempt".into(),
             source: Source::Imds,
+            response: EventResponse::Drain,
             observed_at: "2026-01-01T00:00:00Z".parse().unwrap(),
             not_before: None,
             deadline: "2026-01-01T00:00:30Z".parse().unwrap(),
@@ -135,6 +137,7 @@ mod tests {
             boot_id: "boot-1".into(),
             traceparent: None,
             doomed: Vec::new(),
+            unfinished: Vec::new(),
         }
     }
 

@@ -373,7 +373,7 @@ fn same_marks(one: &Node, other: &Node) -> bool {
 }
 
 #[cfg(test)]
-pub mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// A Node from JSON, as the API sends it.

@@ -300,6 +300,7 @@ fn written(not_before: Option<i64>, phase: Phase) -> EvictionNotice {
         event_id: "A".into(),
         event_type: "Preempt".into(),
         source: Source::Imds,
+        response: spotpool_crds::spot_pool::EventResponse::Drain,
         observed_at: at(-5),
         not_before: not_before.map(at),
         deadline: at(not_before.unwrap_or(-1)),
@@ -309,6 +310,7 @@ fn written(not_before: Option<i64>, phase: Phase) -> EvictionNotice {
         boot_id: "b".into(),
         traceparent: None,
         doomed: Vec::new(),
+        unfinished: Vec::new(),
     }
 }
 

@@ -176,7 +176,7 @@ fn reason_prefix(reason: spotpool_crds::voluntary_drain::DrainReason) -> &'stati
 /// Labels and policy for the nodes that lack them.
 fn membership(pool: &SpotPool, gathered: &Gathered) -> Vec<(String, Value)> {
     let (name, namespace) = (pool.name_any(), pool.namespace().unwrap_or_default());
-    let policy = NodePolicy::new(&name, &namespace, pool.spec.mode, &pool.spec.drain);
+    let policy = NodePolicy::new(&name, &namespace, pool.spec.mode, &pool.spec.drain, &pool.spec.events);
     let Ok(policy) = serde_json::to_string(&policy) else { return Vec::new() };
     let lacking = |node: &&std::sync::Arc<Node>| {
         node.labels().get(names::POOL_LABEL) != Some(&name)

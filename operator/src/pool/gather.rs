@@ -12,7 +12,7 @@ use spotpool_azure::{AgentPool, AzureError, Class, Priority, Scope};
 use spotpool_core::avoidance::{Failure, avoided_until};
 use spotpool_core::claims::{Claim, claimed_by};
 use spotpool_core::{AgentPoolView, DrainView, Memory, NodeView, Snapshot};
-use spotpool_crds::eviction::{EvictionNotice, Phase};
+use spotpool_crds::eviction::EvictionNotice;
 use spotpool_crds::spot_pool::{AgentPoolStatus, AzureError as StatusError, OperationKind, Role};
 use spotpool_crds::voluntary_drain::{DrainRequest, DrainStatus};
 use spotpool_crds::{ProviderId, Reason, SpotPool, names};
@@ -190,7 +190,7 @@ pub fn gather(pool: &SpotPool, all: &[Arc<SpotPool>], nodes: &[Arc<Node>], view:
     let newest_notice = nodes
         .iter()
         .filter_map(|node| notice(node))
-        .filter(EvictionNotice::is_active)
+        .filter(EvictionNotice::takes_capacity)
         .map(|n| n.observed_at)
         .max();
     Gathered { snapshot, nodes, azure, asked, unreachable: view.unreachable, claimed, trouble, newest_notice }
@@ -252,9 +252,8 @@ impl Doomed {
         let Some(id) = provider_id(node) else { return false };
         let events = self.0.get(&id.scale_set.to_ascii_lowercase()).and_then(|set| set.get(&id.instance));
         let Some(events) = events else { return false };
-        let cancelled =
-            notice(node).filter(|notice| notice.phase == Phase::Cancelled).map(|notice| notice.event_id);
-        events.iter().any(|event| Some(event) != cancelled.as_ref())
+        let ended = notice(node).filter(|notice| !notice.is_active()).map(|notice| notice.event_id);
+        events.iter().any(|event| Some(event) != ended.as_ref())
     }
 }
 
@@ -268,7 +267,7 @@ fn node_view(node: &Node, doomed: &Doomed) -> Option<NodeView> {
         agent_pool: agent_pool_of(node)?.to_owned(),
         created: node.metadata.creation_timestamp.as_ref().map_or(Timestamp::MIN, |time| time.0),
         ready: is_ready(node) && !cordoned && !leaving,
-        noticed: notice(node).is_some_and(|notice| notice.is_active()) || doomed.names(node),
+        noticed: notice(node).is_some_and(|notice| notice.takes_capacity()) || doomed.names(node),
         drain: request.map(|request| DrainView {
             not_after: request.not_after,
             phase: status.filter(|status| status.id == request.id).map(|status| status.phase),

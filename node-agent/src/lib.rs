@@ -1,0 +1,23 @@
+//! The node agent, but for its program's wiring: on every node, watches Azure's notices for its VM, and drains the
+//! node by the deadline. A library so that benches and fuzz targets can reach its rooms.
+//!
+//! ```text
+//! imds ─► document ─► notice (decides) ─► agent ─► forced ────► marks, edit ─► node (writes)
+//!                                           ▲  └─► voluntary ─► spotpool-drain (evicts)
+//!                     watch of Node, pods ──┘       └─► hooks (relay), announce, metrics
+//! ```
+
+pub mod agent;
+pub mod announce;
+pub mod args;
+pub mod context;
+pub mod document;
+pub mod edit;
+pub mod forced;
+pub mod hooks;
+pub mod imds;
+pub mod marks;
+pub mod metrics;
+pub mod node;
+pub mod notice;
+pub mod voluntary;
