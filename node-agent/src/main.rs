@@ -3,7 +3,7 @@
 //! ```text
 //! imds ─► document ─► notice (decides) ─► agent ─► forced ────► marks, edit ─► node (writes)
 //!                                           ▲  └─► voluntary ─► spotpool-drain (evicts)
-//!                     watch of Node, pods ──┘       └─► hooks (relay), announce, metrics
+//!                     watch of Node, pods ──┘       └─► relay, announce, metrics
 //! ```
 
 use std::net::SocketAddr;
@@ -26,10 +26,10 @@ use spotpool_node_agent::agent::{Agent, Inputs, Outputs};
 use spotpool_node_agent::announce::Announcer;
 use spotpool_node_agent::args::Args;
 use spotpool_node_agent::context::Context;
-use spotpool_node_agent::hooks;
 use spotpool_node_agent::imds::{self, Imds, TimerSlots};
 use spotpool_node_agent::metrics::Metrics;
 use spotpool_node_agent::node::{OwnNode, watch_node};
+use spotpool_node_agent::relay;
 
 const PROGRAM: &str = "spotpool-node-agent";
 
@@ -94,7 +94,7 @@ async fn run(args: Args, slots: TimerSlots) -> Result<(), Exit> {
         let _ = admin.await;
         "the admin server"
     });
-    let relaying = hooks::serve(relay_listener, relayed);
+    let relaying = relay::serve(relay_listener, relayed);
     tasks.spawn(async move {
         let _ = relaying.await;
         "the relay of the notice"
