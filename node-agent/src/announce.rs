@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use spotpool_crds::{Reason, names};
-use spotpool_drain::Pod;
+use spotpool_drain::{Budget, Pod};
 use tokio::sync::mpsc;
 
 /// What waits to be posted at most; beyond it Events are dropped, the log still has them.
@@ -71,6 +71,19 @@ impl Announcer {
             name: Some(pod.name.clone()),
             namespace: Some(pod.namespace.clone()),
             uid: Some(pod.uid.clone()),
+            ..ObjectReference::default()
+        };
+        self.post(about, true, reason, "Delete", note);
+    }
+
+    /// Says something about a disruption budget.
+    pub fn budget(&self, namespace: &str, budget: &Budget, reason: Reason, note: String) {
+        let about = ObjectReference {
+            api_version: Some("policy/v1".into()),
+            kind: Some("PodDisruptionBudget".into()),
+            name: Some(budget.name.clone()),
+            namespace: Some(namespace.into()),
+            uid: budget.uid.clone(),
             ..ObjectReference::default()
         };
         self.post(about, true, reason, "Delete", note);

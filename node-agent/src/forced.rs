@@ -9,7 +9,7 @@ use serde_json::json;
 use spotpool_crds::eviction::{Claimant, Phase, PodCounts, Source};
 use spotpool_crds::spot_pool::EventResponse;
 use spotpool_crds::{EvictionNotice, Reason, names};
-use spotpool_drain::{Answer, Drain, Ending, Observer, Pod, Progress, Terms};
+use spotpool_drain::{Answer, Budget, Drain, Ending, Holds, Observer, Pod, Progress, Terms};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -94,7 +94,7 @@ pub fn run(
             deadline = %wanted.deadline, resumed = resumed.is_some(), "under notice: cordon and drain"
         );
         let terms =
-            Terms::Forced { noticed: first.observed_at, deadline: first.deadline, policy: context.policy() };
+            Terms::Preempt { noticed: first.observed_at, deadline: first.deadline, policy: context.policy() };
         relay.send_replace(Some(wanted.clone()));
         let flow = Flow {
             context,
@@ -139,7 +139,7 @@ impl Flow {
             });
             self.terms.send_if_modified(|terms| {
                 let last = terms.clone();
-                if let Terms::Forced { noticed, deadline, .. } = terms {
+                if let Terms::Preempt { noticed, deadline, .. } = terms {
                     (*noticed, *deadline) = (news.observed_at, news.deadline);
                 }
                 last != *terms
@@ -223,6 +223,7 @@ impl Flow {
                 client: &self.context.client,
                 pods: self.context.pods.clone(),
                 terms: self.terms.subscribe(),
+                holds: watch::Sender::new(Holds::default()).subscribe(),
                 stop: self.cancel.clone(),
                 observer: &hears,
             }
@@ -273,7 +274,7 @@ impl Flow {
             } else {
                 let now = Timestamp::now();
                 let has_time =
-                    |terms: &Terms| matches!(terms, Terms::Forced { deadline, .. } if *deadline > now);
+                    |terms: &Terms| matches!(terms, Terms::Preempt { deadline, .. } if *deadline > now);
                 terms.wait_for(has_time).await.is_ok()
             };
             if !lives {
@@ -348,18 +349,28 @@ impl Observer for Hears<'_> {
         tracing::debug!(pod = format_args!("{}/{}", pod.namespace, pod.name), deleted, ?answer, "answer");
     }
 
-    fn escalated(&self, pod: &Pod, pdb: Option<&str>) {
+    fn escalated(&self, pod: &Pod, budgets: &[Budget]) {
         let (context, reason) = (&self.flow.context, Reason::DisruptionBudgetOverridden);
         context.metrics.escalated();
         let event_id = self.flow.wanted.borrow().event_id.clone();
-        let budget =
-            pdb.map_or_else(|| "a disruption budget".to_owned(), |pdb| format!("disruption budget {pdb}"));
+        let names: Vec<&str> = budgets.iter().map(|budget| budget.name.as_str()).collect();
+        let budget = match names.as_slice() {
+            [] => "a disruption budget".to_owned(),
+            names => format!("disruption budget {}", names.join(" and ")),
+        };
         tracing::warn!(
             event_id, node = context.node.name(), %reason, pod = format_args!("{}/{}", pod.namespace, pod.name), budget,
             "deleted past its disruption budget"
         );
         let note = format!("Deleted although held by {budget}: its VM is about to go (event {event_id})");
         context.announcer.pod(pod, reason, note);
+        for budget in budgets {
+            let note = format!(
+                "Pod {} was deleted all the same: its VM is about to go (event {event_id})",
+                pod.name
+            );
+            context.announcer.budget(&pod.namespace, budget, reason, note);
+        }
     }
 
     fn progressed(&self, progress: &Progress) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use spotpool_crds::Reason;
 use spotpool_crds::voluntary_drain::{DrainPhase, DrainRequest, DrainStatus};
-use spotpool_drain::{Answer, Drain, Ending, Observer, Pod, Progress, Terms};
+use spotpool_drain::{Answer, Drain, Ending, Holds, Observer, Pod, Progress, Terms};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -60,6 +60,7 @@ pub async fn run(context: Arc<Context>, request: DrainRequest, stop: Cancellatio
             client: &context.client,
             pods: context.pods.clone(),
             terms: terms.subscribe(),
+            holds: watch::Sender::new(Holds::default()).subscribe(),
             stop: stop.clone(),
             observer: &hears,
         }

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::answer::{Answer, delete, evict};
+use crate::holds::Holds;
 use crate::jitter::jittered;
 use crate::plan::{self, Action, Terms};
 use crate::pods::{Pod, Pods};
@@ -49,6 +50,8 @@ pub struct Drain<'a, O> {
     pub pods: watch::Receiver<Pods>,
     /// The terms; they may become harder while it runs.
     pub terms: watch::Receiver<Terms>,
+    /// Pods that may not be asked yet.
+    pub holds: watch::Receiver<Holds>,
     /// Ends it early.
     pub stop: CancellationToken,
     /// Hears what happens.
@@ -61,14 +64,23 @@ pub trait Observer {
     fn answered(&self, pod: &Pod, deleted: bool, answer: &Answer) {
         let _ = (pod, deleted, answer);
     }
-    /// `pod` was deleted although `pdb` (or an unnamed budget) held it.
-    fn escalated(&self, pod: &Pod, pdb: Option<&str>) {
-        let _ = (pod, pdb);
+    /// `pod` was deleted although `budgets`, of its namespace, held it; none are given if the API did not say.
+    fn escalated(&self, pod: &Pod, budgets: &[Budget]) {
+        let _ = (pod, budgets);
     }
     /// The numbers changed.
     fn progressed(&self, progress: &Progress) {
         let _ = progress;
     }
+}
+
+/// A disruption budget.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// Its name.
+    pub name: String,
+    /// Its UID, if it was read.
+    pub uid: Option<String>,
 }
 
 /// How far a drain is.
@@ -95,6 +107,10 @@ pub struct Report {
     pub progress: Progress,
     /// Pods that are still there, `namespace/name: why`.
     pub left: Vec<String>,
+    /// Of those that went: pods that kept something on the node's disk.
+    pub local_storage: u32,
+    /// Of those that went: pods that nobody makes anew.
+    pub unmanaged: u32,
 }
 
 /// Why a drain ended.
@@ -127,9 +143,9 @@ impl Asked {
     }
 
     /// The budget that held the pod at last, if it is known by name.
-    fn held_by(&self) -> Option<&str> {
+    fn held_by(&self) -> Option<Budget> {
         match &self.last {
-            Some(Answer::Blocked { pdb }) => pdb.as_deref(),
+            Some(Answer::Blocked { pdb: Some(name) }) => Some(Budget { name: name.clone(), uid: None }),
             _ => None,
         }
     }
@@ -186,6 +202,7 @@ impl<O: Observer> Drain<'_, O> {
         let mut flying = FuturesUnordered::new();
         let mut progress = Progress::default();
         let (mut evicted, mut escalated) = (0, 0);
+        let (mut local_storage, mut unmanaged) = (0, 0);
         // Whoever keeps pods or terms up to date may go away; what is known then still holds.
         let (mut pods_live, mut terms_live) = (true, true);
         loop {
@@ -212,7 +229,7 @@ impl<O: Observer> Drain<'_, O> {
                 None
             };
             if let Some(ending) = ending {
-                return Report { ending, progress, left: self.still_there(&asked) };
+                return Report { ending, progress, left: self.still_there(&asked), local_storage, unmanaged };
             }
 
             let room = CONCURRENCY.saturating_sub(flying.len());
@@ -227,7 +244,7 @@ impl<O: Observer> Drain<'_, O> {
             let wake = view.wake.map_or(gives_up, |wake| wake.min(gives_up));
             tokio::select! {
                 Some(heard) = flying.next() => {
-                    let is_forced = matches!(terms, Terms::Forced { .. });
+                    let is_forced = !matches!(terms, Terms::Voluntary { .. });
                     // All answers that are there, before the next look at all pods.
                     let mut next = Some(heard);
                     while let Some((pod, deleted, answer)) = next {
@@ -235,9 +252,11 @@ impl<O: Observer> Drain<'_, O> {
                         self.observer.answered(&pod, deleted, &answer);
                         if answer == Answer::Accepted && !known.accepted {
                             known.accepted = true;
+                            local_storage += u32::from(pod.local_storage);
+                            unmanaged += u32::from(pod.is_unmanaged());
                             if deleted {
                                 escalated += 1;
-                                self.observer.escalated(&pod, known.held_by());
+                                self.observer.escalated(&pod, known.held_by().as_slice());
                             } else {
                                 evicted += 1;
                             }

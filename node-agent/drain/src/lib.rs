@@ -10,12 +10,14 @@
 pub mod answer;
 pub mod executor;
 pub mod follow;
+pub mod holds;
 mod jitter;
 pub mod plan;
 pub mod pods;
 
 pub use answer::Answer;
-pub use executor::{Drain, Ending, Observer, Progress, Report};
+pub use executor::{Budget, Drain, Ending, Observer, Progress, Report};
+pub use holds::Holds;
 pub use jitter::jittered;
 pub use plan::Terms;
-pub use pods::{Pod, Pods};
+pub use pods::{Controller, Pod, Pods, Tier};

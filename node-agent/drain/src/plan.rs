@@ -19,11 +19,18 @@ pub const LEAST_EFFORT: Duration = Duration::from_secs(10);
 /// Under which terms a node is drained.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Terms {
-    /// The VM goes at the deadline, whatever the pods say.
-    Forced {
+    /// Azure takes the VM back: it goes at the deadline or sooner, whatever the pods say.
+    Preempt {
         /// When the notice was first seen.
         noticed: Timestamp,
         /// When the VM goes.
+        deadline: Timestamp,
+        /// What becomes of pods that a disruption budget holds, and the time to keep free.
+        policy: DrainPolicy,
+    },
+    /// A freeze, reboot, redeploy or the end of the VM is due at the deadline, and not before.
+    Planned {
+        /// When it happens.
         deadline: Timestamp,
         /// What becomes of pods that a disruption budget holds, and the time to keep free.
         policy: DrainPolicy,
@@ -39,7 +46,9 @@ impl Terms {
     /// When the drain ends although pods are left, if it began at `began`.
     pub fn gives_up_at(&self, began: Timestamp) -> Timestamp {
         match self {
-            Self::Forced { deadline, .. } => (*deadline).max(later(began, LEAST_EFFORT)),
+            Self::Preempt { deadline, .. } | Self::Planned { deadline, .. } => {
+                (*deadline).max(later(began, LEAST_EFFORT))
+            }
             Self::Voluntary { not_after } => *not_after,
         }
     }
@@ -74,7 +83,7 @@ pub fn action(pod: &Pod, refused: bool, terms: &Terms, now: Timestamp) -> Action
     }
     match terms {
         Terms::Voluntary { .. } => Action::Evict { grace: None },
-        Terms::Forced { deadline, policy, .. } => {
+        Terms::Preempt { deadline, policy, .. } | Terms::Planned { deadline, policy } => {
             let grace = clamped(pod.grace, *deadline, policy, now);
             match escalates_at(pod, terms) {
                 Some(time) if refused && now >= time => Action::Escalate { grace },
@@ -86,16 +95,17 @@ pub fn action(pod: &Pod, refused: bool, terms: &Terms, now: Timestamp) -> Action
 
 /// When `pod` is deleted if a disruption budget holds it until then; `None` is never.
 pub fn escalates_at(pod: &Pod, terms: &Terms) -> Option<Timestamp> {
-    match terms {
-        Terms::Forced { noticed, deadline, policy }
-            if policy.blocked_by_pdb == BlockedByPdb::DeleteAtDeadline =>
-        {
-            let patience = later(*noticed, policy.escalate_after.into());
-            let last_call = earlier(*deadline, pod.grace.min(LAST_CALL) + reserve(policy));
-            Some(patience.min(last_call))
-        }
-        _ => None,
+    let (Terms::Preempt { deadline, policy, .. } | Terms::Planned { deadline, policy }) = terms else {
+        return None;
+    };
+    if pod.blocked_by_pdb.unwrap_or(policy.blocked_by_pdb) == BlockedByPdb::Leave {
+        return None;
     }
+    let last_call = earlier(*deadline, pod.grace.min(LAST_CALL) + reserve(policy));
+    Some(match terms {
+        Terms::Preempt { noticed, .. } => last_call.min(later(*noticed, policy.escalate_after.into())),
+        _ => last_call.min(earlier(*deadline, pod.grace + reserve(policy))),
+    })
 }
 
 /// The grace that fits into what is left, in whole seconds.
@@ -133,8 +143,7 @@ mod tests {
             name: "web".into(),
             uid: "1".into(),
             grace: Duration::from_secs(grace),
-            terminating: false,
-            exempt: None,
+            ..Pod::default()
         }
     }
 
@@ -148,7 +157,7 @@ mod tests {
 
     /// A Preempt noticed at 0 with its VM going at `deadline`.
     fn preempt(deadline: i64) -> Terms {
-        Terms::Forced {
+        Terms::Preempt {
             noticed: at(0),
             deadline: at(deadline),
             policy: policy(BlockedByPdb::DeleteAtDeadline),
@@ -197,7 +206,7 @@ mod tests {
 
     #[test]
     fn leave_and_voluntary_never_delete() {
-        let leave = Terms::Forced { noticed: at(0), deadline: at(30), policy: policy(BlockedByPdb::Leave) };
+        let leave = Terms::Preempt { noticed: at(0), deadline: at(30), policy: policy(BlockedByPdb::Leave) };
         let voluntary = Terms::Voluntary { not_after: at(900) };
         for now in [0, 8, 29, 30, 900, 9000] {
             assert!(matches!(action(&pod(30), true, &leave, at(now)), Action::Evict { grace: Some(_) }));
@@ -218,7 +227,7 @@ mod tests {
                 if voluntary {
                     return Terms::Voluntary { not_after: at(deadline) };
                 }
-                Terms::Forced {
+                Terms::Preempt {
                     noticed: at(noticed),
                     deadline: at(deadline),
                     policy: DrainPolicy {
@@ -260,7 +269,7 @@ mod tests {
         fn grace_is_at_least_a_second_and_ends_before_the_deadline(
             pod in any_pod(), refused: bool, terms in any_terms(), now in -100i64..5000,
         ) {
-            let (Terms::Forced { deadline, policy, .. }, Action::Evict { grace: Some(grace) } | Action::Escalate { grace }) =
+            let (Terms::Preempt { deadline, policy, .. }, Action::Evict { grace: Some(grace) } | Action::Escalate { grace }) =
                 (&terms, action(&pod, refused, &terms, at(now))) else { return Ok(()) };
             prop_assert!(grace >= 1);
             prop_assert!(u64::from(grace) <= pod.grace.as_secs().max(1));

@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +13,10 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use kube::runtime::watcher;
 use kube::{Api, Client};
+use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
+use spotpool_crds::names;
+use spotpool_crds::spot_pool::BlockedByPdb;
 use tokio::sync::watch;
 
 use crate::follow::follow;
@@ -21,8 +26,21 @@ const DEFAULT_GRACE: i64 = 30;
 /// The kubelet marks the API's image of a static pod with it.
 const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 
+/// Annotations that are kept of those of a watched pod; the others can be large.
+const KEPT_ANNOTATIONS: [&str; 5] = [
+    MIRROR_ANNOTATION,
+    names::BLOCKED_BY_PDB_ANNOTATION,
+    names::NOTIFY_ANNOTATION,
+    names::HOOK_ANNOTATION,
+    names::HOOK_TIMEOUT_ANNOTATION,
+];
+/// Priority classes whose pods a node needs to work.
+const CRITICAL_CLASSES: [&str; 2] = ["system-node-critical", "system-cluster-critical"];
+/// The lower of their priorities.
+const CRITICAL_PRIORITY: i32 = 2_000_000_000;
+
 /// A pod, as far as a drain cares.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pod {
     /// Its namespace.
     pub namespace: String,
@@ -30,12 +48,53 @@ pub struct Pod {
     pub name: String,
     /// Its UID: a successor of the same name is another pod.
     pub uid: String,
+    /// Its labels, by which a disruption budget selects it.
+    pub labels: BTreeMap<String, String>,
+    /// Who makes a new one when it is gone; `None` is nobody.
+    pub controller: Option<Controller>,
     /// How long it may take to end.
     pub grace: Duration,
     /// Whether it is ending already.
     pub terminating: bool,
     /// Why a drain leaves it alone, if it does.
     pub exempt: Option<Exempt>,
+    /// Before and after which others it is asked to go.
+    pub tier: Tier,
+    /// What its owner wants instead of the pool's word on pods that a disruption budget holds.
+    pub blocked_by_pdb: Option<BlockedByPdb>,
+    /// Whether what it keeps on the node's disk is lost with it.
+    pub local_storage: bool,
+    /// Whether it asked to be told the deadline in an annotation.
+    pub notify: bool,
+    /// Its hook, as its owner wrote it.
+    pub hook: Option<String>,
+    /// How long its hook may take, as its owner wrote it.
+    pub hook_timeout: Option<String>,
+    /// Its address, once it has one.
+    pub ip: Option<IpAddr>,
+    /// What of its annotations could not be read, in words; it counts as not said.
+    pub unreadable: Option<String>,
+}
+
+/// Pods of a tier are asked to go when those of the tiers before it are gone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Tier {
+    /// Most pods.
+    #[default]
+    Ordinary,
+    /// The node, or the cluster, needs it to work, says its priority.
+    SystemCritical,
+    /// Its owner wants it asked after all others, as log shippers do.
+    Last,
+}
+
+/// Who makes a new pod when this one is gone.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Controller {
+    /// Its kind, such as `ReplicaSet`.
+    pub kind: String,
+    /// Its UID.
+    pub uid: String,
 }
 
 /// Why a drain leaves a pod alone.
@@ -49,38 +108,93 @@ pub enum Exempt {
     Finished,
 }
 
+/// What [`Pod`] is made from beside its metadata.
+#[derive(Default)]
+struct Facts<'a> {
+    grace: Option<i64>,
+    priority: Option<i32>,
+    priority_class: Option<&'a str>,
+    local_storage: bool,
+    phase: Option<&'a str>,
+    ip: Option<&'a str>,
+}
+
 impl Pod {
     /// From what a watch or a store holds; `None` for an object without name, namespace or UID, which no
     /// API server sends.
-    fn read(meta: &ObjectMeta, grace: Option<i64>, phase: Option<&str>) -> Option<Self> {
-        let controller = |owner: &&OwnerReference| owner.controller == Some(true);
-        let owner = meta.owner_references.iter().flatten().find(controller);
-        let exempt = if matches!(phase, Some("Succeeded" | "Failed")) {
+    fn read(meta: &ObjectMeta, facts: &Facts<'_>) -> Option<Self> {
+        let annotation = |key: &str| meta.annotations.as_ref()?.get(key);
+        let is_controller = |owner: &&OwnerReference| owner.controller == Some(true);
+        let owner = meta.owner_references.iter().flatten().find(is_controller);
+        let exempt = if matches!(facts.phase, Some("Succeeded" | "Failed")) {
             Some(Exempt::Finished)
-        } else if meta.annotations.as_ref().is_some_and(|all| all.contains_key(MIRROR_ANNOTATION)) {
+        } else if annotation(MIRROR_ANNOTATION).is_some() {
             Some(Exempt::Mirror)
         } else if owner.is_some_and(|owner| owner.kind == "DaemonSet") {
             Some(Exempt::DaemonSet)
         } else {
             None
         };
+        let labels = meta.labels.clone().unwrap_or_default();
+        let is_last =
+            labels.get(names::DRAIN_ORDER_LABEL).is_some_and(|order| order == names::DRAIN_ORDER_LAST);
+        let is_critical = facts.priority_class.is_some_and(|class| CRITICAL_CLASSES.contains(&class))
+            || facts.priority.is_some_and(|priority| priority >= CRITICAL_PRIORITY);
+        let tier = match (is_last, is_critical) {
+            (true, _) => Tier::Last,
+            (false, true) => Tier::SystemCritical,
+            (false, false) => Tier::Ordinary,
+        };
+        let (blocked_by_pdb, unreadable) = match annotation(names::BLOCKED_BY_PDB_ANNOTATION) {
+            None => (None, None),
+            Some(text) => match text.as_str() {
+                "Leave" => (Some(BlockedByPdb::Leave), None),
+                "DeleteAtDeadline" => (Some(BlockedByPdb::DeleteAtDeadline), None),
+                _ => (None, Some(format!("{}: {text:?}", names::BLOCKED_BY_PDB_ANNOTATION))),
+            },
+        };
         Some(Self {
             namespace: meta.namespace.clone()?,
             name: meta.name.clone()?,
             uid: meta.uid.clone()?,
-            grace: Duration::from_secs(u64::try_from(grace.unwrap_or(DEFAULT_GRACE)).unwrap_or(1)),
+            controller: owner.map(|owner| Controller { kind: owner.kind.clone(), uid: owner.uid.clone() }),
+            grace: Duration::from_secs(u64::try_from(facts.grace.unwrap_or(DEFAULT_GRACE)).unwrap_or(1)),
             terminating: meta.deletion_timestamp.is_some(),
             exempt,
+            tier,
+            labels,
+            blocked_by_pdb,
+            local_storage: facts.local_storage,
+            notify: annotation(names::NOTIFY_ANNOTATION).is_some_and(|wish| wish == "true"),
+            hook: annotation(names::HOOK_ANNOTATION).cloned(),
+            hook_timeout: annotation(names::HOOK_TIMEOUT_ANNOTATION).cloned(),
+            ip: facts.ip.and_then(|ip| ip.parse().ok()),
+            unreadable,
         })
     }
 
     /// From a whole pod, as a shared store holds it.
     pub fn from_object(pod: &core::Pod) -> Option<Self> {
+        let (spec, status) = (pod.spec.as_ref(), pod.status.as_ref());
+        let on_disk = |volume: &core::Volume| {
+            volume.empty_dir.as_ref().is_some_and(|dir| dir.medium.as_deref() != Some("Memory"))
+        };
         Self::read(
             &pod.metadata,
-            pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds),
-            pod.status.as_ref().and_then(|status| status.phase.as_deref()),
+            &Facts {
+                grace: spec.and_then(|spec| spec.termination_grace_period_seconds),
+                priority: spec.and_then(|spec| spec.priority),
+                priority_class: spec.and_then(|spec| spec.priority_class_name.as_deref()),
+                local_storage: spec.is_some_and(|spec| spec.volumes.iter().flatten().any(on_disk)),
+                phase: status.and_then(|status| status.phase.as_deref()),
+                ip: status.and_then(|status| status.pod_ip.as_deref()),
+            },
         )
+    }
+
+    /// Whether nobody makes a new one when it is gone.
+    pub fn is_unmanaged(&self) -> bool {
+        self.controller.is_none()
     }
 }
 
@@ -183,19 +297,48 @@ struct WatchedPod {
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(default, rename_all = "camelCase")]
 struct WatchedSpec {
     termination_grace_period_seconds: Option<i64>,
+    priority: Option<i32>,
+    priority_class_name: Option<String>,
+    volumes: Vec<WatchedVolume>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct WatchedVolume {
+    empty_dir: Option<WatchedEmptyDir>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct WatchedEmptyDir {
+    medium: String,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
 struct WatchedStatus {
     phase: Option<String>,
+    #[serde(rename = "podIP")]
+    pod_ip: Option<String>,
 }
 
 impl WatchedPod {
     fn read(&self) -> Option<Pod> {
-        Pod::read(&self.metadata, self.spec.termination_grace_period_seconds, self.status.phase.as_deref())
+        let (spec, status) = (&self.spec, &self.status);
+        let on_disk =
+            |volume: &WatchedVolume| volume.empty_dir.as_ref().is_some_and(|dir| dir.medium != "Memory");
+        let facts = Facts {
+            grace: spec.termination_grace_period_seconds,
+            priority: spec.priority,
+            priority_class: spec.priority_class_name.as_deref(),
+            local_storage: spec.volumes.iter().any(on_disk),
+            phase: status.phase.as_deref(),
+            ip: status.pod_ip.as_deref(),
+        };
+        Pod::read(&self.metadata, &facts)
     }
 }
 
@@ -223,7 +366,7 @@ impl kube::Resource for WatchedPod {
     }
 }
 
-/// Metadata without managed fields and labels, which are most of it.
+/// Metadata without managed fields and most annotations, which are most of it.
 fn few_metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
@@ -233,14 +376,10 @@ fn few_metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta
         uid: Option<String>,
         resource_version: Option<String>,
         deletion_timestamp: Option<Time>,
-        #[serde(default)]
-        annotations: FewAnnotations,
+        #[serde(default, deserialize_with = "few_annotations")]
+        annotations: BTreeMap<String, String>,
+        labels: Option<BTreeMap<String, String>>,
         owner_references: Option<Vec<OwnerReference>>,
-    }
-    #[derive(Default, Deserialize)]
-    struct FewAnnotations {
-        #[serde(rename = "kubernetes.io/config.mirror")]
-        mirror: Option<String>,
     }
     let few = Few::deserialize(deserializer)?;
     Ok(ObjectMeta {
@@ -249,13 +388,41 @@ fn few_metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta
         uid: few.uid,
         resource_version: few.resource_version,
         deletion_timestamp: few.deletion_timestamp,
-        annotations: few
-            .annotations
-            .mirror
-            .map(|mirror| BTreeMap::from([(MIRROR_ANNOTATION.to_owned(), mirror)])),
+        annotations: Some(few.annotations),
+        labels: few.labels,
         owner_references: few.owner_references,
         ..ObjectMeta::default()
     })
+}
+
+fn few_annotations<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error> {
+    struct Few;
+
+    impl<'de> Visitor<'de> for Few {
+        type Value = BTreeMap<String, String>;
+
+        fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+            formatter.write_str("annotations")
+        }
+
+        fn visit_unit<E>(self) -> Result<Self::Value, E> {
+            Ok(BTreeMap::new())
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut all: A) -> Result<Self::Value, A::Error> {
+            let mut few = BTreeMap::new();
+            while let Some(key) = all.next_key::<String>()? {
+                if KEPT_ANNOTATIONS.contains(&key.as_str()) {
+                    few.insert(key, all.next_value()?);
+                } else {
+                    all.next_value::<IgnoredAny>()?;
+                }
+            }
+            Ok(few)
+        }
+    }
+
+    deserializer.deserialize_any(Few)
 }
 
 #[cfg(test)]
@@ -308,5 +475,65 @@ mod tests {
             read(json!({"metadata": {"name": "p", "namespace": "n", "uid": "1"}})).grace.as_secs(),
             30
         );
+    }
+
+    #[test]
+    fn reads_what_its_owner_wants_of_a_drain() {
+        let pod = read(json!({
+            "metadata": {"name": "p", "namespace": "n", "uid": "1", "labels": {"app": "web", "spotpool.dev/drain-order": "last"},
+                "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "o", "uid": "u", "controller": true}],
+                "annotations": {"spotpool.dev/notify": "true", "spotpool.dev/hook": ":8080/x", "spotpool.dev/hook-timeout": "5s",
+                    "spotpool.dev/blocked-by-pdb": "Leave", "kubectl.kubernetes.io/last-applied-configuration": "{}"}},
+            "spec": {"containers": [], "priorityClassName": "system-cluster-critical"},
+            "status": {"podIP": "10.1.2.3"},
+        }));
+        assert_eq!(pod.controller, Some(Controller { kind: "ReplicaSet".into(), uid: "u".into() }));
+        assert_eq!(pod.labels["app"], "web");
+        assert_eq!(pod.tier, Tier::Last);
+        assert!(pod.notify && !pod.is_unmanaged() && pod.unreadable.is_none());
+        assert_eq!((pod.hook.as_deref(), pod.hook_timeout.as_deref()), (Some(":8080/x"), Some("5s")));
+        assert_eq!(pod.blocked_by_pdb, Some(BlockedByPdb::Leave));
+        assert_eq!(pod.ip, Some(IpAddr::from([10, 1, 2, 3])));
+    }
+
+    #[test]
+    fn a_pod_that_says_nothing_wants_nothing_and_nonsense_counts_as_nothing() {
+        let of = |annotations: serde_json::Value, spec: serde_json::Value| {
+            read(
+                json!({"metadata": {"name": "p", "namespace": "n", "uid": "1", "annotations": annotations}, "spec": spec}),
+            )
+        };
+        let plain = of(json!(null), json!({"containers": []}));
+        assert!(
+            plain.is_unmanaged() && plain.tier == Tier::Ordinary && !plain.notify && !plain.local_storage
+        );
+        let odd = of(
+            json!({"spotpool.dev/blocked-by-pdb": "leave", "spotpool.dev/notify": "yes"}),
+            json!({"containers": [], "priority": 1_999_999_999}),
+        );
+        assert!(odd.blocked_by_pdb.is_none() && !odd.notify && odd.tier == Tier::Ordinary);
+        assert_eq!(odd.unreadable.as_deref(), Some(r#"spotpool.dev/blocked-by-pdb: "leave""#));
+        let delete = of(
+            json!({"spotpool.dev/blocked-by-pdb": "DeleteAtDeadline"}),
+            json!({"containers": [], "priority": 2_000_000_000}),
+        );
+        assert_eq!(
+            (delete.blocked_by_pdb, delete.tier),
+            (Some(BlockedByPdb::DeleteAtDeadline), Tier::SystemCritical)
+        );
+    }
+
+    #[test]
+    fn what_is_on_the_nodes_disk_is_lost_with_the_pod() {
+        for (volume, lost) in [
+            (json!({"name": "v", "emptyDir": {}}), true),
+            (json!({"name": "v", "emptyDir": {"sizeLimit": "1Gi"}}), true),
+            (json!({"name": "v", "emptyDir": {"medium": "Memory"}}), false),
+            (json!({"name": "v", "persistentVolumeClaim": {"claimName": "c"}}), false),
+        ] {
+            let pod = read(json!({"metadata": {"name": "p", "namespace": "n", "uid": "1"},
+                "spec": {"containers": [], "volumes": [volume.clone()]}}));
+            assert_eq!(pod.local_storage, lost, "{volume}");
+        }
     }
 }

@@ -107,6 +107,7 @@ impl Api {
             client: &client,
             pods: self.pods.subscribe(),
             terms: terms.subscribe(),
+            holds: watch::Sender::new(Holds::default()).subscribe(),
             stop: CancellationToken::new(),
             observer: &heard,
         };
@@ -116,7 +117,7 @@ impl Api {
 
 #[derive(Default)]
 struct Heard {
-    escalated: Mutex<Vec<(String, Option<String>)>>,
+    escalated: Mutex<Vec<(String, Vec<String>)>>,
     answers: Mutex<HashMap<&'static str, u32>>,
 }
 
@@ -124,9 +125,9 @@ impl Observer for Heard {
     fn answered(&self, _: &Pod, _: bool, answer: &Answer) {
         *self.answers.lock().unwrap().entry(answer.label()).or_default() += 1;
     }
-    fn escalated(&self, pod: &Pod, pdb: Option<&str>) {
-        let pdb = pdb.map(str::to_owned);
-        self.escalated.lock().unwrap().push((pod.name.clone(), pdb));
+    fn escalated(&self, pod: &Pod, budgets: &[Budget]) {
+        let names = budgets.iter().map(|budget| budget.name.clone()).collect();
+        self.escalated.lock().unwrap().push((pod.name.clone(), names));
     }
 }
 
@@ -137,15 +138,14 @@ fn pods(names: impl IntoIterator<Item = impl ToString>) -> Vec<Pod> {
         uid: name.clone(),
         name,
         grace: Duration::from_secs(30),
-        terminating: false,
-        exempt: None,
+        ..Pod::default()
     };
     names.into_iter().map(|name| pod(name.to_string())).collect()
 }
 
 fn preempt(seconds: i64) -> Terms {
     let now = Timestamp::now();
-    Terms::Forced {
+    Terms::Preempt {
         noticed: now,
         deadline: now + SignedDuration::from_secs(seconds),
         policy: DrainPolicy {
@@ -183,7 +183,7 @@ async fn a_blocked_pod_delays_no_other_and_is_deleted_in_time() {
     let (report, heard) = api.drain(preempt(30)).await;
     assert_eq!(report.ending, Ending::Drained);
     assert_eq!((report.progress.evicted, report.progress.escalated), (109, 1));
-    assert_eq!(*heard.escalated.lock().unwrap(), [("7".to_owned(), Some("web".to_owned()))]);
+    assert_eq!(*heard.escalated.lock().unwrap(), [("7".to_owned(), vec!["web".to_owned()])]);
     let calls = api.calls();
     let others = calls.iter().filter(|call| call.pod != "7").map(|call| call.at);
     assert!(others.max().unwrap() < Duration::from_millis(50));
@@ -228,7 +228,7 @@ async fn silence_and_errors_are_tried_again_soon() {
 #[tokio::test(start_paused = true)]
 async fn what_cannot_go_is_named_at_the_end() {
     let mut terms = preempt(30);
-    if let Terms::Forced { policy, .. } = &mut terms {
+    if let Terms::Preempt { policy, .. } = &mut terms {
         policy.blocked_by_pdb = BlockedByPdb::Leave;
     }
     let api = Api::new(pods(["web"]), |_| Some(blocked()));
@@ -299,6 +299,7 @@ async fn pods_that_come_meanwhile_go_too_and_a_stop_stops() {
         client: &client,
         pods: api.pods.subscribe(),
         terms: terms.subscribe(),
+        holds: watch::Sender::new(Holds::default()).subscribe(),
         stop,
         observer: &heard,
     }
