@@ -45,6 +45,16 @@ pub const EVICTION_NOTICED_CONDITION: &str = "EvictionNoticed";
 /// Well-known Kubernetes label that takes a node out of cloud load balancers.
 pub const EXCLUDE_FROM_LOAD_BALANCERS_LABEL: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 
+/// Taint by which AKS's own auto-drain closes a node.
+pub const AKS_REMEDIATOR_TAINT: &str = "remediator.kubernetes.azure.com/unschedulable";
+/// Taint of a node that the cluster autoscaler is about to delete. Its softer `DeletionCandidateOf…` closes nothing.
+pub const AUTOSCALER_DELETION_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
+
+/// Condition that AKS's node problem detector sets on a Node whose spot VM will be taken back.
+pub const PREEMPTION_SCHEDULED_CONDITION: &str = "PreemptionScheduled";
+/// The same for Azure's other events.
+pub const VM_EVENT_SCHEDULED_CONDITION: &str = "VMEventScheduled";
+
 /// AKS's label with the name of a node's agent pool.
 pub const AGENT_POOL_LABEL: &str = "kubernetes.azure.com/agentpool";
 

@@ -3,23 +3,33 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// A VM of a uniform scale set, read from a `providerID` such as
-/// `azure:///subscriptions/…/virtualMachineScaleSets/aks-spot-12345678-vmss/virtualMachines/13`.
+/// A VM, read from a `providerID`.
 ///
-/// Azure's metadata service names the same VM `aks-spot-12345678-vmss_13` (decimal) while the Node is
+/// Azure's metadata service names a scale set's VM `aks-spot-12345678-vmss_13` (decimal) while the Node is
 /// `aks-spot-12345678-vmss00000d` (base 36): always map by providerID, never by text.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ProviderId {
-    /// Name of the scale set.
-    pub scale_set: String,
-    /// Instance id in it.
-    pub instance: u64,
+pub enum ProviderId {
+    /// A VM of a uniform scale set:
+    /// `azure:///subscriptions/…/virtualMachineScaleSets/aks-spot-12345678-vmss/virtualMachines/13`.
+    ScaleSet {
+        /// Name of the scale set.
+        scale_set: String,
+        /// Instance id in it.
+        instance: u64,
+    },
+    /// A VM of its own, as agent pools of type `VirtualMachines` have:
+    /// `azure:///subscriptions/…/Microsoft.Compute/virtualMachines/aks-mypool-12345678-vms0`.
+    Vm {
+        /// Its name, the same everywhere.
+        name: String,
+    },
 }
 
-/// Why a `providerID` is no VM of a scale set.
+/// Why a `providerID` is no VM of Azure's.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "providerID `{0}` names no VM of a scale set (want azure:///…/virtualMachineScaleSets/NAME/virtualMachines/N)"
+    "providerID `{0}` names no VM (want azure:///…/virtualMachineScaleSets/NAME/virtualMachines/N or \
+     azure:///…/Microsoft.Compute/virtualMachines/NAME)"
 )]
 pub struct ParseError(String);
 
@@ -30,39 +40,75 @@ impl FromStr for ProviderId {
         let wrong = || ParseError(text.chars().take(300).collect());
         let path = text.strip_prefix("azure://").ok_or_else(wrong)?;
         let mut parts = path.rsplit('/');
-        let (Some(instance), Some(vms), Some(scale_set), Some(sets)) =
+        let (Some(vm), Some(vms), Some(parent), Some(kind)) =
             (parts.next(), parts.next(), parts.next(), parts.next())
         else {
             return Err(wrong());
         };
         // Azure's resource paths are case-insensitive, and different components spell them differently.
-        if !vms.eq_ignore_ascii_case("virtualMachines")
-            || !sets.eq_ignore_ascii_case("virtualMachineScaleSets")
-            || scale_set.is_empty()
-        {
+        if !vms.eq_ignore_ascii_case("virtualMachines") || vm.is_empty() || parent.is_empty() {
             return Err(wrong());
         }
-        Ok(Self { scale_set: scale_set.to_owned(), instance: instance.parse().map_err(|_| wrong())? })
+        if kind.eq_ignore_ascii_case("virtualMachineScaleSets") {
+            let instance = vm.parse().map_err(|_| wrong())?;
+            Ok(Self::ScaleSet { scale_set: parent.to_owned(), instance })
+        } else if parent.eq_ignore_ascii_case("Microsoft.Compute") {
+            Ok(Self::Vm { name: vm.to_owned() })
+        } else {
+            Err(wrong())
+        }
     }
 }
 
 impl ProviderId {
-    /// The VM's name in the metadata service: `<scale set>_<decimal instance id>`.
+    /// The VM's name in the metadata service: `<scale set>_<decimal instance id>`, or its name.
     pub fn imds_name(&self) -> String {
-        format!("{}_{}", self.scale_set, self.instance)
+        self.to_string()
+    }
+
+    /// Name of its scale set in small letters and its instance id there, if it is in one.
+    pub fn instance(&self) -> Option<(String, u64)> {
+        match self {
+            Self::ScaleSet { scale_set, instance } => Some((scale_set.to_ascii_lowercase(), *instance)),
+            Self::Vm { .. } => None,
+        }
     }
 
     /// The instance id if `resource`, a name from a Scheduled Events document, is a VM of this scale set.
     pub fn sibling(&self, resource: &str) -> Option<u64> {
+        let Self::ScaleSet { scale_set: own, .. } = self else { return None };
         let (scale_set, instance) = resource.rsplit_once('_')?;
-        (scale_set.eq_ignore_ascii_case(&self.scale_set)).then(|| instance.parse().ok()).flatten()
+        scale_set.eq_ignore_ascii_case(own).then(|| instance.parse().ok()).flatten()
     }
 }
 
 impl fmt::Display for ProviderId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}_{}", self.scale_set, self.instance)
+        match self {
+            Self::ScaleSet { scale_set, instance } => write!(f, "{scale_set}_{instance}"),
+            Self::Vm { name } => f.write_str(name),
+        }
     }
+}
+
+/// The name that the Node of `resource`, a VM in a Scheduled Events document, should have. Whether that Node
+/// really is this VM, its providerID says.
+pub fn node_name(resource: &str) -> String {
+    let of_scale_set = || {
+        let (scale_set, instance) = resource.rsplit_once('_')?;
+        Some(format!("{scale_set}{}", base_36(instance.parse().ok()?)))
+    };
+    of_scale_set().unwrap_or_else(|| resource.to_owned()).to_ascii_lowercase()
+}
+
+/// Six digits at least, as Azure names the computers of a scale set.
+fn base_36(mut number: u64) -> String {
+    let mut digits = Vec::new();
+    while number > 0 || digits.len() < 6 {
+        digits.push(char::from_digit((number % 36) as u32, 36).unwrap_or('0'));
+        number /= 36;
+    }
+    digits.into_iter().rev().collect()
 }
 
 #[cfg(test)]
@@ -77,11 +123,19 @@ mod tests {
             format!("{PREFIX}virtualMachineScaleSets/aks-spot-12345678-vmss/virtualMachines/13")
                 .parse()
                 .unwrap();
-        assert_eq!((id.scale_set.as_str(), id.instance), ("aks-spot-12345678-vmss", 13));
+        assert_eq!(id.instance(), Some(("aks-spot-12345678-vmss".into(), 13)));
         assert_eq!(id.imds_name(), "aks-spot-12345678-vmss_13");
         assert_eq!(id.sibling("AKS-spot-12345678-VMSS_40"), Some(40));
         assert_eq!(id.sibling("aks-other-12345678-vmss_40"), None);
         assert_eq!(id.sibling("aks-spot-12345678-vmss"), None);
+    }
+
+    #[test]
+    fn reads_vms_of_their_own() {
+        let id: ProviderId = format!("{PREFIX}virtualMachines/aks-mypool-12345678-vms0").parse().unwrap();
+        assert_eq!(id.imds_name(), "aks-mypool-12345678-vms0");
+        assert_eq!(id.instance(), None);
+        assert_eq!(id.sibling("aks-mypool-12345678-vms0"), None);
     }
 
     #[test]
@@ -90,11 +144,27 @@ mod tests {
             "",
             "azure:///",
             "aws:///eu/i-1",
-            &format!("{PREFIX}virtualMachines/aks-mypool-12345678-vms0"),
+            &format!("{PREFIX}virtualMachines/"),
+            &format!("{PREFIX}disks/aks-mypool-12345678-vms0"),
             &format!("{PREFIX}virtualMachineScaleSets/x/virtualMachines/zz"),
             &format!("{PREFIX}virtualMachineScaleSets//virtualMachines/1"),
+            &format!("{PREFIX}availabilitySets/x/virtualMachines/1"),
         ] {
             assert!(text.parse::<ProviderId>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_vms_node_is_found_by_name() {
+        for (vm, node) in [
+            ("aks-spot-12345678-vmss_13", "aks-spot-12345678-vmss00000d"),
+            ("AKS-SPOT-12345678-VMSS_0", "aks-spot-12345678-vmss000000"),
+            ("aks-spot-12345678-vmss_46655", "aks-spot-12345678-vmss000zzz"),
+            ("aks-mypool-12345678-vms0", "aks-mypool-12345678-vms0"),
+            ("odd_name", "odd_name"),
+            ("s_18446744073709551615", "s3w5e11264sgsf"),
+        ] {
+            assert_eq!(node_name(vm), node);
         }
     }
 }

@@ -233,11 +233,11 @@ impl Doomed {
     fn of(nodes: &[Arc<Node>]) -> Self {
         let mut doomed: BTreeMap<String, BTreeMap<u64, BTreeSet<String>>> = BTreeMap::new();
         for node in nodes {
-            let (Some(notice), Some(id)) = (notice(node), provider_id(node)) else { continue };
+            let (Some(notice), Some((scale_set, _))) = (notice(node), instance(node)) else { continue };
             if !notice.is_active() {
                 continue;
             }
-            let scale_set = doomed.entry(id.scale_set.to_ascii_lowercase()).or_default();
+            let scale_set = doomed.entry(scale_set).or_default();
             for event in notice.doomed {
                 for instance in event.instances.iter() {
                     scale_set.entry(instance).or_default().insert(event.event_id.clone());
@@ -249,8 +249,8 @@ impl Doomed {
 
     /// Whether a sibling says that this node is doomed, and its own agent has not said otherwise.
     fn names(&self, node: &Node) -> bool {
-        let Some(id) = provider_id(node) else { return false };
-        let events = self.0.get(&id.scale_set.to_ascii_lowercase()).and_then(|set| set.get(&id.instance));
+        let Some((scale_set, instance)) = instance(node) else { return false };
+        let events = self.0.get(&scale_set).and_then(|set| set.get(&instance));
         let Some(events) = events else { return false };
         let ended = notice(node).filter(|notice| !notice.is_active()).map(|notice| notice.event_id);
         events.iter().any(|event| Some(event) != ended.as_ref())
@@ -267,7 +267,10 @@ fn node_view(node: &Node, doomed: &Doomed) -> Option<NodeView> {
         agent_pool: agent_pool_of(node)?.to_owned(),
         created: node.metadata.creation_timestamp.as_ref().map_or(Timestamp::MIN, |time| time.0),
         ready: is_ready(node) && !cordoned && !leaving,
-        noticed: notice(node).is_some_and(|notice| notice.takes_capacity()) || doomed.names(node),
+        noticed: notice(node)
+            .filter(EvictionNotice::takes_capacity)
+            .map(|notice| notice.observed_at)
+            .or_else(|| doomed.names(node)),
         drain: request.map(|request| DrainView {
             not_after: request.not_after,
             phase: status.filter(|status| status.id == request.id).map(|status| status.phase),
@@ -287,8 +290,10 @@ fn annotation<T: DeserializeOwned>(node: &Node, key: &str) -> Option<T> {
         .ok()
 }
 
-fn provider_id(node: &Node) -> Option<ProviderId> {
-    node.spec.as_ref()?.provider_id.as_ref()?.parse().ok()
+/// Scale set and instance id of a Node's VM. A VM of its own has no siblings.
+fn instance(node: &Node) -> Option<(String, u64)> {
+    let id: ProviderId = node.spec.as_ref()?.provider_id.as_ref()?.parse().ok()?;
+    id.instance()
 }
 
 #[cfg(test)]
@@ -342,6 +347,27 @@ mod tests {
             node("b", 1, &eviction("E1", "Cancelled", "")),
         ];
         assert_eq!(noticed(&nodes), [true, false]);
+    }
+
+    #[test]
+    fn a_node_is_worth_nothing_when_its_vm_goes_or_it_is_emptied_and_is_kept_otherwise() {
+        for (kind, response, phase, is_lost) in [
+            ("Preempt", "Drain", "Noticed", true),
+            // Nobody drains it, its VM goes all the same.
+            ("Preempt", "Ignore", "Noticed", true),
+            ("Reboot", "Drain", "Draining", true),
+            ("Reboot", "Cordon", "Noticed", false),
+            ("SpotRebalanceRecommendation", "Ignore", "Noticed", false),
+            ("SpotRebalanceRecommendation", "Drain", "Drained", true),
+            ("Redeploy", "Drain", "Over", false),
+            ("Preempt", "Drain", "Over", false),
+        ] {
+            let notice = json!({"by": "NodeAgent", "eventId": "E", "type": kind, "source": "IMDS", "response": response,
+                "observedAt": "2026-01-01T00:00:00Z", "deadline": "2026-01-01T00:00:30Z", "phase": phase,
+                "cordoned": true, "bootID": "b"});
+            let node = node("a", 0, &json!({names::EVICTION_ANNOTATION: notice.to_string()}));
+            assert_eq!(noticed(&[node]), [is_lost], "{kind} {response} {phase}");
+        }
     }
 
     #[test]
