@@ -1,5 +1,6 @@
 //! The apiserver's own account of the requests it had: one clock for everybody's.
 
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::PathBuf;
@@ -13,7 +14,8 @@ use spotpool_e2e::{World, eventually};
 /// The audit log from a moment on.
 pub struct Audit {
     path: PathBuf,
-    from: u64,
+    read_to: u64,
+    requests: Vec<Request>,
 }
 
 /// One request and its answer.
@@ -83,6 +85,12 @@ impl Request {
         (self.eviction_of().is_some() && accepted).then(|| self.object().2)
     }
 
+    /// Whether it is about the pod of this name, or asks for disruption budgets because of one.
+    pub fn is_about(&self, pod: &str) -> bool {
+        let (resource, _, name) = self.object();
+        (resource == "pods" && name == pod) || resource == "poddisruptionbudgets"
+    }
+
     /// The pod that it asks to evict.
     pub fn eviction_of(&self) -> Option<&str> {
         match self.object() {
@@ -117,40 +125,54 @@ impl Audit {
     /// The log of this world from now on.
     pub fn from_now(world: &World) -> Result<Self> {
         let path = world.cluster.audit_log().context("there is no audit log")?;
-        let from = std::fs::metadata(&path).map_or(0, |file| file.len());
-        Ok(Self { path, from })
+        let read_to = std::fs::metadata(&path).map_or(0, |file| file.len());
+        Ok(Self { path, read_to, requests: Vec::new() })
     }
 
-    /// What it holds now, requests that are answered only.
-    pub fn requests(&self) -> Result<Vec<Request>> {
+    /// What it holds now, requests that are answered only. Each line is read once: whoever looks often must not take
+    /// the time of those that are measured.
+    pub fn requests(&mut self) -> Result<&[Request]> {
         let mut file = File::open(&self.path)?;
-        file.seek(SeekFrom::Start(self.from))?;
+        file.seek(SeekFrom::Start(self.read_to))?;
         let mut text = String::new();
         file.read_to_string(&mut text)?;
-        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-        let requests = whole.lines().map(|line| serde_json::from_str(line).context("in the audit log"));
-        let requests: Vec<Request> = requests.collect::<Result<_>>()?;
-        Ok(requests.into_iter().filter(|request| request.stage == "ResponseComplete").collect())
+        let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
+        for line in whole.lines() {
+            let request: Request = serde_json::from_str(line).context("in the audit log")?;
+            if request.stage == "ResponseComplete" {
+                self.requests.push(request);
+            }
+        }
+        self.read_to += whole.len() as u64;
+        Ok(&self.requests)
+    }
+
+    /// What the agent of a node asked for until then, by kind; watches and Events aside.
+    pub fn asked_by(&mut self, node: &str, until: Timestamp) -> Result<BTreeMap<String, u32>> {
+        let mut kinds = BTreeMap::<String, u32>::new();
+        let counts =
+            |it: &&Request| it.is_from(node) && it.verb != "watch" && !it.is_event() && it.received <= until;
+        for request in self.requests()?.iter().filter(counts) {
+            *kinds.entry(request.kind()).or_default() += 1;
+        }
+        Ok(kinds)
     }
 
     /// Waits until all of these pods are evicted, whoever asks for it.
-    pub async fn evictions(&self, pods: &[String]) -> Result<Evictions> {
-        let accepted = async || {
-            let mut requests = self.requests()?;
-            requests.retain(|request| {
-                request.eviction_of().is_some_and(|name| pods.iter().any(|pod| pod == name))
-            });
-            let mut evicted: Vec<&str> = requests.iter().filter_map(Request::evicted).collect();
-            evicted.sort_unstable();
-            evicted.dedup();
+    pub async fn evictions(&mut self, pods: &[String]) -> Result<Evictions> {
+        let pods: HashSet<&str> = pods.iter().map(String::as_str).collect();
+        eventually(&format!("{} pods to be evicted", pods.len()), async || {
+            let requests = self.requests()?.iter();
+            let requests = requests.filter(|it| it.eviction_of().is_some_and(|name| pods.contains(name)));
+            let accepted = requests.clone().filter(|it| it.evicted().is_some());
+            let evicted: HashSet<_> = accepted.clone().filter_map(Request::evicted).collect();
             if evicted.len() < pods.len() {
                 return Ok(None);
             }
-            let accepted = requests.iter().filter(|request| request.evicted().is_some());
-            let first = requests.iter().map(|request| request.received).min();
+            let first = requests.map(|request| request.received).min();
             let last = accepted.map(|request| request.done).max();
             Ok(first.zip(last).map(|(first, last)| Evictions { first, last }))
-        };
-        eventually(&format!("{} pods to be evicted", pods.len()), accepted).await
+        })
+        .await
     }
 }

@@ -29,7 +29,7 @@ pub async fn measure(world: &World, report: &mut Report) -> Result<()> {
     eprintln!("an idle agent on a node with {PODS} pods, for {} s …", (WARM + TIME).as_secs());
     let agents = world.agents.as_ref().context("no agents run")?;
     let node = nodes::fresh(world, "idle", 1).await?.pop().context("the simulator made no node")?;
-    nodes::fill(world, &node, PODS, 0).await?;
+    nodes::fill(world, &node, PODS, nodes::alone).await?;
     let agent = agents.process(&node).context("no agent runs")?;
     agents.probe_every(PROBE);
     tokio::time::sleep(WARM).await;

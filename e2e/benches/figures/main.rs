@@ -38,12 +38,15 @@ struct Args {
     /// Be the bare program that evictions are compared with.
     #[arg(long, hide = true, value_name = "KUBECONFIG")]
     raw: Option<PathBuf>,
+    /// How many requests of the bare program are in flight at a time.
+    #[arg(long, hide = true, default_value_t = raw::CONCURRENCY)]
+    raw_concurrency: usize,
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
     let done = match &args.raw {
-        Some(kubeconfig) => raw::run(kubeconfig).map(|()| true),
+        Some(kubeconfig) => raw::run(kubeconfig, args.raw_concurrency).map(|()| true),
         None => all(&args),
     };
     match done {

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{DeleteParams, ListParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
@@ -23,6 +24,9 @@ pub const NAMESPACE: &str = "bench";
 /// What makes [`NAMESPACE`].
 pub const NAMESPACE_MANIFEST: &str =
     r#"{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "bench"}}"#;
+
+/// A request that comes this long after the last eviction is not the drain's any more.
+const AFTERMATH: Duration = Duration::from_secs(3);
 
 /// When a watch told of a node's turns.
 #[derive(Clone, Debug, Default)]
@@ -97,20 +101,27 @@ pub async fn fresh(world: &World, pool: &str, count: u32) -> Result<Vec<String>>
     Ok(stage.nodes(pool).await?.iter().map(ResourceExt::name_any).collect())
 }
 
-/// Puts pods of nobody's on a node, waits until they run, and returns them. The first `blocked` of them carry the
-/// label `blocked: NODE`.
-pub async fn fill(world: &World, node: &str, count: usize, blocked: usize) -> Result<Vec<Pod>> {
+/// Puts pods of nobody's on a node, waits until they run, and returns them. Those that `group` names a group for carry
+/// it as the label `group`.
+pub async fn fill(
+    world: &World,
+    node: &str,
+    count: usize,
+    group: impl Fn(usize) -> Option<String>,
+) -> Result<Vec<Pod>> {
     let pods: Api<Pod> = Api::namespaced(world.client.clone(), NAMESPACE);
-    let made = futures::stream::iter(0..count).map(|index| {
-        let labels =
-            if index < blocked { json!({"node": node, "blocked": node}) } else { json!({"node": node}) };
-        let pod = json!({
+    let manifests = (0..count).map(|index| {
+        let mut labels = json!({"node": node});
+        if let Some(group) = group(index) {
+            labels["group"] = group.into();
+        }
+        json!({
             "metadata": {"name": format!("{node}-{index:03}"), "labels": labels},
             "spec": {"nodeName": node, "containers": [{"name": "app", "image": "app"}]},
-        });
-        let pods = pods.clone();
-        async move { objects::create(&pods, pod).await }
+        })
     });
+    let manifests: Vec<_> = manifests.collect();
+    let made = futures::stream::iter(manifests).map(|pod| objects::create(&pods, pod));
     let made: Vec<Pod> = made.buffer_unordered(16).try_collect().await?;
     let on_node = ListParams::default().labels(&format!("node={node}"));
     eventually(&format!("{count} pods to run on {node}"), async || {
@@ -119,6 +130,30 @@ pub async fn fill(world: &World, node: &str, count: usize, blocked: usize) -> Re
     })
     .await?;
     Ok(made)
+}
+
+/// A [`fill`] without groups.
+pub fn alone(_index: usize) -> Option<String> {
+    None
+}
+
+/// Makes a disruption budget for a group of `pods` running pods and waits until it is counted.
+pub async fn budget(world: &World, group: &str, pods: usize, min_available: usize) -> Result<()> {
+    let budgets: Api<PodDisruptionBudget> = Api::namespaced(world.client.clone(), NAMESPACE);
+    let spec = json!({"minAvailable": min_available, "selector": {"matchLabels": {"group": group}}});
+    objects::create(&budgets, json!({"metadata": {"name": group}, "spec": spec})).await?;
+    eventually(&format!("the budget of {group} to be counted"), async || {
+        let status = budgets.get(group).await?.status;
+        Ok(status.filter(|status| status.current_healthy == pods as i32).map(|_| ()))
+    })
+    .await
+}
+
+/// Removes a group's budget.
+pub async fn remove_budget(world: &World, group: &str) -> Result<()> {
+    let budgets: Api<PodDisruptionBudget> = Api::namespaced(world.client.clone(), NAMESPACE);
+    budgets.delete(group, &DeleteParams::default()).await?;
+    Ok(())
 }
 
 /// Removes what [`fill`] has made and is still there, and waits for its end.
@@ -142,4 +177,23 @@ pub async fn told(world: &World, event: &EventState, node: &str) -> Result<Times
         .wait_until("the agent to be told", Duration::from_secs(30), |state| when(&state.events).is_some())
         .await?;
     when(&state.events).context("the simulator forgot an event")
+}
+
+/// The names of pods.
+pub fn names(pods: &[Pod]) -> Vec<String> {
+    pods.iter().map(ResourceExt::name_any).collect()
+}
+
+/// Waits until a drain that has evicted its last pod has sent everything, and returns until when what it sent is the
+/// drain's. The last may come a while after the last pod is gone.
+pub async fn aftermath(last: Timestamp) -> Result<Timestamp> {
+    let until = last.checked_add(AFTERMATH)?.max(Timestamp::now());
+    sleep_until(until).await;
+    Ok(until)
+}
+
+/// Waits for a time of the clock.
+pub async fn sleep_until(time: Timestamp) {
+    let left = Duration::try_from(time.duration_since(Timestamp::now())).unwrap_or_default();
+    tokio::time::sleep(left).await;
 }

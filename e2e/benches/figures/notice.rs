@@ -1,25 +1,23 @@
-//! One eviction with the operator beside it: from the notice to cordon, last eviction, PUT and replacement.
+//! One eviction with the operator beside it: from the notice to cordon, PUT and replacement.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use jiff::Timestamp;
 use kube::ResourceExt;
 use serde_json::json;
 use spotpool_azure_sim::api::{SettingsPatch, Targets};
 use spotpool_crds::eviction::Phase;
 use spotpool_e2e::{OperatorOptions, Stage, World, eventually, objects};
 
-use crate::audit::{Audit, Request, millis};
+use crate::audit::{Audit, millis};
 use crate::machine;
 use crate::nodes::{self, Nodes};
 use crate::report::{Figure, Goal, Report, median, rounded};
 
-const FIGURES: [&str; 6] = [
+const FIGURES: [&str; 5] = [
     "notice_to_cordon",
     "notice_to_cordon_total",
-    "evict_30",
     "drain_api_requests",
     "notice_to_put",
     "notice_to_replacement_ready_vs_boot",
@@ -34,15 +32,12 @@ const SHORT_BOOT: Duration = Duration::from_secs(2);
 const LONG_BOOT: Duration = Duration::from_secs(15);
 const SHORT_RUNS: usize = 6;
 const LONG_RUNS: usize = 3;
-/// A request that comes this long after the last eviction is not the drain's any more.
-const AFTERMATH: Duration = Duration::from_secs(3);
 
 /// What one run showed, in milliseconds where not said otherwise.
 #[derive(Default)]
 struct Runs {
     poll_to_cordon: Vec<f64>,
     total: Vec<f64>,
-    evicted: Vec<f64>,
     requests: Vec<f64>,
     put: Vec<f64>,
     /// Those of the last run by kind.
@@ -63,8 +58,8 @@ pub async fn measure(world: &World, nodes: &Nodes, report: &mut Report) -> Resul
     stage
         .spot_pool("pool", json!({"replicas": NODES, "agentPools": [{"name": POOL, "maxNodes": 12}]}))
         .await?;
-    let wants_replacement = report.wants(&FIGURES[5..]);
-    let wants_others = report.wants(&FIGURES[..5]);
+    let wants_replacement = report.wants(&FIGURES[4..]);
+    let wants_others = report.wants(&FIGURES[..4]);
     let short = if wants_others { SHORT_RUNS } else { 0 };
     let all = short + if wants_replacement { LONG_RUNS } else { 0 };
     let (mut runs, mut ratios) = (Runs::default(), Vec::new());
@@ -83,11 +78,10 @@ pub async fn measure(world: &World, nodes: &Nodes, report: &mut Report) -> Resul
     operator.stop().await?;
 
     let busy = rounded(median(&runs.busy));
-    let Runs { poll_to_cordon, total, evicted, requests, kinds, put, .. } = runs;
+    let Runs { poll_to_cordon, total, requests, kinds, put, .. } = runs;
     let ms = |name, max, runs| Figure::new(name, "ms", max, runs).with("busy_before", busy);
     report.print(ms("notice_to_cordon", Goal::Max(50.0), poll_to_cordon));
     report.print(ms("notice_to_cordon_total", Goal::Max(POLL.as_millis() as f64 + 50.0), total));
-    report.print(ms("evict_30", Goal::None, evicted));
     report.print(
         Figure::new("drain_api_requests", "requests", Goal::Max(36.0), requests)
             .with("pods", PODS)
@@ -123,12 +117,12 @@ async fn boot_time(world: &World, time: Duration) -> Result<()> {
 async fn one(stage: &Stage<'_>, nodes: &Nodes, phase: Duration, runs: &mut Runs) -> Result<()> {
     let world = stage.world;
     let node = whole(stage).await?;
-    let pods = nodes::fill(world, &node, PODS, 0).await?;
-    let pods: Vec<String> = pods.iter().map(ResourceExt::name_any).collect();
+    let pods = nodes::fill(world, &node, PODS, nodes::alone).await?;
+    let pods = nodes::names(&pods);
     runs.busy.push(machine::settle().await?);
     after_poll(world, &node, phase).await?;
 
-    let audit = Audit::from_now(world)?;
+    let mut audit = Audit::from_now(world)?;
     let events = world.sim.evict(&[&node], NOTICE).await?;
     let event = events.first().context("nothing was evicted")?;
     let told = nodes::told(world, event, &node).await?;
@@ -154,18 +148,10 @@ async fn one(stage: &Stage<'_>, nodes: &Nodes, phase: Duration, runs: &mut Runs)
 
     runs.poll_to_cordon.push(millis(told, cordoned));
     runs.total.push(millis(event.scheduled_at, cordoned));
-    runs.evicted.push(millis(told, evictions.last));
     runs.put.push(millis(observed, replaced.0));
     runs.replaced.push(millis(event.scheduled_at, replaced.1));
-    // The last may come a while after the last pod is gone.
-    let until = evictions.last.checked_add(AFTERMATH)?.max(Timestamp::now());
-    tokio::time::sleep(Duration::try_from(until.duration_since(Timestamp::now())).unwrap_or_default()).await;
-    let counts =
-        |it: &Request| it.is_from(&node) && it.verb != "watch" && !it.is_event() && it.received <= until;
-    let mut kinds = BTreeMap::<String, u32>::new();
-    for request in audit.requests()?.iter().filter(|request| counts(request)) {
-        *kinds.entry(request.kind()).or_default() += 1;
-    }
+    let until = nodes::aftermath(evictions.last).await?;
+    let kinds = audit.asked_by(&node, until)?;
     runs.requests.push(kinds.values().sum::<u32>().into());
     runs.kinds = kinds;
     // While it is there its agent tells the operator of notices to others of its scale set, before theirs do.

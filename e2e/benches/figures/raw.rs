@@ -1,8 +1,8 @@
 //! The bare program that evictions are compared with: it does nothing but post evictions that were prepared before,
-//! over one HTTP/2 connection that is already there, as many at a time as the agent does.
+//! over one HTTP/2 connection that is already there, a fixed number of them at a time.
 
 use std::io::{BufRead, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -21,10 +21,12 @@ use kube::client::ConfigExt;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Config};
 use serde_json::{from_str, json, to_string};
-use spotpool_drain::executor::CONCURRENCY;
 use spotpool_e2e::{World, objects, world::SYSTEM_NAMESPACE};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
+
+/// Evictions in flight at a time, where nothing else is compared. No other number was faster without a budget.
+pub const CONCURRENCY: usize = 32;
 
 type Lines = tokio::io::Lines<BufReader<tokio::process::ChildStdout>>;
 
@@ -37,8 +39,8 @@ pub struct Raw {
 }
 
 impl Raw {
-    /// Starts it. It signs in as the agents' ServiceAccount.
-    pub async fn prepare(world: &World, pods: &[Pod]) -> Result<Self> {
+    /// Writes the kubeconfig that it signs in with, as the agents' ServiceAccount.
+    pub async fn sign_in(world: &World) -> Result<PathBuf> {
         let accounts: Api<ServiceAccount> = Api::namespaced(world.client.clone(), SYSTEM_NAMESPACE);
         let request: TokenRequest =
             objects::object(json!({"metadata": {}, "spec": {"audiences": [], "expirationSeconds": 3600}}))?;
@@ -47,10 +49,15 @@ impl Raw {
         let token = request.status.context("the apiserver gave no token")?.token;
         let kubeconfig = world.cluster.dir().join("raw.kubeconfig");
         world.cluster.service_account_kubeconfig(SYSTEM_NAMESPACE, account, &token, &kubeconfig)?;
+        Ok(kubeconfig)
+    }
 
+    /// Starts it for these pods, `concurrency` evictions at a time.
+    pub async fn prepare(kubeconfig: &Path, pods: &[Pod], concurrency: usize) -> Result<Self> {
         let mut child = Command::new(std::env::current_exe()?)
             .arg("--raw")
-            .arg(&kubeconfig)
+            .arg(kubeconfig)
+            .args(["--raw-concurrency", &concurrency.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
@@ -91,7 +98,7 @@ fn eviction(pod: &Pod) -> Eviction {
 /// Is the bare program: reads the evictions from stdin, says `ready`, waits for a line, posts, says how many were
 /// accepted.
 #[tokio::main(flavor = "current_thread")]
-pub async fn run(kubeconfig: &Path) -> Result<()> {
+pub async fn run(kubeconfig: &Path, concurrency: usize) -> Result<()> {
     let config =
         Config::from_custom_kubeconfig(Kubeconfig::read_from(kubeconfig)?, &KubeConfigOptions::default())
             .await?;
@@ -142,7 +149,7 @@ pub async fn run(kubeconfig: &Path) -> Result<()> {
     lines.next().context("not to go")??;
 
     let answers =
-        futures::stream::iter(requests).map(|request| client.request(request)).buffer_unordered(CONCURRENCY);
+        futures::stream::iter(requests).map(|request| client.request(request)).buffer_unordered(concurrency);
     let accepted = answers
         .filter(|answer| std::future::ready(answer.as_ref().is_ok_and(|answer| answer.status().is_success())))
         .count()
