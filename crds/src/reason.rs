@@ -106,6 +106,8 @@ pub enum Reason {
     DisruptionBudgetOverridden,
     /// The node's voluntary drain began.
     VoluntaryDrainStarted,
+    /// A pod's hook could not be asked, or did not answer well: its pod goes all the same.
+    HookFailed,
     /// The metadata service sent something that could not be understood.
     MetadataNotUnderstood,
 }
