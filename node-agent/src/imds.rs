@@ -237,7 +237,7 @@ fn spread(pause: Duration) -> Duration {
     (pause + jittered(pause)) / 2
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
