@@ -41,6 +41,10 @@ pub enum Reason {
     NoCandidateWithRoom,
     /// An agent pool has an operation running; what it cannot take goes elsewhere or waits.
     AgentPoolBusy,
+    /// An agent pool's price is above its `maxHourlyPrice`, or not known.
+    PriceAboveCeiling,
+    /// An agent pool that had no capacity is tried again, with one node first.
+    Probing,
     /// An agent pool is avoided after an error until a stated time.
     AgentPoolAvoided,
     /// Spot is whole again; on-demand is kept until it has been so for `failback.stabilization`.

@@ -61,12 +61,17 @@ pub struct SpotPoolSpec {
     #[schemars(range(min = 0, max = 5000))]
     pub replicas: i32,
 
-    /// The agent pools this SpotPool may use. New nodes go where the fewest are; the order here breaks ties.
+    /// The agent pools this SpotPool may use. Which of them takes a new node is decided by `placement`; the
+    /// order here breaks ties.
     /// They must exist; whether one is spot or on-demand is read from Azure. An agent pool belongs to one
     /// SpotPool.
     #[schemars(length(min = 1, max = 32))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub agent_pools: Vec<AgentPool>,
+
+    /// Which agent pool takes a new node.
+    #[serde(default)]
+    pub placement: Placement,
 
     /// When and how much on-demand may stand in for spot. Without it nothing is ever bought on demand.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -116,6 +121,44 @@ pub struct AgentPool {
     /// Most machines that may exist in it at any moment, machines under notice included, 0 to 1000.
     #[schemars(range(min = 0, max = 1000))]
     pub max_nodes: i32,
+
+    /// The most that one of its VMs may cost an hour, in the operator's currency, such as `"0.18"`. While its
+    /// price is higher, or not known, no new node is asked of it. Azure's own maximum price cannot be changed
+    /// once an agent pool exists; this can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^[0-9]{1,6}(\.[0-9]{1,6})?$"), length(max = 13))]
+    pub max_hourly_price: Option<String>,
+}
+
+/// Which agent pool takes a new node.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Placement {
+    /// `Balanced` weighs price, evictions and placement score, and spreads over agent pools, sizes and zones;
+    /// `LowestPrice` and `LowestEvictionRate` look at that alone; `Ordered` fills agent pools in the order of the
+    /// spec. Whatever it says, an agent pool that is losing nodes right now comes last.
+    #[serde(default)]
+    pub strategy: Strategy,
+
+    /// The most of the wanted spot nodes that one agent pool takes as long as another has room, in percent, 1
+    /// to 100. Losses are correlated: what stands together goes together.
+    #[serde(default = "default_max_share_per_pool")]
+    #[schemars(range(min = 1, max = 100))]
+    pub max_share_per_pool: i32,
+}
+
+/// What decides between agent pools.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Strategy {
+    /// Price, what evictions add to it, placement score, and spread.
+    #[default]
+    Balanced,
+    /// The price alone.
+    LowestPrice,
+    /// Evictions alone: Azure's rate for the size and what was lost here.
+    LowestEvictionRate,
+    /// The order in the spec.
+    Ordered,
 }
 
 /// Limits of on-demand fallback.
@@ -260,6 +303,9 @@ pub enum EventResponse {
     Drain,
 }
 
+fn default_max_share_per_pool() -> i32 {
+    60
+}
 fn drain_response() -> EventResponse {
     EventResponse::Drain
 }
@@ -309,6 +355,12 @@ impl Default for Drain {
             escalate_after: default_escalate_after(),
             reserve: default_reserve(),
         }
+    }
+}
+
+impl Default for Placement {
+    fn default() -> Self {
+        Self { strategy: Strategy::default(), max_share_per_pool: default_max_share_per_pool() }
     }
 }
 
@@ -445,6 +497,21 @@ pub struct AgentPoolStatus {
     /// Nothing new is asked of it before this time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub avoided_until: Option<Time>,
+    /// What a machine of it costs an hour.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub price: Option<Price>,
+    /// Share of spot VMs of this size that Azure evicts in an hour, in percent, over 28 days: `0-5` to `20+`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub eviction_band: String,
+    /// Azure's spot placement score, the worst of its zones: how likely capacity is there now.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub placement_score: String,
+    /// Where it stands among the agent pools that sell the same, and why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rank: Option<RankStatus>,
+    /// Nodes under notice here lately; they count half every 6 hours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub losses: Option<LossesStatus>,
     /// The last error that Azure gave for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<AzureError>,
@@ -452,6 +519,36 @@ pub struct AgentPoolStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub unusable: Option<Reason>,
+}
+
+/// A price an hour.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Price {
+    /// How much, as a decimal number.
+    pub hourly: String,
+    /// Of what, by ISO 4217.
+    pub currency: String,
+}
+
+/// Where an agent pool stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RankStatus {
+    /// 1 is the best, before spread is looked at.
+    pub position: i32,
+    /// What made it so.
+    pub why: String,
+}
+
+/// Losses of an agent pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LossesStatus {
+    /// How many, as they counted when the last was seen.
+    pub count: i32,
+    /// When the last was seen.
+    pub at: Time,
 }
 
 /// What an agent pool sells.
@@ -512,6 +609,9 @@ pub enum OperationKind {
 pub struct AzureError {
     /// Azure's code, such as `SkuNotAvailable`.
     pub code: String,
+    /// What kind of error that is: `Capacity`, `Throttled`, `Denied`, `Invalid` or `Transient`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub class: String,
     /// Azure's message, shortened.
     pub message: String,
     /// When it was given.

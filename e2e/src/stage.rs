@@ -146,6 +146,7 @@ impl<'a> Stage<'a> {
             .args(["--subscription-id", &identity.subscription])
             .args(["--resource-group", &identity.resource_group, "--cluster-name", &identity.cluster])
             .args(["--azure-credential", credential, "--azure-endpoint", &endpoint])
+            .args(["--prices-endpoint", &format!("{}/api/retail/prices", self.world.sim.base_url())])
             .args(["--pod-namespace", &self.name, "--pod-name", replica])
             .args(["--listen", &format!("127.0.0.1:{port}")])
             .args(&options.args)

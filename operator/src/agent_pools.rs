@@ -17,6 +17,7 @@ use spotpool_crds::{Reason, SpotPoolStatus};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::market::Facts;
 use crate::metrics::Metrics;
 use crate::watches::{Nodes, Trigger};
 
@@ -59,6 +60,8 @@ pub struct Known {
     pub failure: Option<(AzureError, Timestamp)>,
     /// What was left of its writes after our last one.
     pub write_budget: Option<WriteBudget>,
+    /// What the market says of it; filled in by [`crate::market::Market::tell`].
+    pub market: Facts,
 }
 
 /// What is known of all agent pools at one moment.
@@ -224,6 +227,13 @@ impl AgentPools {
         }
     }
 
+    /// Sizes of the agent pools that SpotPools name, and what they are sold as.
+    pub fn followed_sizes(&self) -> BTreeSet<(String, Priority)> {
+        let state = self.state();
+        let named = state.entries.iter().flatten().filter(|(name, _)| state.wanted.contains(*name));
+        named.map(|(_, entry)| (entry.pool.vm_size.clone(), entry.pool.priority)).collect()
+    }
+
     fn known(&self, entry: &Entry) -> Known {
         let pool = entry.pool.clone();
         let role = match (pool.mode, pool.priority) {
@@ -237,7 +247,17 @@ impl AgentPools {
         let busy = pool.busy() || entry.written != Written::Read || entry.machines.is_none();
         let (failure, count_stale_since) = (entry.failure.clone(), entry.count_stale_since);
         let write_budget = entry.write_budget;
-        Known { pool, role, machines, listed, count_stale_since, busy, failure, write_budget }
+        Known {
+            pool,
+            role,
+            machines,
+            listed,
+            count_stale_since,
+            busy,
+            failure,
+            write_budget,
+            market: Facts::default(),
+        }
     }
 
     /// Listed machines that are not known to be gone.

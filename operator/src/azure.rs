@@ -5,13 +5,16 @@ use std::sync::Arc;
 use clap::ValueEnum;
 use jiff::Timestamp;
 use spotpool_azure::{
-    ApiVersion, Arm, ArmConfig, Authorized, AzureError, Cloud, ClusterId, CredentialKind, HttpOptions,
-    HttpsTransport, WriteGate, is_loopback,
+    ApiVersion, Arm, ArmConfig, Authorized, AzureError, Clock, Cloud, ClusterId, CredentialKind, HttpOptions,
+    HttpsTransport, Prices, ResourceGraph, RetailPrices, SpotPlacementScores, Transport, WriteGate,
+    is_loopback,
 };
 use spotpool_runtime::args::CommonArgs;
 use spotpool_runtime::client;
 use spotpool_runtime::exit::ConfigError;
 use url::Url;
+
+use crate::market::{Market, Sources};
 
 /// Which cluster is managed, and how Azure is reached.
 #[derive(Clone, Debug, clap::Args)]
@@ -31,6 +34,13 @@ pub struct AzureArgs {
     /// ARM's address, in place of the cloud's own.
     #[arg(long, env = "AZURE_ENDPOINT", value_name = "URL")]
     pub azure_endpoint: Option<Url>,
+    /// Where the Retail Prices API answers, in place of Azure's own. Without it no prices are read where
+    /// --azure-endpoint is given, or where Azure's cloud has none.
+    #[arg(long, env = "PRICES_ENDPOINT", value_name = "URL")]
+    pub prices_endpoint: Option<Url>,
+    /// Currency of all prices, by ISO 4217.
+    #[arg(long, env = "CURRENCY", default_value = "USD", value_parser = currency)]
+    pub currency: String,
     /// How to sign in to Azure. `none` is for a simulator on this machine.
     #[arg(long, env = "AZURE_CREDENTIAL", value_enum, default_value = "workload-identity")]
     pub azure_credential: Credential,
@@ -60,15 +70,23 @@ fn cloud(text: &str) -> Result<Cloud, String> {
     cloud.why_no_spot().map_or(Ok(cloud), |why| Err(why.to_owned()))
 }
 
+fn currency(text: &str) -> Result<String, String> {
+    if text.len() == 3 && text.bytes().all(|byte| byte.is_ascii_uppercase()) {
+        Ok(text.to_owned())
+    } else {
+        Err("must be three capital letters, such as USD".into())
+    }
+}
+
 impl AzureArgs {
-    /// The way to the cluster's agent pools. Nothing is asked of Azure yet: what is wrong there shows in
+    /// The way to the cluster's agent pools, and to what the market says of them. Nothing is asked of Azure yet: what is wrong there shows in
     /// `AzureReachable`, and the operator goes on watching.
     pub fn connect(
         &self,
         common: &CommonArgs,
         user_agent: &str,
         may_write: WriteGate,
-    ) -> Result<Arm, ConfigError> {
+    ) -> Result<(Arm, Market), ConfigError> {
         let endpoint = self.endpoint()?;
         let mut options = HttpOptions::new(user_agent);
         options.extra_roots = client::extra_roots(common)?;
@@ -86,15 +104,52 @@ impl AzureArgs {
         };
         let environment = |name: &str| std::env::var(name).ok();
         let tokens = credential.token_source(self.azure_cloud, https.clone(), &environment, clock.clone());
-        let transport = Arc::new(Authorized::new(https, &endpoint, tokens).map_err(wrong("azure-endpoint"))?);
+        let transport =
+            Arc::new(Authorized::new(https.clone(), &endpoint, tokens).map_err(wrong("azure-endpoint"))?);
+        let market = self.market(&endpoint, https, transport.clone(), clock.clone())?;
         let cluster = ClusterId {
             subscription_id: self.subscription_id.clone(),
             resource_group: self.resource_group.clone(),
             cluster_name: self.cluster_name.clone(),
         };
         let (api_version, user_agent) = (self.azure_api_version.clone(), user_agent.to_owned());
-        Arm::new(ArmConfig { endpoint, cluster, api_version, user_agent, transport, may_write, clock })
-            .map_err(wrong("azure-endpoint"))
+        let arm =
+            Arm::new(ArmConfig { endpoint, cluster, api_version, user_agent, transport, may_write, clock })
+                .map_err(wrong("azure-endpoint"))?;
+        Ok((arm, market))
+    }
+
+    fn market(
+        &self,
+        endpoint: &Url,
+        https: Arc<HttpsTransport>,
+        transport: Arc<dyn Transport>,
+        clock: Clock,
+    ) -> Result<Market, ConfigError> {
+        let own = self.azure_cloud.prices_endpoint().filter(|_| self.azure_endpoint.is_none());
+        let prices_endpoint = match (&self.prices_endpoint, own) {
+            (Some(given), _) => Some(given.clone()),
+            (None, Some(own)) => {
+                Some(Url::parse(own).map_err(|error| ConfigError(format!("--azure-cloud: {error}")))?)
+            }
+            (None, None) => None,
+        };
+        let (endpoint, subscription) = (endpoint.clone(), self.subscription_id.clone());
+        let currency = self.currency.clone();
+        Ok(Market::new(Box::new(move |region| {
+            let clock = || clock.clone();
+            let prices = match &prices_endpoint {
+                Some(at) => {
+                    let prices = RetailPrices::new(https.clone(), at.clone(), region, &currency, clock())?;
+                    Some(Arc::new(prices) as Arc<dyn Prices>)
+                }
+                None => None,
+            };
+            let rates = ResourceGraph::new(transport.clone(), &endpoint, &subscription, region, clock())?;
+            let scores =
+                SpotPlacementScores::new(transport.clone(), &endpoint, &subscription, region, clock())?;
+            Ok(Sources { prices, rates: Arc::new(rates), scores: Arc::new(scores) })
+        })))
     }
 
     fn endpoint(&self) -> Result<Url, ConfigError> {

@@ -4,6 +4,7 @@
 pub mod agent_pools;
 pub mod azure;
 pub mod leader;
+pub mod market;
 pub mod metrics;
 pub mod pool;
 pub mod watches;

@@ -83,7 +83,8 @@ async fn run(args: Args) -> Result<(), Exit> {
         let leadership = leadership.clone();
         Arc::new(move || leadership.holds())
     };
-    let azure = Arc::new(args.azure.connect(&args.common, USER_AGENT, may_write.clone())?);
+    let (azure, market) = args.azure.connect(&args.common, USER_AGENT, may_write.clone())?;
+    let (azure, market) = (Arc::new(azure), Arc::new(market));
     let lease_client = client::connect(&args.common, USER_AGENT).await?;
     let client = client::connect_gated(&args.common, USER_AGENT, may_write).await?;
     let mut registry = Registry::default();
@@ -145,7 +146,8 @@ async fn run(args: Args) -> Result<(), Exit> {
             ended = keep => ended,
             () = trigger.run(listeners) => Err(Exit::Died("the trigger has ended".into())),
             () = agent_pools.keep_fresh() => Err(Exit::Died("the agent pool cache has ended".into())),
-            () = pool::run(client, nodes.clone(), agent_pools.clone(), metrics, namespaces) => {
+            () = market.keep_fresh(&nodes, &agent_pools) => Err(Exit::Died("the market has ended".into())),
+            () = pool::run(client, nodes.clone(), agent_pools.clone(), market.clone(), metrics, namespaces) => {
                 Err(Exit::Died("the SpotPool controller has ended".into()))
             }
         }

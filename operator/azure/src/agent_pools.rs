@@ -130,7 +130,7 @@ impl AgentPool {
 }
 
 /// What an agent pool sells.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Priority {
     /// Spot VMs.
     Spot,

@@ -26,7 +26,7 @@ impl<'a> Drains<'a> {
         let mut drains = Self { open: Vec::new(), failed: Vec::new() };
         for pool in &snapshot.agent_pools {
             let Ok(role) = pool.role else { continue };
-            for node in snapshot.nodes_of(pool).filter(|node| !node.noticed) {
+            for node in snapshot.nodes_of(pool).filter(|node| node.noticed.is_none()) {
                 let Some(drain) = &node.drain else { continue };
                 let given_up = match drain.phase {
                     Some(DrainPhase::TimedOut | DrainPhase::Cancelled) => true,

@@ -10,7 +10,8 @@ mod failback;
 mod fallback;
 mod placement;
 mod plan;
+pub mod ranking;
 mod snapshot;
 
 pub use plan::{Action, Memory, Plan, plan};
-pub use snapshot::{AgentPoolView, DrainView, NodeView, Snapshot};
+pub use snapshot::{AgentPoolView, DrainView, Losses, Market, NodeView, Score, Snapshot};

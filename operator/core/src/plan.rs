@@ -1,5 +1,7 @@
 //! One plan: what to do now, why, what to remember, and when to look again.
 
+use std::collections::BTreeMap;
+
 use jiff::{SignedDuration, Timestamp};
 use spotpool_crds::spot_pool::{Adoption, Capacity, Mode, PlanStep, Role, SpotPoolSpec};
 use spotpool_crds::voluntary_drain::DrainReason;
@@ -9,7 +11,8 @@ use crate::counts;
 use crate::failback::{self, Drains};
 use crate::fallback::{self, Shortfall};
 use crate::placement::{Placement, place};
-use crate::snapshot::{AgentPoolView, Snapshot};
+use crate::ranking::{Rank, losses, rank};
+use crate::snapshot::{AgentPoolView, Losses, Snapshot};
 
 /// One thing to do. At most one write to an agent pool in a plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,7 +112,7 @@ pub struct Memory {
 }
 
 /// The outcome of [`plan()`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     /// What to do. Empty in `Observe` and while suspended.
     pub actions: Vec<Action>,
@@ -125,6 +128,10 @@ pub struct Plan {
     pub fallback_nodes: u32,
     /// What to remember.
     pub memory: Memory,
+    /// The agent pools, weighed, best first: spot, then on-demand.
+    pub ranks: Vec<Rank>,
+    /// What each agent pool has lost lately, by name.
+    pub losses: BTreeMap<String, Losses>,
     /// When time alone changes the plan.
     pub wake: Option<Timestamp>,
 }
@@ -174,7 +181,7 @@ impl Tally {
             let stay = snapshot.nodes_of(pool).filter(|node| node.stays()).count() as u32;
             let ready = snapshot.nodes_of(pool).filter(|node| node.serves()).count() as u32;
             let creating = snapshot.creating(pool);
-            tally.evicting += snapshot.nodes_of(pool).filter(|node| node.noticed).count() as u32;
+            tally.evicting += snapshot.nodes_of(pool).filter(|node| node.noticed.is_some()).count() as u32;
             match pool.role {
                 Ok(Role::Spot) => {
                     tally.spot_have += stay + creating;
@@ -248,7 +255,8 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
     let mut drains = Drains::of(&situation);
     let missing_spot = tally.spot_target.saturating_sub(tally.spot_have);
     let regained_spot = drains.withdraw(Role::Spot, missing_spot, &mut draft);
-    let spot = place(snapshot, Role::Spot, missing_spot - regained_spot, now);
+    let spot =
+        place(&spec.placement, snapshot, Role::Spot, missing_spot - regained_spot, tally.spot_target, now);
     let spot_reason = if tally.evicting > 0 { Reason::ReplaceEvicted } else { Reason::SpotBelowTarget };
     request(&situation, &spot, spot_reason, &mut draft);
 
@@ -257,7 +265,7 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
     let missing_on_demand = (tally.kept + fallback.nodes).saturating_sub(tally.on_demand_have);
     let regained_on_demand = drains.withdraw(Role::OnDemand, missing_on_demand, &mut draft);
     let to_buy = (missing_on_demand - regained_on_demand).min(fallback.may_buy);
-    let on_demand = place(snapshot, Role::OnDemand, to_buy, now);
+    let on_demand = place(&spec.placement, snapshot, Role::OnDemand, to_buy, to_buy, now);
     request(&situation, &on_demand, Reason::FallbackForShortfall, &mut draft);
 
     failback::decide(&situation, fallback.nodes, &drains, &mut draft);
@@ -267,6 +275,13 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
     draft.memory.fallback_since = (fallback_nodes > 0).then(|| draft.memory.fallback_since.unwrap_or(now));
     let capacity = capacity(tally, &draft.memory, spot.total() + on_demand.total());
     conclude(spec, &capacity, &mut draft);
+
+    let ranks = [Role::Spot, Role::OnDemand]
+        .into_iter()
+        .flat_map(|role| rank(&spec.placement, snapshot, role, now))
+        .collect();
+    let of_pool = |pool: &AgentPoolView| Some((pool.name.clone(), losses(snapshot, pool)?));
+    let losses = snapshot.agent_pools.iter().filter_map(of_pool).collect();
 
     let (actions, withheld) = match spec.mode {
         Mode::Enforce if !spec.suspend => (draft.actions, Vec::new()),
@@ -280,6 +295,8 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
         spot_target: tally.spot_target,
         fallback_nodes,
         memory: draft.memory,
+        ranks,
+        losses,
         wake: draft.wake.filter(|wake| *wake > now),
     }
 }
@@ -327,6 +344,8 @@ fn request(situation: &Situation<'_>, placement: &Placement, reason: Reason, dra
                 format!("{} is avoided until {until:.0} after an error", pool.name)
             }
             Reason::AgentPoolBusy => format!("{} has an operation running", pool.name),
+            Reason::Probing => format!("{} had no capacity and is tried with one node first", pool.name),
+            Reason::PriceAboveCeiling => ceiling(pool),
             _ => format!("{} is at its maxNodes of {}", pool.name, pool.max_nodes),
         };
         draft.step(*reason, Some(&pool.name), why);
@@ -336,6 +355,14 @@ fn request(situation: &Situation<'_>, placement: &Placement, reason: Reason, dra
         None,
         format!("{} nodes wanted that no agent pool can take now", placement.unplaced),
     );
+}
+
+fn ceiling(pool: &AgentPoolView) -> String {
+    let most = pool.max_hourly_price.unwrap_or_default();
+    match pool.market.hourly_price {
+        Some(price) => format!("{} costs {price} an hour, its maxHourlyPrice is {most}", pool.name),
+        None => format!("the price of {} is not known, its maxHourlyPrice is {most}", pool.name),
+    }
 }
 
 fn capacity(tally: &Tally, memory: &Memory, asked_now: u32) -> Capacity {

@@ -1,6 +1,7 @@
 //! What a plan is made from: one consistent view of a SpotPool's nodes and agent pools.
 
 use jiff::Timestamp;
+use rust_decimal::Decimal;
 use spotpool_crds::Reason;
 use spotpool_crds::spot_pool::{Operation, Role};
 use spotpool_crds::voluntary_drain::DrainPhase;
@@ -43,6 +44,51 @@ pub struct AgentPoolView {
     pub avoided_until: Option<Timestamp>,
     /// On-demand nodes found at adoption that failback never takes.
     pub kept: u32,
+    /// VM size; empty while Azure has not answered.
+    pub vm_size: String,
+    /// Availability zones.
+    pub zones: Vec<String>,
+    /// What is known of its price, evictions and capacity.
+    pub market: Market,
+    /// The most that a machine may cost an hour.
+    pub max_hourly_price: Option<Decimal>,
+    /// What was lost here lately.
+    pub losses: Option<Losses>,
+    /// When Azure last had no capacity for it, if no machine has come since: then it is tried with one first.
+    pub refused_at: Option<Timestamp>,
+}
+
+/// What is known of an agent pool's price, evictions and capacity.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Market {
+    /// Price of one machine an hour, in the operator's currency.
+    pub hourly_price: Option<Decimal>,
+    /// Share of the VMs of this size that Azure evicts in an hour, 0 to 1.
+    pub evictions_an_hour: Option<f64>,
+    /// How likely Azure thinks that it has capacity.
+    pub score: Option<Score>,
+}
+
+/// Azure's spot placement score.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Score {
+    /// The subscription may not have this size here.
+    Restricted,
+    /// Unlikely.
+    Low,
+    /// Perhaps.
+    Medium,
+    /// Likely.
+    High,
+}
+
+/// Nodes of an agent pool that Azure took or announced to take, fading with time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Losses {
+    /// How many, as they counted at `at`.
+    pub count: u32,
+    /// When the last of them was seen.
+    pub at: Timestamp,
 }
 
 /// One node.
@@ -56,8 +102,8 @@ pub struct NodeView {
     pub created: Timestamp,
     /// Ready for pods: condition Ready, and nobody has cordoned it.
     pub ready: bool,
-    /// Under notice, by its own agent's word or by a sibling's. Worth nothing from that moment.
-    pub noticed: bool,
+    /// Since when it is under notice, by its own agent's word or by a sibling's. Worth nothing from that moment.
+    pub noticed: Option<Timestamp>,
     /// The voluntary drain that we asked for.
     pub drain: Option<DrainView>,
 }
@@ -74,7 +120,7 @@ pub struct DrainView {
 impl NodeView {
     /// Whether it counts as capacity that is there or coming: not under notice, not asked to leave.
     pub fn stays(&self) -> bool {
-        !self.noticed && self.drain.is_none()
+        self.noticed.is_none() && self.drain.is_none()
     }
 
     /// Whether pods can run on it, today and tomorrow.

@@ -21,6 +21,7 @@ use super::act::{self, Outcome, act};
 use super::gather::gather;
 use super::{Error, orphans, report};
 use crate::agent_pools::AgentPools;
+use crate::market::Market;
 use crate::metrics::Metrics;
 use crate::watches::{Nodes, backoff};
 
@@ -39,6 +40,8 @@ pub struct Context {
     pub nodes: Nodes,
     /// What Azure said, and the way to write to it.
     pub agent_pools: Arc<AgentPools>,
+    /// Prices and the like.
+    pub market: Arc<Market>,
     /// The operator's metrics.
     pub metrics: Metrics,
     recorder: Recorder,
@@ -61,6 +64,7 @@ pub async fn run(
     client: Client,
     nodes: Nodes,
     agent_pools: Arc<AgentPools>,
+    market: Arc<Market>,
     metrics: Metrics,
     namespaces: Vec<(String, mpsc::UnboundedReceiver<()>)>,
 ) {
@@ -82,6 +86,7 @@ pub async fn run(
         client,
         nodes,
         agent_pools,
+        market,
         metrics,
         spot_pools: controllers.iter().map(Controller::store).collect(),
         memory: Mutex::default(),
@@ -118,7 +123,8 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
     if let Some(status) = &pool.status {
         context.agent_pools.restore_write_budgets(status);
     }
-    let view = context.agent_pools.view(wanted);
+    let mut view = context.agent_pools.view(wanted);
+    context.market.tell(&mut view);
     let gathered = gather(&pool, &context.all_spot_pools(), &context.nodes.all(), view);
 
     let started = Instant::now();

@@ -11,13 +11,14 @@ use serde::de::DeserializeOwned;
 use spotpool_azure::{AgentPool, AzureError, Class, Priority, Scope};
 use spotpool_core::avoidance::{Failure, avoided_until};
 use spotpool_core::claims::{Claim, claimed_by};
-use spotpool_core::{AgentPoolView, DrainView, Memory, NodeView, Snapshot};
+use spotpool_core::{AgentPoolView, DrainView, Losses, Memory, NodeView, Snapshot};
 use spotpool_crds::eviction::EvictionNotice;
 use spotpool_crds::spot_pool::{AgentPoolStatus, AzureError as StatusError, OperationKind, Role};
 use spotpool_crds::voluntary_drain::{DrainRequest, DrainStatus};
 use spotpool_crds::{ProviderId, Reason, SpotPool, names};
 
 use crate::agent_pools::{Known, View};
+use crate::market::decimal;
 use crate::watches::{agent_pool_of, is_ready};
 
 /// Everything that one reconciliation works on.
@@ -50,11 +51,24 @@ pub struct Trouble {
 }
 
 impl Trouble {
-    fn of(before: Option<&AgentPoolStatus>) -> Self {
+    /// As status remembers it; an error is over once a node has come after it.
+    fn of(before: Option<&AgentPoolStatus>, nodes: &[NodeView]) -> Self {
+        let came_after = |error: &StatusError| {
+            let of_pool = |node: &&NodeView| before.is_some_and(|before| before.name == node.agent_pool);
+            nodes.iter().filter(of_pool).any(|node| node.ready && node.created > error.time.0)
+        };
         Self {
-            last_error: before.and_then(|before| before.last_error.clone()),
+            last_error: before
+                .and_then(|before| before.last_error.clone())
+                .filter(|error| !came_after(error)),
             avoided_until: before.and_then(|before| before.avoided_until.as_ref()).map(|until| until.0),
         }
+    }
+
+    /// When Azure last had no capacity, if nothing has come since.
+    fn refused_at(&self) -> Option<Timestamp> {
+        let error = self.last_error.as_ref()?;
+        (error.class == <&str>::from(Class::Capacity)).then_some(error.time.0)
     }
 
     fn avoid(&mut self, until: Timestamp) {
@@ -99,7 +113,8 @@ impl Troubles {
         // Refused here, before the wire, is no error of Azure's.
         if !error.is_local() {
             let (code, message) = (error.code.clone(), error.message.clone());
-            own.last_error = Some(StatusError { code, message, time: Time(time) });
+            let class = error.class.to_string();
+            own.last_error = Some(StatusError { code, class, message, time: Time(time) });
         }
         let (Some(avoid), Some(from)) = (error.avoid, azure.get(agent_pool)) else { return };
         for (name, known) in azure {
@@ -139,17 +154,17 @@ pub fn gather(pool: &SpotPool, all: &[Arc<SpotPool>], nodes: &[Arc<Node>], view:
     let asked = view.pools.is_some();
     let azure: BTreeMap<String, Known> =
         view.pools.into_iter().flatten().filter(|(name, _)| names.contains(name.as_str())).collect();
+    let mut snapshot = Snapshot { memory: memory(&status), ..Snapshot::default() };
+    snapshot.nodes = nodes.iter().filter_map(|node| node_view(node, &doomed)).collect();
     let mut trouble = Troubles::default();
     for name in &names {
-        trouble.0.insert((*name).to_owned(), Trouble::of(before.get(name).copied()));
+        trouble.0.insert((*name).to_owned(), Trouble::of(before.get(name).copied(), &snapshot.nodes));
     }
     for (name, known) in &azure {
         if let Some((error, time)) = &known.failure {
             trouble.note(name, &azure, error, *time);
         }
     }
-    let mut snapshot = Snapshot { memory: memory(&status), ..Snapshot::default() };
-    snapshot.nodes = nodes.iter().filter_map(|node| node_view(node, &doomed)).collect();
     for agent_pool in &pool.spec.agent_pools {
         let name = &agent_pool.name;
         let before = before.get(name.as_str());
@@ -185,6 +200,14 @@ pub fn gather(pool: &SpotPool, all: &[Arc<SpotPool>], nodes: &[Arc<Node>], view:
             }),
             avoided_until: trouble.of(name).avoided_until,
             kept: kept as u32,
+            vm_size: known.map(|known| known.pool.vm_size.clone()).unwrap_or_default(),
+            zones: known.map(|known| known.pool.zones.clone()).unwrap_or_default(),
+            market: known.map(|known| known.market.view()).unwrap_or_default(),
+            max_hourly_price: agent_pool.max_hourly_price.as_deref().and_then(decimal),
+            losses: before
+                .and_then(|before| before.losses.as_ref())
+                .map(|losses| Losses { count: losses.count.max(0) as u32, at: losses.at.0 }),
+            refused_at: trouble.of(name).refused_at(),
         });
     }
     let newest_notice = nodes
@@ -227,11 +250,11 @@ fn memory(status: &spotpool_crds::SpotPoolStatus) -> Memory {
 }
 
 /// Instances that siblings' notices name, by scale set: nodes with a silent agent are known from these.
-struct Doomed(BTreeMap<String, BTreeMap<u64, BTreeSet<String>>>);
+struct Doomed(BTreeMap<String, BTreeMap<u64, BTreeMap<String, Timestamp>>>);
 
 impl Doomed {
     fn of(nodes: &[Arc<Node>]) -> Self {
-        let mut doomed: BTreeMap<String, BTreeMap<u64, BTreeSet<String>>> = BTreeMap::new();
+        let mut doomed: BTreeMap<String, BTreeMap<u64, BTreeMap<String, Timestamp>>> = BTreeMap::new();
         for node in nodes {
             let (Some(notice), Some((scale_set, _))) = (notice(node), instance(node)) else { continue };
             if !notice.is_active() {
@@ -240,20 +263,21 @@ impl Doomed {
             let scale_set = doomed.entry(scale_set).or_default();
             for event in notice.doomed {
                 for instance in event.instances.iter() {
-                    scale_set.entry(instance).or_default().insert(event.event_id.clone());
+                    let seen = scale_set.entry(instance).or_default().entry(event.event_id.clone());
+                    let seen = seen.or_insert(notice.observed_at);
+                    *seen = notice.observed_at.min(*seen);
                 }
             }
         }
         Self(doomed)
     }
 
-    /// Whether a sibling says that this node is doomed, and its own agent has not said otherwise.
-    fn names(&self, node: &Node) -> bool {
-        let Some((scale_set, instance)) = instance(node) else { return false };
-        let events = self.0.get(&scale_set).and_then(|set| set.get(&instance));
-        let Some(events) = events else { return false };
+    /// Since when a sibling says that this node is doomed, if its own agent has not said otherwise.
+    fn names(&self, node: &Node) -> Option<Timestamp> {
+        let (scale_set, instance) = instance(node)?;
+        let events = self.0.get(&scale_set)?.get(&instance)?;
         let ended = notice(node).filter(|notice| !notice.is_active()).map(|notice| notice.event_id);
-        events.iter().any(|event| Some(event) != ended.as_ref())
+        events.iter().filter(|(event, _)| Some(*event) != ended.as_ref()).map(|(_, seen)| *seen).min()
     }
 }
 
@@ -324,7 +348,7 @@ mod tests {
 
     fn noticed(nodes: &[Arc<Node>]) -> Vec<bool> {
         let doomed = Doomed::of(nodes);
-        nodes.iter().map(|node| node_view(node, &doomed).unwrap().noticed).collect()
+        nodes.iter().map(|node| node_view(node, &doomed).unwrap().noticed.is_some()).collect()
     }
 
     #[test]

@@ -7,8 +7,11 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::ResourceExt;
 use kube::runtime::events::{Event, EventType};
+use spotpool_core::ranking::Rank;
 use spotpool_core::{Action, Plan};
-use spotpool_crds::spot_pool::{AgentPoolStatus, FallbackStatus, Operation, Role, WriteBudget};
+use spotpool_crds::spot_pool::{
+    AgentPoolStatus, FallbackStatus, LossesStatus, Operation, Price, RankStatus, Role, WriteBudget,
+};
 use spotpool_crds::{Reason, SpotPool, SpotPoolStatus, names};
 
 use super::act::Outcome;
@@ -37,7 +40,7 @@ pub fn status(
             pool.namespace().unwrap_or_default()
         ),
         capacity: plan.capacity.clone(),
-        agent_pools: agent_pools(&before, gathered, operations, outcome, now),
+        agent_pools: agent_pools(&before, gathered, plan, operations, outcome, now),
         fallback: FallbackStatus {
             nodes: plan.fallback_nodes as i32,
             since: memory.fallback_since.map(Time),
@@ -71,6 +74,7 @@ fn draining(gathered: &Gathered, plan: &Plan) -> Vec<String> {
 fn agent_pools(
     before: &SpotPoolStatus,
     gathered: &Gathered,
+    plan: &Plan,
     operations: &BTreeMap<String, Operation>,
     outcome: &Outcome,
     now: Timestamp,
@@ -88,6 +92,7 @@ fn agent_pools(
             let known = gathered.azure.get(&view.name);
             let nodes = || gathered.snapshot.nodes.iter().filter(|node| node.agent_pool == view.name);
             let trouble = troubles.of(&view.name);
+            let market = known.map(|known| known.market.clone()).unwrap_or_default();
             let mut entry = AgentPoolStatus {
                 name: view.name.clone(),
                 role: view.role.ok(),
@@ -102,7 +107,7 @@ fn agent_pools(
                 count: view.count as i32,
                 machines: view.machines.len().max(nodes().count()) as i32,
                 ready: nodes().filter(|node| node.serves()).count() as i32,
-                evicting: nodes().filter(|node| node.noticed).count() as i32,
+                evicting: nodes().filter(|node| node.noticed.is_some()).count() as i32,
                 // Once known it is remembered while the agent pool cannot be read.
                 kept: match view.role {
                     Ok(Role::OnDemand) => Some(view.kept as i32),
@@ -118,6 +123,17 @@ fn agent_pools(
                     .or_else(|| old.and_then(|old| old.write_budget.clone())),
                 avoided_until: trouble.avoided_until.filter(|until| *until > now).map(Time),
                 last_error: trouble.last_error,
+                price: market.price.as_ref().map(|price| Price {
+                    hourly: price.hourly.to_string(),
+                    currency: price.currency.clone(),
+                }),
+                eviction_band: market.band.map(|band| band.to_string()).unwrap_or_default(),
+                placement_score: market.score.map(|score| score.to_string()).unwrap_or_default(),
+                rank: rank(gathered, plan, &view.name),
+                losses: plan
+                    .losses
+                    .get(&view.name)
+                    .map(|losses| LossesStatus { count: losses.count as i32, at: Time(losses.at) }),
                 unusable: view.role.err(),
             };
             if outcome.failed.get(&view.name).is_some_and(|error| !error.outcome_unknown()) {
@@ -126,6 +142,12 @@ fn agent_pools(
             entry
         })
         .collect()
+}
+
+fn rank(gathered: &Gathered, plan: &Plan, agent_pool: &str) -> Option<RankStatus> {
+    let named = |rank: &&Rank| gathered.snapshot.agent_pools[rank.pool].name == agent_pool;
+    let rank = plan.ranks.iter().find(named)?;
+    Some(RankStatus { position: rank.position as i32, why: rank.why.clone() })
 }
 
 struct Verdict {

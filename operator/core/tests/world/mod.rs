@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
-use spotpool_core::{Action, AgentPoolView, DrainView, Memory, NodeView, Plan, Snapshot, plan};
+use spotpool_core::{
+    Action, AgentPoolView, DrainView, Losses, Market, Memory, NodeView, Plan, Snapshot, plan,
+};
 use spotpool_crds::SpotPoolSpec;
 use spotpool_crds::spot_pool::{Operation, OperationKind, Role};
 use spotpool_crds::voluntary_drain::DrainPhase;
@@ -15,6 +17,7 @@ const DRAIN: i64 = 5;
 pub struct Machine {
     pub name: String,
     pub node_at: Timestamp,
+    pub noticed_at: Option<Timestamp>,
     pub dies_at: Option<Timestamp>,
     pub drain: Option<(Timestamp, Timestamp)>,
 }
@@ -38,6 +41,7 @@ pub struct World {
     pub now: Timestamp,
     pub pools: Vec<Pool>,
     pub memory: Memory,
+    pub losses: BTreeMap<String, Losses>,
     /// Whether Azure's count falls when a VM is evicted.
     pub count_follows_evictions: bool,
     pub launches: BTreeMap<String, u32>,
@@ -67,6 +71,7 @@ impl World {
             now: "2026-01-01T00:00:00Z".parse().unwrap(),
             pools,
             memory: Memory::default(),
+            losses: BTreeMap::new(),
             count_follows_evictions: true,
             launches: BTreeMap::new(),
         }
@@ -102,6 +107,12 @@ impl World {
                 operation: pool.operation.as_ref().map(|(operation, _)| operation.clone()),
                 avoided_until: None,
                 kept: pool.kept,
+                vm_size: String::new(),
+                zones: Vec::new(),
+                market: Market::default(),
+                max_hourly_price: None,
+                losses: self.losses.get(&pool.name).cloned(),
+                refused_at: None,
             });
             for machine in pool.machines.iter().filter(|machine| machine.node_at <= self.now) {
                 snapshot.nodes.push(NodeView {
@@ -109,7 +120,7 @@ impl World {
                     agent_pool: pool.name.clone(),
                     created: machine.node_at,
                     ready: machine.drain.is_none(),
-                    noticed: machine.dies_at.is_some(),
+                    noticed: machine.noticed_at,
                     drain: machine.drain.map(|(asked, not_after)| DrainView {
                         not_after,
                         phase: Some(if asked + SignedDuration::from_secs(DRAIN) <= self.now {
@@ -131,6 +142,7 @@ impl World {
             self.carry_out(action);
         }
         self.memory = plan.memory.clone();
+        self.losses = plan.losses.clone();
         self.check();
         let again = self.plan();
         assert!(
@@ -245,6 +257,7 @@ impl World {
         let now = self.now;
         let healthy = |machine: &&mut Machine| machine.dies_at.is_none() && machine.node_at <= now;
         for machine in self.pool(pool).machines.iter_mut().filter(healthy).take(many) {
+            machine.noticed_at = Some(now);
             machine.dies_at = Some(now + SignedDuration::from_secs(seconds));
         }
     }
@@ -279,7 +292,7 @@ impl Pool {
     fn launch(&mut self, node_at: Timestamp) {
         let name = format!("{}-{:06}", self.name, self.created);
         self.created += 1;
-        self.machines.push(Machine { name, node_at, dies_at: None, drain: None });
+        self.machines.push(Machine { name, node_at, noticed_at: None, dies_at: None, drain: None });
         self.count = self.machines.len() as u32;
     }
 }
