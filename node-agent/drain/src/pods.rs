@@ -27,10 +27,11 @@ const DEFAULT_GRACE: i64 = 30;
 const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 
 /// Annotations that are kept of those of a watched pod; the others can be large.
-const KEPT_ANNOTATIONS: [&str; 5] = [
+const KEPT_ANNOTATIONS: [&str; 6] = [
     MIRROR_ANNOTATION,
     names::BLOCKED_BY_PDB_ANNOTATION,
     names::NOTIFY_ANNOTATION,
+    names::DEADLINE_ANNOTATION,
     names::HOOK_ANNOTATION,
     names::HOOK_TIMEOUT_ANNOTATION,
 ];
@@ -66,6 +67,8 @@ pub struct Pod {
     pub local_storage: bool,
     /// Whether it asked to be told the deadline in an annotation.
     pub notify: bool,
+    /// The deadline that an agent has written there.
+    pub told: Option<String>,
     /// Its hook, as its owner wrote it.
     pub hook: Option<String>,
     /// How long its hook may take, as its owner wrote it.
@@ -166,6 +169,7 @@ impl Pod {
             blocked_by_pdb,
             local_storage: facts.local_storage,
             notify: annotation(names::NOTIFY_ANNOTATION).is_some_and(|wish| wish == "true"),
+            told: annotation(names::DEADLINE_ANNOTATION).cloned(),
             hook: annotation(names::HOOK_ANNOTATION).cloned(),
             hook_timeout: annotation(names::HOOK_TIMEOUT_ANNOTATION).cloned(),
             ip: facts.ip.and_then(|ip| ip.parse().ok()),
@@ -482,7 +486,7 @@ mod tests {
         let pod = read(json!({
             "metadata": {"name": "p", "namespace": "n", "uid": "1", "labels": {"app": "web", "spotpool.dev/drain-order": "last"},
                 "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "o", "uid": "u", "controller": true}],
-                "annotations": {"spotpool.dev/notify": "true", "spotpool.dev/hook": ":8080/x", "spotpool.dev/hook-timeout": "5s",
+                "annotations": {"spotpool.dev/notify": "true", "spotpool.dev/deadline": "soon", "spotpool.dev/hook": ":8080/x", "spotpool.dev/hook-timeout": "5s",
                     "spotpool.dev/blocked-by-pdb": "Leave", "kubectl.kubernetes.io/last-applied-configuration": "{}"}},
             "spec": {"containers": [], "priorityClassName": "system-cluster-critical"},
             "status": {"podIP": "10.1.2.3"},
@@ -491,6 +495,7 @@ mod tests {
         assert_eq!(pod.labels["app"], "web");
         assert_eq!(pod.tier, Tier::Last);
         assert!(pod.notify && !pod.is_unmanaged() && pod.unreadable.is_none());
+        assert_eq!(pod.told.as_deref(), Some("soon"));
         assert_eq!((pod.hook.as_deref(), pod.hook_timeout.as_deref()), (Some(":8080/x"), Some("5s")));
         assert_eq!(pod.blocked_by_pdb, Some(BlockedByPdb::Leave));
         assert_eq!(pod.ip, Some(IpAddr::from([10, 1, 2, 3])));
