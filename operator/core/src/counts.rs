@@ -13,7 +13,7 @@ const STALE_FOR: SignedDuration = SignedDuration::from_mins(2);
 pub(crate) fn correct(situation: &Situation<'_>, draft: &mut Draft) {
     for pool in situation.snapshot.agent_pools.iter().filter(|pool| pool.role.is_ok() && !pool.busy) {
         let Some(since) = pool.count_stale_since else { continue };
-        let exist = situation.snapshot.count_with(pool, 0);
+        let exist = pool.count_with(0);
         let written = draft.actions.iter().any(|action| action.agent_pool() == Some(&pool.name));
         if written || exist >= pool.count {
             continue;

@@ -26,7 +26,7 @@ impl<'a> Drains<'a> {
         let mut drains = Self { open: Vec::new(), failed: Vec::new() };
         for pool in &snapshot.agent_pools {
             let Ok(role) = pool.role else { continue };
-            for node in snapshot.nodes_of(pool).filter(|node| node.noticed.is_none()) {
+            for node in pool.nodes.iter().filter(|node| node.noticed.is_none()) {
                 let Some(drain) = &node.drain else { continue };
                 let given_up = match drain.phase {
                     Some(DrainPhase::TimedOut | DrainPhase::Cancelled) => true,
@@ -135,7 +135,7 @@ fn return_drained(situation: &Situation<'_>, drains: &Drains<'_>, draft: &mut Dr
             );
         } else {
             draft.step(Reason::ReturnDrained, Some(&pool.name), format!("return {names}"));
-            let remaining = snapshot.existing(pool).saturating_sub(nodes.len() as u32);
+            let remaining = pool.existing().saturating_sub(nodes.len() as u32);
             draft.actions.push(Action::DeleteMachines { agent_pool: pool.name.clone(), nodes, remaining });
         }
     }
@@ -214,7 +214,7 @@ fn surplus<'a>(situation: &Situation<'a>, fallback_wanted: u32) -> Vec<(&'a Node
     let mut on_demand = Vec::new();
     let mut spot = Vec::new();
     for pool in &snapshot.agent_pools {
-        let mut nodes: Vec<_> = snapshot.nodes_of(pool).filter(|node| node.stays()).collect();
+        let mut nodes: Vec<_> = pool.nodes.iter().filter(|node| node.stays()).collect();
         nodes.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
         match pool.role {
             Ok(Role::OnDemand) => {

@@ -67,18 +67,18 @@ pub(crate) fn place(
         .iter()
         .map(|rank| {
             let pool = &pools[rank.pool];
-            let staying = snapshot.nodes_of(pool).filter(|node| node.stays()).count() as u32;
-            (rank.pool, staying + snapshot.creating(pool))
+            let staying = pool.staying();
+            (rank.pool, staying + pool.creating())
         })
         .collect();
     let mut all: u32 = standing.iter().map(|(_, machines)| machines).sum();
     let mut candidates = Vec::new();
     for (rank, (_, stands)) in ranks.into_iter().zip(&standing) {
         let pool = &pools[rank.pool];
-        let committed = snapshot.committed(pool);
-        match room(pool, committed, snapshot.creating(pool), now) {
+        let committed = pool.committed();
+        match room(pool, committed, pool.creating(), now) {
             Ok(room) => candidates.push(Candidate {
-                losing: snapshot.nodes_of(pool).any(|node| node.noticed.is_some()),
+                losing: pool.nodes.iter().any(|node| node.noticed.is_some()),
                 stands: *stands,
                 together: standing
                     .iter()

@@ -178,10 +178,10 @@ impl Tally {
             evicting: 0,
         };
         for pool in &snapshot.agent_pools {
-            let stay = snapshot.nodes_of(pool).filter(|node| node.stays()).count() as u32;
-            let ready = snapshot.nodes_of(pool).filter(|node| node.serves()).count() as u32;
-            let creating = snapshot.creating(pool);
-            tally.evicting += snapshot.nodes_of(pool).filter(|node| node.noticed.is_some()).count() as u32;
+            let stay = pool.staying();
+            let ready = pool.nodes.iter().filter(|node| node.serves()).count() as u32;
+            let creating = pool.creating();
+            tally.evicting += pool.nodes.iter().filter(|node| node.noticed.is_some()).count() as u32;
             match pool.role {
                 Ok(Role::Spot) => {
                     tally.spot_have += stay + creating;
@@ -191,7 +191,7 @@ impl Tally {
                     tally.kept += kept(spec, pool).min(stay);
                     tally.on_demand_have += stay + creating;
                     tally.on_demand_ready += ready;
-                    tally.on_demand_committed += snapshot.committed(pool);
+                    tally.on_demand_committed += pool.committed();
                 }
                 Err(_) => continue,
             }
@@ -280,7 +280,7 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
         .into_iter()
         .flat_map(|role| rank(&spec.placement, snapshot, role, now))
         .collect();
-    let of_pool = |pool: &AgentPoolView| Some((pool.name.clone(), losses(snapshot, pool)?));
+    let of_pool = |pool: &AgentPoolView| Some((pool.name.clone(), losses(pool)?));
     let losses = snapshot.agent_pools.iter().filter_map(of_pool).collect();
 
     let (actions, withheld) = match spec.mode {
@@ -321,14 +321,14 @@ fn request(situation: &Situation<'_>, placement: &Placement, reason: Reason, dra
     let snapshot = situation.snapshot;
     for placed in &placement.placed {
         let pool = &snapshot.agent_pools[placed.pool];
-        let exist = snapshot.existing(pool);
-        let count = snapshot.count_with(pool, placed.new);
+        let exist = pool.existing();
+        let count = pool.count_with(placed.new);
         draft.step(
             reason,
             Some(&pool.name),
             format!("ask {} for {} more ({exist} exist)", pool.name, placed.new),
         );
-        let coming = snapshot.without_node(pool) as u32;
+        let coming = pool.without_node();
         let agent_pool = pool.name.clone();
         draft.actions.push(Action::ScaleUp { agent_pool, new: placed.new, coming, count, reason });
     }

@@ -108,14 +108,11 @@ pub fn remaining_losses(losses: &Losses, now: Timestamp) -> u32 {
 }
 
 /// The losses of an agent pool after the notices of its nodes: each counts once, by the second in which it was seen.
-pub(crate) fn losses(snapshot: &Snapshot, pool: &AgentPoolView) -> Option<Losses> {
+pub(crate) fn losses(pool: &AgentPoolView) -> Option<Losses> {
     let last = pool.losses.clone();
     let counted = last.as_ref().map_or(i64::MIN, |last| last.at.as_second());
-    let new: Vec<Timestamp> = snapshot
-        .nodes_of(pool)
-        .filter_map(|node| node.noticed)
-        .filter(|seen| seen.as_second() > counted)
-        .collect();
+    let new: Vec<Timestamp> =
+        pool.nodes.iter().filter_map(|node| node.noticed).filter(|seen| seen.as_second() > counted).collect();
     let Some(at) = new.iter().max().copied() else { return last };
     let before = last.map_or(0, |last| remaining_losses(&last, at));
     Some(Losses { count: before + new.len() as u32, at })
@@ -152,8 +149,9 @@ impl Facts {
             return Self { price, is_price_assumed, rate: 0.0, lost: 0, score: 1.0, distrust: 1.0 };
         }
         let lost = pool.losses.as_ref().map_or(0, |losses| remaining_losses(losses, now));
-        let hours: f64 = snapshot
-            .nodes_of(pool)
+        let hours: f64 = pool
+            .nodes
+            .iter()
             .map(|node| (now.duration_since(node.created).as_secs_f64() / 3600.0).clamp(0.0, LOSSES_SPAN))
             .sum();
         let band = pool.market.evictions_an_hour.unwrap_or(UNKNOWN_RATE);

@@ -1,9 +1,11 @@
 //! What a plan is made from: one consistent view of a SpotPool's nodes and agent pools.
 
+use std::collections::HashSet;
+
 use jiff::Timestamp;
 use rust_decimal::Decimal;
 use spotpool_crds::Reason;
-use spotpool_crds::spot_pool::{Operation, Role};
+use spotpool_crds::spot_pool::{Operation, OperationKind, Role};
 use spotpool_crds::voluntary_drain::DrainPhase;
 
 use crate::plan::Memory;
@@ -13,8 +15,6 @@ use crate::plan::Memory;
 pub struct Snapshot {
     /// The agent pools of the spec, in its order.
     pub agent_pools: Vec<AgentPoolView>,
-    /// The nodes of these agent pools, in any order.
-    pub nodes: Vec<NodeView>,
     /// What the last plan left to remember.
     pub memory: Memory,
 }
@@ -56,6 +56,8 @@ pub struct AgentPoolView {
     pub losses: Option<Losses>,
     /// When Azure last had no capacity for it, if no machine has come since: then it is tried with one first.
     pub refused_at: Option<Timestamp>,
+    /// Its nodes, in any order.
+    pub nodes: Vec<NodeView>,
 }
 
 /// What is known of an agent pool's price, evictions and capacity.
@@ -130,34 +132,43 @@ impl NodeView {
 }
 
 impl Snapshot {
-    pub(crate) fn nodes_of<'a>(&'a self, pool: &'a AgentPoolView) -> impl Iterator<Item = &'a NodeView> {
-        self.nodes.iter().filter(move |node| node.agent_pool == pool.name)
+    /// The nodes of all agent pools.
+    pub fn nodes(&self) -> impl Iterator<Item = &NodeView> {
+        self.agent_pools.iter().flat_map(|pool| &pool.nodes)
+    }
+}
+
+impl AgentPoolView {
+    /// Nodes that are neither under notice nor asked to leave.
+    pub(crate) fn staying(&self) -> u32 {
+        self.nodes.iter().filter(|node| node.stays()).count() as u32
     }
 
     /// Machines that exist: every node that is there, and every listed machine that is no node yet.
-    pub(crate) fn existing(&self, pool: &AgentPoolView) -> u32 {
-        (self.nodes_of(pool).count() + self.without_node(pool)) as u32
+    pub(crate) fn existing(&self) -> u32 {
+        self.nodes.len() as u32 + self.without_node()
     }
 
     /// Listed machines that are no node yet.
-    pub(crate) fn without_node(&self, pool: &AgentPoolView) -> usize {
-        pool.machines.iter().filter(|machine| self.nodes_of(pool).all(|node| node.name != **machine)).count()
+    pub(crate) fn without_node(&self) -> u32 {
+        let nodes: HashSet<&str> = self.nodes.iter().map(|node| node.name.as_str()).collect();
+        self.machines.iter().filter(|machine| !nodes.contains(machine.as_str())).count() as u32
     }
 
     /// Machines that are asked for and no node yet.
-    pub(crate) fn creating(&self, pool: &AgentPoolView) -> u32 {
-        let listed = self.without_node(pool) as u32;
-        let asked = match &pool.operation {
+    pub(crate) fn creating(&self) -> u32 {
+        let listed = self.without_node();
+        let asked = match &self.operation {
             // Counted by the nodes that came since: Azure's count falls with evictions meanwhile, or not.
-            Some(operation) if operation.kind == spotpool_crds::spot_pool::OperationKind::ScaleUp => {
+            Some(operation) if operation.kind == OperationKind::ScaleUp => {
                 let since = operation.since.0;
-                let came = self.nodes_of(pool).filter(|node| node.created >= since).count() as u32;
+                let came = self.nodes.iter().filter(|node| node.created >= since).count() as u32;
                 // Machines of an earlier operation that boot meanwhile are nodes since then, too.
                 let expected = operation.machines.max(0) + operation.coming.max(0);
                 (expected as u32).saturating_sub(came)
             }
             // Somebody else's operation: believe Azure's count.
-            None if pool.busy => pool.count.saturating_sub(self.existing(pool)),
+            None if self.busy => self.count.saturating_sub(self.existing()),
             _ => 0,
         };
         listed.max(asked)
@@ -165,12 +176,12 @@ impl Snapshot {
 
     /// The count to ask for so that `new` machines come, and none goes that Azure still knows of: lowering a
     /// count lets Azure choose what to delete.
-    pub(crate) fn count_with(&self, pool: &AgentPoolView, new: u32) -> u32 {
-        (self.existing(pool) + new).max(pool.count.min(pool.listed))
+    pub(crate) fn count_with(&self, new: u32) -> u32 {
+        (self.existing() + new).max(self.count.min(self.listed))
     }
 
     /// Machines that may come to exist without anything further being asked.
-    pub(crate) fn committed(&self, pool: &AgentPoolView) -> u32 {
-        self.nodes_of(pool).count() as u32 + self.creating(pool)
+    pub(crate) fn committed(&self) -> u32 {
+        self.nodes.len() as u32 + self.creating()
     }
 }

@@ -82,10 +82,10 @@ proptest! {
             }
             let snapshot = world.snapshot();
             let mut shuffled = snapshot.clone();
-            let length = shuffled.nodes.len().max(1);
-            shuffled.nodes.rotate_left((seed % length as u64) as usize);
-            shuffled.nodes.reverse();
             for pool in &mut shuffled.agent_pools {
+                let length = pool.nodes.len().max(1);
+                pool.nodes.rotate_left((seed % length as u64) as usize);
+                pool.nodes.reverse();
                 pool.machines.reverse();
             }
             prop_assert_eq!(plan(&world.spec, &snapshot, world.now), plan(&world.spec, &shuffled, world.now));

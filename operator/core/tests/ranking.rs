@@ -36,6 +36,7 @@ fn spot(name: &str, price: Option<&str>, evictions: f64) -> AgentPoolView {
         max_hourly_price: None,
         losses: None,
         refused_at: None,
+        nodes: Vec::new(),
     }
 }
 
@@ -43,14 +44,17 @@ fn on_demand(name: &str, price: &str) -> AgentPoolView {
     AgentPoolView { role: Ok(Role::OnDemand), ..spot(name, Some(price), 0.0) }
 }
 
-fn planned(strategy: &str, replicas: i32, pools: Vec<AgentPoolView>, nodes: Vec<NodeView>) -> Plan {
+fn planned(strategy: &str, replicas: i32, mut pools: Vec<AgentPoolView>, nodes: Vec<NodeView>) -> Plan {
+    for node in nodes {
+        pools.iter_mut().find(|pool| pool.name == node.agent_pool).unwrap().nodes.push(node);
+    }
     let names: Vec<_> = pools.iter().map(|pool| format!("{{name: {}, maxNodes: 20}}", pool.name)).collect();
     let spec: SpotPoolSpec = serde_yaml_ng::from_str(&format!(
         "replicas: {replicas}\nagentPools: [{}]\nfallback: {{maxNodes: 9}}\nplacement: {{{strategy}}}\n",
         names.join(", ")
     ))
     .unwrap();
-    let snapshot = Snapshot { agent_pools: pools, nodes, ..Snapshot::default() };
+    let snapshot = Snapshot { agent_pools: pools, ..Snapshot::default() };
     plan(&spec, &snapshot, now())
 }
 

@@ -169,8 +169,7 @@ fn a_count_is_never_lowered_while_azure_still_lists_the_machine() {
     world.reconcile();
     world.spec.replicas = 4;
     let mut snapshot = world.snapshot();
-    let deleted = snapshot.nodes.iter().position(|node| node.agent_pool == "spota").unwrap();
-    let name = snapshot.nodes.remove(deleted).name;
+    let name = snapshot.agent_pools[0].nodes.remove(0).name;
     snapshot.agent_pools[0].machines.retain(|machine| *machine != name);
     world.pool("spotb").max_nodes = 2;
     snapshot.agent_pools[1].max_nodes = 2;
@@ -266,9 +265,9 @@ fn a_machine_of_an_earlier_operation_that_becomes_a_node_is_not_one_of_those_ask
     };
     snapshot.agent_pools[0].busy = true;
     snapshot.agent_pools[0].operation = Some(operation);
-    let mut booted = snapshot.nodes[0].clone();
+    let mut booted = snapshot.agent_pools[0].nodes[0].clone();
     (booted.name, booted.created) = ("spota-000001".into(), asked + jiff::SignedDuration::from_secs(9));
-    snapshot.nodes.push(booted);
+    snapshot.agent_pools[0].nodes.push(booted);
     let plan = spotpool_core::plan(&world.spec, &snapshot, world.now);
     assert_eq!(plan.capacity.on_the_way, 1, "{:?}", plan.steps);
     assert!(plan.steps.iter().all(|step| step.reason != Reason::NoCandidateWithRoom), "{:?}", plan.steps);

@@ -51,12 +51,10 @@ pub struct Trouble {
 }
 
 impl Trouble {
-    /// As status remembers it; an error is over once a node has come after it.
+    /// As status remembers it; an error is over once one of the agent pool's `nodes` has come after it.
     fn of(before: Option<&AgentPoolStatus>, nodes: &[NodeView]) -> Self {
-        let came_after = |error: &StatusError| {
-            let of_pool = |node: &&NodeView| before.is_some_and(|before| before.name == node.agent_pool);
-            nodes.iter().filter(of_pool).any(|node| node.ready && node.created > error.time.0)
-        };
+        let came_after =
+            |error: &StatusError| nodes.iter().any(|node| node.ready && node.created > error.time.0);
         Self {
             last_error: before
                 .and_then(|before| before.last_error.clone())
@@ -155,10 +153,14 @@ pub fn gather(pool: &SpotPool, all: &[Arc<SpotPool>], nodes: &[Arc<Node>], view:
     let azure: BTreeMap<String, Known> =
         view.pools.into_iter().flatten().filter(|(name, _)| names.contains(name.as_str())).collect();
     let mut snapshot = Snapshot { memory: memory(&status), ..Snapshot::default() };
-    snapshot.nodes = nodes.iter().filter_map(|node| node_view(node, &doomed)).collect();
+    let mut views: BTreeMap<String, Vec<NodeView>> = BTreeMap::new();
+    for view in nodes.iter().filter_map(|node| node_view(node, &doomed)) {
+        views.entry(view.agent_pool.clone()).or_default().push(view);
+    }
     let mut trouble = Troubles::default();
     for name in &names {
-        trouble.0.insert((*name).to_owned(), Trouble::of(before.get(name).copied(), &snapshot.nodes));
+        let nodes = views.get(*name).map(Vec::as_slice).unwrap_or_default();
+        trouble.0.insert((*name).to_owned(), Trouble::of(before.get(name).copied(), nodes));
     }
     for (name, known) in &azure {
         if let Some((error, time)) = &known.failure {
@@ -177,7 +179,8 @@ pub fn gather(pool: &SpotPool, all: &[Arc<SpotPool>], nodes: &[Arc<Node>], view:
             Some(known) => known.role,
         };
         let machines = known.map(|known| known.machines.clone()).unwrap_or_default();
-        let exist = machines.len().max(snapshot.nodes.iter().filter(|node| node.agent_pool == *name).count());
+        let nodes = views.remove(name).unwrap_or_default();
+        let exist = machines.len().max(nodes.len());
         // Found at adoption, and never more than still exist.
         let kept = match (role, before.and_then(|before| before.kept)) {
             (Ok(Role::OnDemand), Some(kept)) => (kept.max(0) as usize).min(exist),
@@ -208,6 +211,7 @@ pub fn gather(pool: &SpotPool, all: &[Arc<SpotPool>], nodes: &[Arc<Node>], view:
                 .and_then(|before| before.losses.as_ref())
                 .map(|losses| Losses { count: losses.count.max(0) as u32, at: losses.at.0 }),
             refused_at: trouble.of(name).refused_at(),
+            nodes,
         });
     }
     let newest_notice = nodes

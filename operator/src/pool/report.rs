@@ -56,8 +56,7 @@ pub fn status(
 }
 
 fn draining(gathered: &Gathered, plan: &Plan) -> Vec<String> {
-    let asked =
-        gathered.snapshot.nodes.iter().filter(|node| node.drain.is_some()).map(|node| node.name.clone());
+    let asked = gathered.snapshot.nodes().filter(|node| node.drain.is_some()).map(|node| node.name.clone());
     let mut draining: Vec<String> = asked.collect();
     for action in &plan.actions {
         match action {
@@ -90,7 +89,7 @@ fn agent_pools(
         .map(|view| {
             let old = before.agent_pools.iter().find(|old| old.name == view.name);
             let known = gathered.azure.get(&view.name);
-            let nodes = || gathered.snapshot.nodes.iter().filter(|node| node.agent_pool == view.name);
+            let nodes = || view.nodes.iter();
             let trouble = troubles.of(&view.name);
             let market = known.map(|known| known.market.clone()).unwrap_or_default();
             let mut entry = AgentPoolStatus {

@@ -95,6 +95,24 @@ impl World {
     pub fn snapshot(&self) -> Snapshot {
         let mut snapshot = Snapshot { memory: self.memory.clone(), ..Snapshot::default() };
         for pool in &self.pools {
+            let mut nodes = Vec::new();
+            for machine in pool.machines.iter().filter(|machine| machine.node_at <= self.now) {
+                nodes.push(NodeView {
+                    name: machine.name.clone(),
+                    agent_pool: pool.name.clone(),
+                    created: machine.node_at,
+                    ready: machine.drain.is_none(),
+                    noticed: machine.noticed_at,
+                    drain: machine.drain.map(|(asked, not_after)| DrainView {
+                        not_after,
+                        phase: Some(if asked + SignedDuration::from_secs(DRAIN) <= self.now {
+                            DrainPhase::Drained
+                        } else {
+                            DrainPhase::Draining
+                        }),
+                    }),
+                });
+            }
             snapshot.agent_pools.push(AgentPoolView {
                 name: pool.name.clone(),
                 max_nodes: pool.max_nodes,
@@ -113,24 +131,8 @@ impl World {
                 max_hourly_price: None,
                 losses: self.losses.get(&pool.name).cloned(),
                 refused_at: None,
+                nodes,
             });
-            for machine in pool.machines.iter().filter(|machine| machine.node_at <= self.now) {
-                snapshot.nodes.push(NodeView {
-                    name: machine.name.clone(),
-                    agent_pool: pool.name.clone(),
-                    created: machine.node_at,
-                    ready: machine.drain.is_none(),
-                    noticed: machine.noticed_at,
-                    drain: machine.drain.map(|(asked, not_after)| DrainView {
-                        not_after,
-                        phase: Some(if asked + SignedDuration::from_secs(DRAIN) <= self.now {
-                            DrainPhase::Drained
-                        } else {
-                            DrainPhase::Draining
-                        }),
-                    }),
-                });
-            }
         }
         snapshot
     }
