@@ -31,6 +31,8 @@ pub enum Reason {
     SpotBelowTarget,
     /// Spot is asked for in place of nodes under notice.
     ReplaceEvicted,
+    /// On-demand is bought because `onDemand.baseline` asks for it.
+    OnDemandBelowBaseline,
     /// On-demand is bought because spot was lost or refused.
     FallbackForShortfall,
     /// Growth waits for spot that is on its way before on-demand is bought.

@@ -73,6 +73,18 @@ pub struct SpotPoolSpec {
     #[serde(default)]
     pub placement: Placement,
 
+    /// On-demand nodes that the pool always has.
+    #[serde(default)]
+    pub on_demand: OnDemand,
+
+    /// Spot nodes kept ready beyond what is wanted.
+    #[serde(default)]
+    pub standby: Standby,
+
+    /// When a node counts as capacity.
+    #[serde(default)]
+    pub readiness: Readiness,
+
     /// When and how much on-demand may stand in for spot. Without it nothing is ever bought on demand.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fallback: Option<Fallback>,
@@ -159,6 +171,47 @@ pub enum Strategy {
     LowestEvictionRate,
     /// The order in the spec.
     Ordered,
+}
+
+/// On-demand nodes that the pool always has.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OnDemand {
+    /// How many of the wanted nodes are on on-demand VMs, whatever spot does, 0 to 1000. Where more were found at
+    /// adoption and `adoption` is `Keep`, these. They are no fallback: no limit of `fallback` counts them. If it is
+    /// more than `replicas`, so many nodes are wanted.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 1000))]
+    pub baseline: i32,
+}
+
+/// Spot nodes kept ready beyond what is wanted.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Standby {
+    /// How many, 0 to 1000. When they are lost, no on-demand is bought in their place, and on-demand is given back only
+    /// once they are ready again.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 1000))]
+    pub units: i32,
+}
+
+/// When a node counts as capacity: once it is Ready, not cordoned, and all that is said here holds.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Readiness {
+    /// How long it must have been Ready, 0s to 1h.
+    #[serde(default = "no_time")]
+    #[x_kube(validation = Rule::new("duration(self) <= duration('1h')")
+        .message("readiness.warmup must be at most 1h"))]
+    pub warmup: Duration,
+
+    /// Keys of taints that somebody takes off new nodes when these are ready for work, such as a CNI or a GPU driver.
+    /// Put them on the agent pool as `nodeInitializationTaints`: AKS keeps `nodeTaints` on nodes for ever.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 316)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub startup_taints: Vec<String>,
 }
 
 /// Limits of on-demand fallback.
@@ -303,6 +356,9 @@ pub enum EventResponse {
     Drain,
 }
 
+fn no_time() -> Duration {
+    Duration::from_secs(0)
+}
 fn default_max_share_per_pool() -> i32 {
     60
 }

@@ -440,7 +440,7 @@ impl Simulation {
             agent_pools.restore_write_budgets(status);
         }
         let view = agent_pools.view(self.pool.spec.agent_pools.iter().map(|pool| pool.name.as_str()));
-        let gathered = gather(&self.pool, &[Arc::new(self.pool.clone())], &self.nodes.all(), view);
+        let gathered = gather(&self.pool, &[Arc::new(self.pool.clone())], &self.nodes.all(), view, now);
         let plan = plan(&self.pool.spec, &gathered.snapshot, now);
         let intentions = act::intentions(&plan, now);
         if !intentions.is_empty() {

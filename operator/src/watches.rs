@@ -155,7 +155,7 @@ pub fn agent_pool_of(node: &Node) -> Option<&str> {
 }
 
 /// Whether the kubelet says Ready.
-pub fn is_ready(node: &Node) -> bool {
+fn is_ready(node: &Node) -> bool {
     let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
     conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
@@ -193,6 +193,9 @@ fn digest(node: &Node) -> u64 {
     if let Some(spec) = &node.spec {
         spec.unschedulable.hash(&mut hasher);
         spec.provider_id.hash(&mut hasher);
+        for taint in spec.taints.iter().flatten() {
+            taint.key.hash(&mut hasher);
+        }
     }
     hasher.finish()
 }

@@ -168,7 +168,7 @@ fn request_drains(situation: &Situation<'_>, fallback_wanted: u32, drains: &Drai
         return;
     }
     // Voluntary: what stays must carry the pool by itself.
-    let mut spare = tally.ready().saturating_sub(tally.wanted);
+    let mut spare = tally.ready().saturating_sub(tally.wanted + tally.standby);
     let returned: usize = draft.actions.iter().map(Action::machines_deleted).sum();
     let under_way = drains.open.len() - returned;
     let mut slots = (spec.failback.max_concurrent.max(1) as usize).saturating_sub(under_way);
@@ -227,7 +227,7 @@ fn surplus<'a>(situation: &Situation<'a>, fallback_wanted: u32) -> Vec<(&'a Node
     }
     on_demand.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
     spot.sort_by(|a, b| (a.ready, b.created, &a.name).cmp(&(b.ready, a.created, &b.name)));
-    let too_much_on_demand = tally.on_demand_have.saturating_sub(tally.kept + fallback_wanted) as usize;
+    let too_much_on_demand = tally.on_demand_have.saturating_sub(tally.base + fallback_wanted) as usize;
     let too_much_spot = tally.spot_have.saturating_sub(tally.spot_target) as usize;
     let on_demand = on_demand.into_iter().take(too_much_on_demand).map(|node| (node, Role::OnDemand));
     on_demand.chain(spot.into_iter().take(too_much_spot).map(|node| (node, Role::Spot))).collect()

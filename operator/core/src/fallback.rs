@@ -4,7 +4,7 @@ use spotpool_crds::Reason;
 
 use crate::plan::{Draft, Memory, Situation, later};
 
-/// What spot (and kept on-demand) does not carry.
+/// What spot, and the on-demand that is always there, do not carry.
 pub(crate) struct Shortfall {
     /// Was there once and is not ready now. A spot node on its way counts for nothing until it is Ready.
     pub lost: u32,
@@ -19,7 +19,9 @@ impl Shortfall {
     pub fn of(situation: &Situation<'_>, asked_now: u32, memory: &mut Memory) -> Self {
         let (tally, now) = (&situation.tally, situation.now);
         memory.established = memory.established.max(tally.ready()).min(tally.wanted);
-        let carried = tally.spot_ready + tally.on_demand_ready.min(tally.kept);
+        // The base is on-demand already: what of it is on its way would come no sooner as fallback.
+        let base = tally.on_demand_ready + tally.on_demand_coming + tally.base_missing();
+        let carried = tally.spot_ready + base.min(tally.base);
         let lost = memory.established.saturating_sub(carried);
         let growth = tally.wanted.saturating_sub(carried).saturating_sub(lost);
         let on_its_way = (tally.spot_have + asked_now).saturating_sub(tally.spot_ready);
@@ -30,7 +32,7 @@ impl Shortfall {
     }
 }
 
-/// How much on-demand there should be beyond the kept nodes.
+/// How much on-demand there should be beyond the base.
 pub(crate) struct Fallback {
     /// Nodes that should stand in now.
     pub nodes: u32,
@@ -81,6 +83,5 @@ pub(crate) fn decide(situation: &Situation<'_>, shortfall: &Shortfall, draft: &m
             format!("{due} nodes should fall back, fallback.maxNodes is {limit}"),
         );
     }
-    let paid_for = tally.on_demand_committed.saturating_sub(tally.kept);
-    Fallback { nodes: due.min(limit), may_buy: limit.saturating_sub(paid_for) }
+    Fallback { nodes: due.min(limit), may_buy: limit.saturating_sub(tally.fallback_committed()) }
 }

@@ -147,15 +147,19 @@ pub(crate) struct Situation<'a> {
 /// Counts over the snapshot. Nodes under notice or asked to drain count in none but `evicting`.
 pub(crate) struct Tally {
     pub wanted: u32,
-    /// On-demand nodes that were there at adoption and still are.
-    pub kept: u32,
+    /// On-demand nodes that there should always be: the baseline, or those found at adoption if these are more.
+    pub base: u32,
+    /// Spot nodes beyond the wanted ones.
+    pub standby: u32,
     pub spot_target: u32,
     /// Spot nodes that stay, and those on their way.
     pub spot_have: u32,
     pub spot_ready: u32,
-    /// The same for on-demand, kept ones included.
+    /// The same for on-demand, those of the base included.
     pub on_demand_have: u32,
     pub on_demand_ready: u32,
+    /// On-demand machines that are asked for or boot.
+    pub on_demand_coming: u32,
     /// On-demand machines that may come to exist or still do, leaving ones included: what is paid for.
     pub on_demand_committed: u32,
     pub creating: u32,
@@ -163,16 +167,19 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    fn of(spec: &SpotPoolSpec, snapshot: &Snapshot) -> Self {
-        let wanted = spec.replicas.max(0) as u32;
+    fn of(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Self {
+        let wanted = spec.replicas.max(spec.on_demand.baseline).max(0) as u32;
+        let mut kept_nodes = 0;
         let mut tally = Self {
             wanted,
-            kept: 0,
+            base: 0,
+            standby: spec.standby.units.max(0) as u32,
             spot_target: 0,
             spot_have: 0,
             spot_ready: 0,
             on_demand_have: 0,
             on_demand_ready: 0,
+            on_demand_coming: 0,
             on_demand_committed: 0,
             creating: 0,
             evicting: 0,
@@ -188,7 +195,9 @@ impl Tally {
                     tally.spot_ready += ready;
                 }
                 Ok(Role::OnDemand) => {
-                    tally.kept += kept(spec, pool).min(stay);
+                    kept_nodes += kept(spec, pool).min(stay);
+                    let booting = pool.nodes.iter().filter(|node| node.is_booting(now)).count() as u32;
+                    tally.on_demand_coming += creating + booting;
                     tally.on_demand_have += stay + creating;
                     tally.on_demand_ready += ready;
                     tally.on_demand_committed += pool.committed();
@@ -197,8 +206,22 @@ impl Tally {
             }
             tally.creating += creating;
         }
-        tally.spot_target = wanted.saturating_sub(tally.kept);
+        tally.base = kept_nodes.max(spec.on_demand.baseline.max(0) as u32);
+        tally.spot_target = wanted.saturating_sub(tally.base) + tally.standby;
         tally
+    }
+
+    /// On-demand machines that the base lacks.
+    pub fn base_missing(&self) -> u32 {
+        self.base.saturating_sub(self.on_demand_have)
+    }
+
+    /// On-demand machines that stand in for spot and are paid for. Of those that leave, as many as the base lacks were
+    /// of the base.
+    pub fn fallback_committed(&self) -> u32 {
+        let leaving = self.on_demand_committed.saturating_sub(self.on_demand_have);
+        let of_base = self.on_demand_have.min(self.base) + leaving.min(self.base_missing());
+        self.on_demand_committed.saturating_sub(of_base)
     }
 
     pub fn ready(&self) -> u32 {
@@ -243,14 +266,17 @@ pub(crate) fn later(time: Timestamp, by: Duration) -> Timestamp {
 
 /// Decides what to do for one SpotPool.
 ///
-/// In order: spot up to its target; on-demand for what is lost or refused, inside `fallback`; what is there
-/// beyond need is drained and returned, on-demand first, once nothing has happened for a while.
+/// In order: spot up to its target; on-demand for the baseline, and for what is lost or refused, inside `fallback`;
+/// what is there beyond need is drained and returned, on-demand first, once nothing has happened for a while.
 pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
-    let situation = Situation { spec, snapshot, tally: Tally::of(spec, snapshot), now };
+    let situation = Situation { spec, snapshot, tally: Tally::of(spec, snapshot, now), now };
     let tally = &situation.tally;
     let mut draft =
         Draft { actions: Vec::new(), steps: Vec::new(), memory: snapshot.memory.clone(), wake: None };
     explain_unusable(snapshot, &mut draft);
+    if let Some(ready_at) = snapshot.ready_at {
+        draft.wake_at(ready_at);
+    }
 
     let mut drains = Drains::of(&situation);
     let missing_spot = tally.spot_target.saturating_sub(tally.spot_have);
@@ -262,16 +288,18 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
 
     let shortfall = Shortfall::of(&situation, spot.total() + regained_spot, &mut draft.memory);
     let fallback = fallback::decide(&situation, &shortfall, &mut draft);
-    let missing_on_demand = (tally.kept + fallback.nodes).saturating_sub(tally.on_demand_have);
+    let missing_on_demand = (tally.base + fallback.nodes).saturating_sub(tally.on_demand_have);
     let regained_on_demand = drains.withdraw(Role::OnDemand, missing_on_demand, &mut draft);
-    let to_buy = (missing_on_demand - regained_on_demand).min(fallback.may_buy);
+    let for_base = tally.base_missing().saturating_sub(regained_on_demand);
+    let to_buy = (missing_on_demand - regained_on_demand).min(for_base + fallback.may_buy);
     let on_demand = place(&spec.placement, snapshot, Role::OnDemand, to_buy, to_buy, now);
-    request(&situation, &on_demand, Reason::FallbackForShortfall, &mut draft);
+    let reason = if to_buy > for_base { Reason::FallbackForShortfall } else { Reason::OnDemandBelowBaseline };
+    request(&situation, &on_demand, reason, &mut draft);
 
     failback::decide(&situation, fallback.nodes, &drains, &mut draft);
     counts::correct(&situation, &mut draft);
 
-    let fallback_nodes = (tally.on_demand_committed + on_demand.total()).saturating_sub(tally.kept);
+    let fallback_nodes = tally.fallback_committed() + on_demand.total().saturating_sub(for_base);
     draft.memory.fallback_since = (fallback_nodes > 0).then(|| draft.memory.fallback_since.unwrap_or(now));
     let capacity = capacity(tally, &draft.memory, spot.total() + on_demand.total());
     conclude(spec, &capacity, &mut draft);

@@ -21,8 +21,8 @@ const EVICTION_COSTS: f64 = 2.0;
 const BAND_WEIGHS: f64 = 50.0;
 /// Our own losses count half after this long, a quarter after twice as long, and so on.
 const LOSSES_HALVE: SignedDuration = SignedDuration::from_hours(6);
-/// So many hours of each node at most are behind the losses that still count: 6 h / ln 2.
-const LOSSES_SPAN: f64 = 8.66;
+/// So many seconds of each node at most are behind the losses that still count: 6 h / ln 2.
+const LOSSES_SPAN: i64 = 31_163;
 /// How long an agent pool that has just lost nodes is thought the worse of, beyond its history: most VMs that Azure
 /// takes together go within minutes.
 pub const DISTRUST: SignedDuration = SignedDuration::from_mins(30);
@@ -149,11 +149,9 @@ impl Facts {
             return Self { price, is_price_assumed, rate: 0.0, lost: 0, score: 1.0, distrust: 1.0 };
         }
         let lost = pool.losses.as_ref().map_or(0, |losses| remaining_losses(losses, now));
-        let hours: f64 = pool
-            .nodes
-            .iter()
-            .map(|node| (now.duration_since(node.created).as_secs_f64() / 3600.0).clamp(0.0, LOSSES_SPAN))
-            .sum();
+        // Whole seconds: a sum of floats would depend on the order of the nodes.
+        let age = |created: Timestamp| now.duration_since(created).as_secs().clamp(0, LOSSES_SPAN);
+        let hours = pool.nodes.iter().map(|node| age(node.created)).sum::<i64>() as f64 / 3600.0;
         let band = pool.market.evictions_an_hour.unwrap_or(UNKNOWN_RATE);
         let distrust = if is_distrusted(pool, now) {
             DISTRUSTED

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use rust_decimal::Decimal;
 use spotpool_crds::Reason;
 use spotpool_crds::spot_pool::{Operation, OperationKind, Role};
@@ -17,6 +17,8 @@ pub struct Snapshot {
     pub agent_pools: Vec<AgentPoolView>,
     /// What the last plan left to remember.
     pub memory: Memory,
+    /// When time alone makes the next node ready.
+    pub ready_at: Option<Timestamp>,
 }
 
 /// One agent pool.
@@ -102,13 +104,16 @@ pub struct NodeView {
     pub agent_pool: String,
     /// When the Node object was made.
     pub created: Timestamp,
-    /// Ready for pods: condition Ready, and nobody has cordoned it.
+    /// Ready for pods: condition Ready, all that `readiness` asks for, and nobody has cordoned it.
     pub ready: bool,
     /// Since when it is under notice, by its own agent's word or by a sibling's. Worth nothing from that moment.
     pub noticed: Option<Timestamp>,
     /// The voluntary drain that we asked for.
     pub drain: Option<DrainView>,
 }
+
+/// A Node that is not ready after this long has stalled: AKS nodes need one to three minutes.
+const BOOTS_WITHIN: SignedDuration = SignedDuration::from_mins(10);
 
 /// A voluntary drain.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -123,6 +128,11 @@ impl NodeView {
     /// Whether it counts as capacity that is there or coming: not under notice, not asked to leave.
     pub fn stays(&self) -> bool {
         self.noticed.is_none() && self.drain.is_none()
+    }
+
+    /// Whether it has come so lately that it is likely to be ready soon.
+    pub fn is_booting(&self, now: Timestamp) -> bool {
+        self.stays() && !self.ready && now.duration_since(self.created) < BOOTS_WITHIN
     }
 
     /// Whether pods can run on it, today and tomorrow.

@@ -37,9 +37,13 @@ proptest! {
     /// `World::reconcile` asserts at each step: no pool above maxNodes, no fallback above its limit, busy
     /// pools not written, only drained machines deleted, and that a plan carried out leaves nothing to do.
     #[test]
-    fn limits_hold_and_the_pool_recovers(events in proptest::collection::vec(happens(), 1..40), follows: bool) {
+    fn limits_hold_and_the_pool_recovers(
+        events in proptest::collection::vec(happens(), 1..40), follows: bool, baseline in 0i32..4, standby in 0i32..3,
+    ) {
         let mut world = World::new(SPEC, &[Spot, Spot, OnDemand, OnDemand]).with("rega", 1, 1);
         world.count_follows_evictions = follows;
+        world.spec.on_demand.baseline = baseline;
+        world.spec.standby.units = standby;
         world.reconcile();
         for event in events {
             match event {
@@ -58,8 +62,9 @@ proptest! {
             world.pass(60);
             world.reconcile();
         }
-        let wanted = world.spec.replicas.max(1) as u32;
-        prop_assert_eq!((world.ready(Spot), world.ready(OnDemand)), (wanted - 1, 1));
+        let base = baseline.max(1) as u32;
+        let wanted = (world.spec.replicas as u32).max(base);
+        prop_assert_eq!((world.ready(Spot), world.ready(OnDemand)), (wanted - base + standby as u32, base));
         for pool in &world.pools {
             prop_assert_eq!(pool.count, pool.machines.len() as u32, "Azure's count of {} stays stale", &pool.name);
         }

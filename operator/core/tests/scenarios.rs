@@ -272,3 +272,92 @@ fn a_machine_of_an_earlier_operation_that_becomes_a_node_is_not_one_of_those_ask
     assert_eq!(plan.capacity.on_the_way, 1, "{:?}", plan.steps);
     assert!(plan.steps.iter().all(|step| step.reason != Reason::NoCandidateWithRoom), "{:?}", plan.steps);
 }
+
+#[test]
+fn the_baseline_is_bought_at_once_beside_spot_and_is_no_fallback() {
+    let mut world = world();
+    world.spec.on_demand.baseline = 2;
+    let plan = world.reconcile();
+    assert_eq!(asked(&plan.actions), [("reg", 2, 2), ("spota", 1, 1), ("spotb", 1, 1)]);
+    assert!(plan.steps.iter().any(|step| step.reason == Reason::OnDemandBelowBaseline), "{:?}", plan.steps);
+    assert_eq!(plan.fallback_nodes, 0);
+    world.pass(BOOT);
+    assert!(world.reconcile().actions.is_empty());
+    // A baseline above the wanted number is what is wanted.
+    world.spec.on_demand.baseline = 4;
+    world.spec.replicas = 1;
+    let plan = world.reconcile();
+    assert_eq!((plan.capacity.wanted, plan.spot_target), (4, 0));
+    assert_eq!(asked(&plan.actions), [("reg", 2, 4)]);
+}
+
+#[test]
+fn the_baseline_is_never_given_back_and_leaves_fallback_its_whole_limit() {
+    let mut world = world().with("spota", 1, 0).with("spotb", 1, 0).with("reg", 2, 0);
+    world.pool("reg").max_nodes = 6;
+    world.spec.on_demand.baseline = 2;
+    assert!(world.reconcile().actions.is_empty(), "older than any minimum lifetime, and still needed");
+    world.notice("spota", 1, 30);
+    world.notice("spotb", 1, 30);
+    let plan = world.reconcile();
+    assert_eq!(asked(&plan.actions), [("reg", 2, 4), ("spota", 1, 2), ("spotb", 1, 2)]);
+    for _ in 0..60 {
+        world.pass(60);
+        world.reconcile();
+    }
+    assert_eq!((world.ready(Spot), world.ready(OnDemand)), (2, 2));
+}
+
+#[test]
+fn a_baseline_node_that_boots_is_not_bought_twice_and_one_that_is_lost_is_replaced() {
+    let mut world = world().with("spota", 2, 0).with("reg", 2, 0);
+    world.spec.on_demand.baseline = 2;
+    world.reconcile();
+    world.notice("reg", 1, 60);
+    let plan = world.reconcile();
+    assert_eq!(asked(&plan.actions), [("reg", 1, 3)]);
+    assert_eq!(plan.fallback_nodes, 0, "{:?}", plan.steps);
+    world.pass(30);
+    assert!(world.reconcile().actions.is_empty());
+    // It is there, and not ready yet.
+    world.pass(31);
+    let mut snapshot = world.snapshot();
+    let booting = snapshot.agent_pools[2].nodes.iter_mut().max_by_key(|node| node.created).unwrap();
+    booting.ready = false;
+    let plan = spotpool_core::plan(&world.spec, &snapshot, world.now);
+    assert!(plan.actions.is_empty(), "{:?}", plan.actions);
+    // After ten minutes it has stalled: somebody has to stand in.
+    world.pass(600);
+    let mut snapshot = world.snapshot();
+    let stalled = snapshot.agent_pools[2].nodes.iter_mut().max_by_key(|node| node.created).unwrap();
+    stalled.ready = false;
+    let plan = spotpool_core::plan(&world.spec, &snapshot, world.now);
+    assert_eq!(asked(&plan.actions), [("reg", 1, 3)]);
+}
+
+#[test]
+fn standby_is_kept_on_spot_and_never_bought_on_demand() {
+    let mut world = world();
+    world.spec.standby.units = 2;
+    assert_eq!(asked(&world.reconcile().actions), [("spota", 3, 3), ("spotb", 3, 3)]);
+    world.pass(BOOT);
+    let plan = world.reconcile();
+    assert!(plan.actions.is_empty());
+    assert_eq!((plan.capacity.wanted, plan.capacity.ready_spot), (4, 6));
+    // Two are lost: what is wanted is still there, and no on-demand is bought.
+    world.notice("spota", 2, 30);
+    assert_eq!(asked(&world.reconcile().actions), [("spotb", 2, 5)]);
+    // Four are lost: two of them were wanted.
+    world.notice("spotb", 2, 30);
+    let plan = world.reconcile();
+    assert!(asked(&plan.actions).contains(&("reg", 2, 2)), "{:?}", plan.actions);
+}
+
+#[test]
+fn a_node_that_warms_up_wakes_the_plan_when_it_is_warm() {
+    let world = world().with("spota", 2, 0).with("spotb", 2, 0);
+    let mut snapshot = world.snapshot();
+    let warm_at = world.now + jiff::SignedDuration::from_secs(20);
+    snapshot.ready_at = Some(warm_at);
+    assert_eq!(spotpool_core::plan(&world.spec, &snapshot, world.now).wake, Some(warm_at));
+}

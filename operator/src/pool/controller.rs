@@ -125,7 +125,7 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
     }
     let mut view = context.agent_pools.view(wanted);
     context.market.tell(&mut view);
-    let gathered = gather(&pool, &context.all_spot_pools(), &context.nodes.all(), view);
+    let gathered = gather(&pool, &context.all_spot_pools(), &context.nodes.all(), view, now);
 
     let started = Instant::now();
     let plan = plan(&pool.spec, &gathered.snapshot, now);

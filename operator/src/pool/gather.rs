@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
@@ -13,13 +14,13 @@ use spotpool_core::avoidance::{Failure, avoided_until};
 use spotpool_core::claims::{Claim, claimed_by};
 use spotpool_core::{AgentPoolView, DrainView, Losses, Memory, NodeView, Snapshot};
 use spotpool_crds::eviction::EvictionNotice;
-use spotpool_crds::spot_pool::{AgentPoolStatus, AzureError as StatusError, OperationKind, Role};
+use spotpool_crds::spot_pool::{AgentPoolStatus, AzureError as StatusError, OperationKind, Readiness, Role};
 use spotpool_crds::voluntary_drain::{DrainRequest, DrainStatus};
 use spotpool_crds::{ProviderId, Reason, SpotPool, names};
 
 use crate::agent_pools::{Known, View};
 use crate::market::decimal;
-use crate::watches::{agent_pool_of, is_ready};
+use crate::watches::agent_pool_of;
 
 /// Everything that one reconciliation works on.
 pub struct Gathered {
@@ -137,7 +138,13 @@ fn reaches(scope: Scope, from: &AgentPool, other: &AgentPool) -> bool {
 }
 
 /// Gathers for `pool`; `all` are the SpotPools of every watched namespace.
-pub fn gather(pool: &SpotPool, all: &[Arc<SpotPool>], nodes: &[Arc<Node>], view: View) -> Gathered {
+pub fn gather(
+    pool: &SpotPool,
+    all: &[Arc<SpotPool>],
+    nodes: &[Arc<Node>],
+    view: View,
+    now: Timestamp,
+) -> Gathered {
     let names: BTreeSet<&str> = pool.spec.agent_pools.iter().map(|pool| pool.name.as_str()).collect();
     let claimed = claims(pool, all, &names);
     let ours = |node: &&Arc<Node>| {
@@ -154,7 +161,12 @@ pub fn gather(pool: &SpotPool, all: &[Arc<SpotPool>], nodes: &[Arc<Node>], view:
         view.pools.into_iter().flatten().filter(|(name, _)| names.contains(name.as_str())).collect();
     let mut snapshot = Snapshot { memory: memory(&status), ..Snapshot::default() };
     let mut views: BTreeMap<String, Vec<NodeView>> = BTreeMap::new();
-    for view in nodes.iter().filter_map(|node| node_view(node, &doomed)) {
+    for node in &nodes {
+        let warm_at = warm_at(node, &pool.spec.readiness);
+        let is_warm = warm_at.is_some_and(|warm_at| warm_at <= now);
+        let Some(view) = node_view(node, &doomed, is_warm) else { continue };
+        let soonest = [snapshot.ready_at, warm_at.filter(|warm_at| *warm_at > now)];
+        snapshot.ready_at = soonest.into_iter().flatten().min();
         views.entry(view.agent_pool.clone()).or_default().push(view);
     }
     let mut trouble = Troubles::default();
@@ -285,7 +297,21 @@ impl Doomed {
     }
 }
 
-fn node_view(node: &Node, doomed: &Doomed) -> Option<NodeView> {
+/// When a node is, or was, ready for work: its Ready condition, the warm-up, and every start-up taint gone. `None` if
+/// that is not known yet.
+fn warm_at(node: &Node, readiness: &Readiness) -> Option<Timestamp> {
+    let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let ready = conditions.into_iter().find(|it| it.type_ == "Ready" && it.status == "True")?;
+    let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+    if taints.into_iter().any(|taint| readiness.startup_taints.contains(&taint.key)) {
+        return None;
+    }
+    let since = ready.last_transition_time.as_ref().map_or(Timestamp::MIN, |time| time.0);
+    let warmup = Duration::from(readiness.warmup);
+    Some(since.saturating_add(SignedDuration::try_from(warmup).ok()?).unwrap_or(Timestamp::MAX))
+}
+
+fn node_view(node: &Node, doomed: &Doomed, is_warm: bool) -> Option<NodeView> {
     let request: Option<DrainRequest> = annotation(node, names::DRAIN_REQUEST_ANNOTATION);
     let status: Option<DrainStatus> = annotation(node, names::DRAIN_STATUS_ANNOTATION);
     let cordoned = node.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or(false);
@@ -294,7 +320,7 @@ fn node_view(node: &Node, doomed: &Doomed) -> Option<NodeView> {
         name: node.name_any(),
         agent_pool: agent_pool_of(node)?.to_owned(),
         created: node.metadata.creation_timestamp.as_ref().map_or(Timestamp::MIN, |time| time.0),
-        ready: is_ready(node) && !cordoned && !leaving,
+        ready: is_warm && !cordoned && !leaving,
         noticed: notice(node)
             .filter(EvictionNotice::takes_capacity)
             .map(|notice| notice.observed_at)
@@ -352,7 +378,7 @@ mod tests {
 
     fn noticed(nodes: &[Arc<Node>]) -> Vec<bool> {
         let doomed = Doomed::of(nodes);
-        nodes.iter().map(|node| node_view(node, &doomed).unwrap().noticed.is_some()).collect()
+        nodes.iter().map(|node| node_view(node, &doomed, true).unwrap().noticed.is_some()).collect()
     }
 
     #[test]
@@ -395,6 +421,34 @@ mod tests {
                 "cordoned": true, "bootID": "b"});
             let node = node("a", 0, &json!({names::EVICTION_ANNOTATION: notice.to_string()}));
             assert_eq!(noticed(&[node]), [is_lost], "{kind} {response} {phase}");
+        }
+    }
+
+    #[test]
+    fn a_node_is_capacity_once_it_is_warm() {
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        let node = |status: &str, taints: &serde_json::Value| -> Node {
+            serde_json::from_value(
+                json!({"metadata": {"name": "n"}, "spec": {"taints": taints}, "status": {"conditions": [
+                {"type": "Ready", "status": status, "lastTransitionTime": "2026-01-01T00:00:00Z"}]}}),
+            )
+            .unwrap()
+        };
+        let warming = json!([{"key": "example.com/warming", "effect": "NoSchedule"}]);
+        let readiness = |warmup: u64| Readiness {
+            warmup: spotpool_crds::Duration::from_secs(warmup),
+            startup_taints: vec!["example.com/warming".into()],
+        };
+        for (status, taints, warmup, warm_from) in [
+            ("True", &json!([]), 0, Some("2026-01-01T00:00:00Z")),
+            ("True", &json!([]), 30, Some("2026-01-01T00:00:30Z")),
+            ("True", &json!([{"key": "other", "effect": "NoSchedule"}]), 0, Some("2026-01-01T00:00:00Z")),
+            ("True", &warming, 0, None),
+            ("False", &json!([]), 0, None),
+            ("Unknown", &json!([]), 0, None),
+        ] {
+            let warm = warm_at(&node(status, taints), &readiness(warmup));
+            assert_eq!(warm, warm_from.map(at), "{status} {taints} {warmup}");
         }
     }
 

@@ -248,8 +248,10 @@ impl World {
             .pools
             .iter()
             .filter(|pool| pool.role == Role::OnDemand)
-            .map(|pool| (pool.machines.len() as u32).saturating_sub(pool.kept))
+            .map(|pool| pool.machines.len() as u32)
             .sum();
+        let kept: u32 = self.pools.iter().map(|pool| pool.kept).sum();
+        let bought = bought.saturating_sub(kept.max(self.spec.on_demand.baseline as u32));
         let limit = self.spec.fallback.as_ref().map_or(0, |fallback| fallback.max_nodes);
         assert!(bought <= limit as u32, "{bought} bought, {limit} allowed");
     }
