@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
 use serde_json::json;
@@ -21,6 +21,7 @@ use spotpool_crds::names;
 use spotpool_e2e_cluster::{Cluster, Program, Signal, Supervised};
 use tokio::task::JoinHandle;
 
+use crate::eventually;
 use crate::objects::object;
 
 /// The apiserver grants no shorter tokens.
@@ -42,6 +43,8 @@ struct Shared {
     dir: PathBuf,
     http: reqwest::Client,
     running: Mutex<BTreeMap<String, Agent>>,
+    /// Where the apiserver seems to be, by node.
+    detours: Mutex<BTreeMap<String, String>>,
     probe_millis: AtomicU64,
 }
 
@@ -71,6 +74,7 @@ impl Agents {
             args,
             http: reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(2)).build()?,
             running: Mutex::default(),
+            detours: Mutex::default(),
             probe_millis: AtomicU64::new(LOOK.as_millis() as u64),
         });
         std::fs::create_dir_all(&shared.dir)?;
@@ -104,6 +108,42 @@ impl Agents {
         self.shared.dir.join(format!("{node}.log"))
     }
 
+    /// Leads the agent of a node to the apiserver by way of `server` from now on. It is started anew for that.
+    pub async fn lead_through(&self, node: &str, server: &str) -> Result<()> {
+        self.shared.detours().insert(node.to_owned(), server.to_owned());
+        self.shared.detour(node, &self.shared.kubeconfig(node))?;
+        self.start_anew(node).await
+    }
+
+    /// Ends the agent of a node at once and waits until the next one is ready.
+    pub async fn start_anew(&self, node: &str) -> Result<()> {
+        let last = self.process(node).with_context(|| format!("no agent runs for {node}"))?;
+        last.kill()?;
+        eventually(&format!("the next agent of {node}"), async || {
+            let next = self.process(node).filter(|next| next.id() != last.id());
+            let Some(url) = next.and_then(|_| self.admin_url(node)) else { return Ok(None) };
+            let answer = self.shared.http.get(format!("{url}/readyz")).send().await?;
+            Ok(answer.status().is_success().then_some(()))
+        })
+        .await
+    }
+
+    /// The token that a node's agent should sign in with now.
+    pub fn token(&self, node: &str) -> Result<String> {
+        Ok(std::fs::read_to_string(self.shared.kubeconfig(node).with_extension("kubeconfig.token"))?)
+    }
+
+    /// Gives the agent of a node another token, as the kubelet does before the last one runs out.
+    pub async fn renew_token(&self, node: &str) -> Result<()> {
+        let client = self.shared.cluster.client().await?;
+        let on_node = ListParams::default()
+            .labels(&format!("{}={}", names::APP_NAME_LABEL, names::AGENT_APP_NAME))
+            .fields(&format!("spec.nodeName={node}"));
+        let pod = Api::<Pod>::all(client.clone()).list(&on_node).await?.items.pop();
+        let pod = pod.with_context(|| format!("{node} has no agent's Pod"))?;
+        sign_in(&self.shared, &client, node, &pod).await
+    }
+
     /// Sends a signal to a node's agent. A killed one is started again at once.
     pub fn signal(&self, node: &str, signal: Signal) -> Result<()> {
         self.process(node).with_context(|| format!("no agent runs for {node}"))?.signal(signal)
@@ -122,6 +162,22 @@ impl Drop for Agents {
 impl Shared {
     fn running(&self) -> MutexGuard<'_, BTreeMap<String, Agent>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn detours(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
+        self.detours.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn kubeconfig(&self, node: &str) -> PathBuf {
+        self.dir.join(format!("{node}.kubeconfig"))
+    }
+
+    fn detour(&self, node: &str, kubeconfig: &Path) -> Result<()> {
+        if let Some(server) = self.detours().get(node) {
+            let text = std::fs::read_to_string(kubeconfig)?.replace(self.cluster.server_url(), server);
+            std::fs::write(kubeconfig, text)?;
+        }
+        Ok(())
     }
 }
 
@@ -167,10 +223,9 @@ async fn follow(shared: &Arc<Shared>, client: &Client, pod: Pod) {
 }
 
 async fn run(shared: &Arc<Shared>, client: &Client, node: &str, pod: &Pod) -> Result<()> {
-    let kubeconfig = shared.dir.join(format!("{node}.kubeconfig"));
-    sign_in(shared, client, pod, &kubeconfig).await?;
-    let (process, admin, notice) = launch(shared, node, &kubeconfig)?;
-    let task = tokio::spawn(keep(shared.clone(), client.clone(), node.to_owned(), pod.clone(), kubeconfig));
+    sign_in(shared, client, node, pod).await?;
+    let (process, admin, notice) = launch(shared, node)?;
+    let task = tokio::spawn(keep(shared.clone(), client.clone(), node.to_owned(), pod.clone()));
     let agent =
         Agent { pod_uid: pod.uid().unwrap_or_default(), process: Arc::new(process), admin, notice, task };
     if let Some(old) = shared.running().insert(node.to_owned(), agent) {
@@ -179,13 +234,13 @@ async fn run(shared: &Arc<Shared>, client: &Client, node: &str, pod: &Pod) -> Re
     Ok(())
 }
 
-fn launch(shared: &Shared, node: &str, kubeconfig: &Path) -> Result<(Supervised, u16, u16)> {
+fn launch(shared: &Shared, node: &str) -> Result<(Supervised, u16, u16)> {
     let (admin, notice) = (free_port()?, free_port()?);
     let process = Program::new(format!("agent of {node}"), &shared.program)
         .args(["--node-name", node, "--imds-endpoint", &shared.sim.imds_endpoint(node)])
         .args(["--listen", &format!("127.0.0.1:{admin}"), "--notice-listen", &format!("127.0.0.1:{notice}")])
         .arg("--kubeconfig")
-        .arg(kubeconfig)
+        .arg(shared.kubeconfig(node))
         .args(&shared.args)
         .log(shared.dir.join(format!("{node}.log")))
         .spawn()?;
@@ -193,13 +248,14 @@ fn launch(shared: &Shared, node: &str, kubeconfig: &Path) -> Result<(Supervised,
 }
 
 /// Writes the agent's kubeconfig with a fresh token.
-async fn sign_in(shared: &Shared, client: &Client, pod: &Pod, kubeconfig: &Path) -> Result<()> {
+async fn sign_in(shared: &Shared, client: &Client, node: &str, pod: &Pod) -> Result<()> {
     let token = issue(client, pod).await?;
     let account =
         pod.spec.as_ref().and_then(|spec| spec.service_account_name.as_deref()).unwrap_or("default");
     let namespace = pod.namespace().unwrap_or_default();
-    shared.cluster.service_account_kubeconfig(&namespace, account, &token, kubeconfig)?;
-    Ok(())
+    let kubeconfig = shared.kubeconfig(node);
+    shared.cluster.service_account_kubeconfig(&namespace, account, &token, &kubeconfig)?;
+    shared.detour(node, &kubeconfig)
 }
 
 /// A token that names this very Pod, as the kubelet would project it.
@@ -217,7 +273,7 @@ async fn issue(client: &Client, pod: &Pod) -> Result<String> {
 }
 
 /// Restarts the agent when it crashes, renews its token, copies its readiness, and reports the Pod's end.
-async fn keep(shared: Arc<Shared>, client: Client, node: String, pod: Pod, kubeconfig: PathBuf) {
+async fn keep(shared: Arc<Shared>, client: Client, node: String, pod: Pod) {
     let pods: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
     let mut reported = None;
     let mut issued = Instant::now();
@@ -258,7 +314,7 @@ async fn keep(shared: Arc<Shared>, client: Client, node: String, pod: Pod, kubec
             Some(_) => {}
         }
         if ended {
-            if let Ok((process, admin, notice)) = launch(&shared, &node, &kubeconfig)
+            if let Ok((process, admin, notice)) = launch(&shared, &node)
                 && let Some(agent) = shared.running().get_mut(&node)
             {
                 (agent.process, agent.admin, agent.notice) = (Arc::new(process), admin, notice);
@@ -266,7 +322,7 @@ async fn keep(shared: Arc<Shared>, client: Client, node: String, pod: Pod, kubec
             continue;
         }
         if issued.elapsed() > Duration::from_secs(TOKEN_SECONDS as u64 / 2)
-            && sign_in(&shared, &client, &pod, &kubeconfig).await.is_ok()
+            && sign_in(&shared, &client, &node, &pod).await.is_ok()
         {
             issued = Instant::now();
         }

@@ -2,6 +2,7 @@
 //! simulator in Azure's place.
 
 pub mod agents;
+pub mod gateway;
 pub mod objects;
 pub mod programs;
 pub mod proxy;
@@ -11,6 +12,7 @@ pub mod stage;
 pub mod steady;
 pub mod timeline;
 pub mod wait;
+pub mod wire;
 pub mod world;
 
 pub use agents::Agents;

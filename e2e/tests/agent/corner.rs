@@ -22,6 +22,7 @@ use spotpool_crds::eviction::Phase;
 use spotpool_crds::spot_pool::BlockedByPdb;
 use spotpool_crds::voluntary_drain::DrainStatus;
 use spotpool_crds::{EvictionNotice, Reason, names};
+use spotpool_e2e::gateway::Gateway;
 use spotpool_e2e::objects::{create, is_ready};
 use spotpool_e2e::world::SYSTEM_NAMESPACE;
 use spotpool_e2e::{Agents, Stage, World, WorldOptions, eventually};
@@ -201,6 +202,13 @@ impl<'a> Corner<'a> {
         let pods: Api<Pod> = Api::namespaced(self.stage.world.client.clone(), SYSTEM_NAMESPACE);
         let on_node = ListParams::default().fields(&format!("spec.nodeName={node}"));
         Ok(pods.list(&on_node).await?.iter().any(is_ready))
+    }
+
+    /// Puts a gateway between a node's agent and the apiserver. The agent is started anew for that.
+    pub async fn gateway(&self, node: &str) -> Gateway {
+        let gateway = Gateway::start(self.stage.world.cluster.admin_kubeconfig()).await.unwrap();
+        self.agents().lead_through(node, &gateway.url).await.unwrap();
+        gateway
     }
 
     /// A budget for the pods of this label `app`, once it counts `healthy` of them.

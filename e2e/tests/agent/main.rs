@@ -5,8 +5,10 @@
 
 mod budgets;
 mod corner;
+mod matrix;
 mod metadata;
 mod notice;
+mod oracle;
 mod restarts;
 mod rights;
 mod voluntary;
