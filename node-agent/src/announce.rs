@@ -73,7 +73,8 @@ impl Announcer {
             uid: Some(pod.uid.clone()),
             ..ObjectReference::default()
         };
-        self.post(about, true, reason, "Delete", note);
+        let action = if reason == Reason::HookFailed { "Tell" } else { "Delete" };
+        self.post(about, true, reason, action, note);
     }
 
     /// Says something about a disruption budget.

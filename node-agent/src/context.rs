@@ -6,6 +6,7 @@ use spotpool_drain::Pods;
 use tokio::sync::watch;
 
 use crate::announce::Announcer;
+use crate::hooks::Caller;
 use crate::metrics::Metrics;
 use crate::node::OwnNode;
 
@@ -21,6 +22,8 @@ pub struct Context {
     pub announcer: Announcer,
     /// For monitoring.
     pub metrics: Metrics,
+    /// Asks the hooks of pods.
+    pub hooks: Caller,
     /// How to drain where no SpotPool says.
     pub defaults: DrainPolicy,
 }

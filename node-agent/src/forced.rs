@@ -9,7 +9,7 @@ use serde_json::json;
 use spotpool_crds::eviction::{Claimant, Phase, PodCounts, Source};
 use spotpool_crds::spot_pool::EventResponse;
 use spotpool_crds::{EvictionNotice, Reason, names};
-use spotpool_drain::{Answer, Budget, Drain, Ending, Holds, Observer, Pod, Progress, Terms};
+use spotpool_drain::{Answer, Budget, Drain, Ending, Observer, Pod, Progress, Terms};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -20,6 +20,8 @@ use crate::document::Kind;
 use crate::edit::Edit;
 use crate::marks;
 use crate::notice::Notice;
+use crate::notify;
+use crate::telling::{Cause, Telling};
 
 /// The first eviction waits this long for the first try of the cordon, so that successors of evicted pods do not
 /// come back; not longer, since a dying VM is the worse of the two.
@@ -105,9 +107,13 @@ pub fn run(
             began: Instant::now(),
         };
         let tried = CancellationToken::new();
-        let (condition, (), ()) = tokio::join!(
+        let cause = Cause::Notice(flow.wanted.subscribe());
+        let telling = Telling::new(&flow.context, cause, flow.terms.subscribe(), flow.cancel.clone());
+        let ((), condition, (), ()) = tokio::join!(
+            biased;
+            telling.run(),
             flow.report(&tried, resumed.is_some(), &settled),
-            flow.drain(&tried),
+            flow.drain(&tried, &telling),
             flow.follow(&mut notice)
         );
         flow.give_back(condition).await;
@@ -213,7 +219,7 @@ impl Flow {
     }
 
     /// Drains, and drains again what still comes, until the notice is cancelled.
-    async fn drain(&self, tried: &CancellationToken) {
+    async fn drain(&self, tried: &CancellationToken, telling: &Telling) {
         // Elapsed or tried: both are a go.
         let _ = tokio::time::timeout(CORDON_FIRST, tried.cancelled()).await;
         let mut has_ended = false;
@@ -223,7 +229,7 @@ impl Flow {
                 client: &self.context.client,
                 pods: self.context.pods.clone(),
                 terms: self.terms.subscribe(),
-                holds: watch::Sender::new(Holds::default()).subscribe(),
+                holds: telling.holds(),
                 stop: self.cancel.clone(),
                 observer: &hears,
             }
@@ -304,6 +310,8 @@ impl Flow {
 
 /// Takes the marks of a notice off that holds no longer.
 pub async fn clean(context: &Context) {
+    // First, since the Node's marks are what would have a next agent do it.
+    notify::take_off(context).await;
     let last = context.node.latest().and_then(|node| node.notice());
     let node = context.node.write(marks::cancelled, || ()).await;
     context

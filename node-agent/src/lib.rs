@@ -4,7 +4,7 @@
 //! ```text
 //! imds ─► document ─► notice (decides) ─► agent ─► forced ────► marks, edit ─► node (writes)
 //!                                           ▲  └─► voluntary ─► spotpool-drain (evicts)
-//!                     watch of Node, pods ──┘       └─► relay, announce, metrics
+//!                     watch of Node, pods ──┘       └─► relay, telling (hooks, notify), announce, metrics
 //! ```
 
 pub mod agent;
@@ -14,10 +14,13 @@ pub mod context;
 pub mod document;
 pub mod edit;
 pub mod forced;
+pub mod hooks;
 pub mod imds;
 pub mod marks;
 pub mod metrics;
 pub mod node;
 pub mod notice;
+pub mod notify;
 pub mod relay;
+pub mod telling;
 pub mod voluntary;

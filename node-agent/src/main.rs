@@ -3,7 +3,7 @@
 //! ```text
 //! imds ─► document ─► notice (decides) ─► agent ─► forced ────► marks, edit ─► node (writes)
 //!                                           ▲  └─► voluntary ─► spotpool-drain (evicts)
-//!                     watch of Node, pods ──┘       └─► relay, announce, metrics
+//!                     watch of Node, pods ──┘       └─► relay, telling (hooks, notify), announce, metrics
 //! ```
 
 use std::net::SocketAddr;
@@ -26,6 +26,7 @@ use spotpool_node_agent::agent::{Agent, Inputs, Outputs};
 use spotpool_node_agent::announce::Announcer;
 use spotpool_node_agent::args::Args;
 use spotpool_node_agent::context::Context;
+use spotpool_node_agent::hooks::{Caller, Reach};
 use spotpool_node_agent::imds::{self, Imds, TimerSlots};
 use spotpool_node_agent::metrics::Metrics;
 use spotpool_node_agent::node::{OwnNode, watch_node};
@@ -112,6 +113,7 @@ async fn run(args: Args, slots: TimerSlots) -> Result<(), Exit> {
         pods: known_pods,
         announcer,
         metrics,
+        hooks: Caller::new(Reach::beside(&args.imds_endpoint)),
         defaults: args.drain_policy(),
     };
     let agent = Agent::new(context, Outputs { relay, urgent, gate: node_gate });

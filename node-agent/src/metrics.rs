@@ -14,6 +14,8 @@ use spotpool_crds::eviction::Phase;
 use spotpool_drain::Answer;
 
 use crate::document::{Kind, Oddity};
+use crate::hooks::Outcome;
+use crate::notify::Written;
 
 /// How a poll of the metadata service went.
 #[derive(Clone, Copy, Debug, strum::IntoStaticStr)]
@@ -73,6 +75,8 @@ struct Inner {
     escalations: Counter,
     drains: Family<DrainLabel, Histogram>,
     margin: Gauge<f64, AtomicU64>,
+    hooks: Family<ResultLabel, Counter>,
+    annotations: Family<ResultLabel, Counter>,
 }
 
 impl Metrics {
@@ -92,6 +96,8 @@ impl Metrics {
             escalations: Counter::default(),
             drains: Family::new_with_constructor(drain_times),
             margin: Gauge::default(),
+            hooks: Family::default(),
+            annotations: Family::default(),
         };
         registry.register("polls", "Polls of the metadata service by result", inner.polls.clone());
         registry.register(
@@ -125,6 +131,12 @@ impl Metrics {
             "Time that was left at the end of the last forced drain, negative past the deadline",
             Unit::Seconds,
             inner.margin.clone(),
+        );
+        registry.register("hooks", "Hooks of pods that were asked, by result", inner.hooks.clone());
+        registry.register(
+            "deadline_annotations",
+            "Deadlines written on pods that asked for it, or taken off, by result",
+            inner.annotations.clone(),
         );
         Self(Arc::new(inner))
     }
@@ -168,6 +180,16 @@ impl Metrics {
     /// A pod was deleted past its budget.
     pub fn escalated(&self) {
         self.0.escalations.inc();
+    }
+
+    /// A pod's hook was asked, or could not be.
+    pub fn hook(&self, outcome: &Outcome) {
+        self.0.hooks.get_or_create(&ResultLabel { result: outcome.label() }).inc();
+    }
+
+    /// A deadline was written on a pod, or taken off.
+    pub fn annotated(&self, written: Written) {
+        self.0.annotations.get_or_create(&ResultLabel { result: written.label() }).inc();
     }
 
     /// A forced drain ended.

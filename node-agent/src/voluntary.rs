@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use spotpool_crds::Reason;
 use spotpool_crds::voluntary_drain::{DrainPhase, DrainRequest, DrainStatus};
-use spotpool_drain::{Answer, Drain, Ending, Holds, Observer, Pod, Progress, Terms};
+use spotpool_drain::{Answer, Drain, Ending, Observer, Pod, Progress, Terms};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::context::Context;
 use crate::edit::Edit;
 use crate::marks;
+use crate::telling::{Cause, Telling};
 
 /// Progress is written this often at most; an end is written at once.
 const WRITE_PAUSE: Duration = Duration::from_secs(2);
@@ -55,12 +56,14 @@ pub async fn run(context: Arc<Context>, request: DrainRequest, stop: Cancellatio
     let status = watch::Sender::new(status);
     let terms = watch::Sender::new(Terms::Voluntary { not_after: request.not_after });
     let hears = Hears { status: &status, context: &context };
+    let over = stop.child_token();
+    let telling = Telling::new(&context, Cause::Request(request.clone()), terms.subscribe(), over.clone());
     let drain = async {
         let report = Drain {
             client: &context.client,
             pods: context.pods.clone(),
             terms: terms.subscribe(),
-            holds: watch::Sender::new(Holds::default()).subscribe(),
+            holds: telling.holds(),
             stop: stop.clone(),
             observer: &hears,
         }
@@ -117,7 +120,11 @@ pub async fn run(context: Arc<Context>, request: DrainRequest, stop: Cancellatio
             }
         }
     };
-    tokio::join!(drain, answer);
+    let work = async {
+        tokio::join!(drain, answer);
+        over.cancel();
+    };
+    tokio::join!(biased; telling.run(), work);
 }
 
 struct Hears<'a> {

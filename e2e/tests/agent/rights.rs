@@ -13,6 +13,7 @@ use kube::{Api, Client, Config};
 use serde::Deserialize as _;
 use serde_json::{Value, json};
 use spotpool_crds::eviction::Phase;
+use spotpool_crds::names;
 use spotpool_e2e::objects::{create, object};
 use spotpool_e2e::run;
 use spotpool_e2e::world::SYSTEM_NAMESPACE;
@@ -92,7 +93,6 @@ fn a_broken_into_agent_finds_no_other_doors() {
             ("list", "", "secrets", ""),
             ("list", "", "configmaps", ""),
             ("create", "", "pods", ""),
-            ("patch", "", "pods", ""),
             ("update", "", "pods", ""),
             ("deletecollection", "", "pods", ""),
             ("create", "", "pods", "exec"),
@@ -136,6 +136,9 @@ fn an_agent_needs_every_right_that_the_chart_gives_it_and_others_may_write_taint
         let node = corner.nodes[0].as_str();
         corner.pods(node, &["held", "free"]).await;
         corner.budget("held", 1, 1).await;
+        // Only a pod that asks for it is written on.
+        let wants = json!({"metadata": {"annotations": {names::NOTIFY_ANNOTATION: "true"}}});
+        corner.pod(node, "told", &wants).await;
         let history = corner.history(node).await;
         let granted = granted();
         let used = || -> BTreeSet<(String, String)> {

@@ -101,11 +101,21 @@ pub fn escalates_at(pod: &Pod, terms: &Terms) -> Option<Timestamp> {
     if pod.blocked_by_pdb.unwrap_or(policy.blocked_by_pdb) == BlockedByPdb::Leave {
         return None;
     }
-    let last_call = earlier(*deadline, pod.grace.min(LAST_CALL) + reserve(policy));
+    let last_call = last_call(pod, terms)?;
     Some(match terms {
         Terms::Preempt { noticed, .. } => last_call.min(later(*noticed, policy.escalate_after.into())),
         _ => last_call.min(earlier(*deadline, pod.grace + reserve(policy))),
     })
+}
+
+/// When it is nearly too late for `pod`; `None` is never.
+pub fn last_call(pod: &Pod, terms: &Terms) -> Option<Timestamp> {
+    match terms {
+        Terms::Preempt { deadline, policy, .. } | Terms::Planned { deadline, policy } => {
+            Some(earlier(*deadline, pod.grace.min(LAST_CALL) + reserve(policy)))
+        }
+        Terms::Voluntary { .. } => None,
+    }
 }
 
 /// The grace that fits into what is left, in whole seconds.
