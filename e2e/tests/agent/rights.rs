@@ -98,7 +98,7 @@ fn a_broken_into_agent_finds_no_other_doors() {
             ("create", "", "pods", "exec"),
             ("get", "", "pods", "log"),
             ("create", "", "pods", "ephemeralcontainers"),
-            ("patch", "", "pods", "status"),
+            ("update", "", "pods", "status"),
             ("create", "", "nodes", ""),
             ("delete", "", "nodes", ""),
             ("deletecollection", "", "nodes", ""),

@@ -15,6 +15,7 @@ use crate::pods::Pod;
 /// An API server that hangs must not swallow a pod. Longer than most waits of the server itself, which
 /// retries conflicts on a disruption budget in steps of half a second.
 const TIMEOUT: Duration = Duration::from_secs(5);
+const JSON: &str = "application/json";
 /// Refusals are small; what is larger is not read.
 const LARGEST_ANSWER: usize = 64 * 1024;
 
@@ -60,15 +61,15 @@ pub async fn evict(client: &Client, pod: &Pod, grace: Option<u32>) -> Answer {
         },
         delete_options: Some(options(pod, grace)),
     };
-    ask(client, Method::POST, format!("{}/eviction", path(pod)), serde_json::to_vec(&eviction)).await
+    ask(client, Method::POST, format!("{}/eviction", path(pod)), JSON, serde_json::to_vec(&eviction)).await
 }
 
 /// Asks to delete `pod`, whatever its disruption budget says.
 pub async fn delete(client: &Client, pod: &Pod, grace: u32) -> Answer {
-    ask(client, Method::DELETE, path(pod), serde_json::to_vec(&options(pod, Some(grace)))).await
+    ask(client, Method::DELETE, path(pod), JSON, serde_json::to_vec(&options(pod, Some(grace)))).await
 }
 
-fn path(pod: &Pod) -> String {
+pub(crate) fn path(pod: &Pod) -> String {
     format!("/api/v1/namespaces/{}/pods/{}", pod.namespace, pod.name)
 }
 
@@ -80,13 +81,19 @@ fn options(pod: &Pod, grace: Option<u32>) -> DeleteOptions {
     }
 }
 
-async fn ask(client: &Client, method: Method, path: String, body: serde_json::Result<Vec<u8>>) -> Answer {
+pub(crate) async fn ask(
+    client: &Client,
+    method: Method,
+    path: String,
+    content: &'static str,
+    body: serde_json::Result<Vec<u8>>,
+) -> Answer {
     let request = match body {
         Ok(body) => Request::builder()
             .method(method)
             .uri(path)
-            .header(header::CONTENT_TYPE, "application/json")
-            .header(header::ACCEPT, "application/json")
+            .header(header::CONTENT_TYPE, content)
+            .header(header::ACCEPT, JSON)
             .body(Body::from(body))
             .map_err(|error| error.to_string()),
         Err(error) => Err(error.to_string()),

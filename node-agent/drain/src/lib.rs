@@ -8,16 +8,22 @@
 //! ```
 
 pub mod answer;
+mod budgets;
+mod condition;
 pub mod executor;
 pub mod follow;
+mod groups;
 pub mod holds;
 mod jitter;
 pub mod plan;
 pub mod pods;
+pub mod report;
+mod schedule;
 
 pub use answer::Answer;
-pub use executor::{Budget, Drain, Ending, Observer, Progress, Report};
+pub use executor::Drain;
 pub use holds::Holds;
 pub use jitter::jittered;
 pub use plan::Terms;
 pub use pods::{Controller, Pod, Pods, Tier};
+pub use report::{Budget, Ending, Observer, Progress, Report};

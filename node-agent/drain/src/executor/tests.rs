@@ -2,15 +2,17 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use http::{Method, Request, Response};
+use http::{Method, Response};
+use jiff::{SignedDuration, Timestamp};
 use kube::client::Body;
 use serde_json::{Value, json};
 use spotpool_crds::node_policy::DrainPolicy;
 use spotpool_crds::spot_pool::BlockedByPdb;
 
 use super::*;
+use crate::{Budget, Pod};
 
 /// An API whose answers a test decides; every request is kept with its time.
 struct Api {
@@ -45,6 +47,12 @@ fn blocked() -> (u16, Value) {
     )
 }
 
+fn forbidden() -> Response<Body> {
+    let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 403, "reason": "Forbidden",
+        "message": "forbidden"});
+    Response::builder().status(403).body(Body::from(status.to_string().into_bytes())).unwrap()
+}
+
 impl Api {
     fn new(
         pods: Vec<Pod>,
@@ -61,14 +69,20 @@ impl Api {
 
     fn client(self: &Arc<Self>) -> Client {
         let api = self.clone();
-        let service = tower::service_fn(move |request: Request<Body>| {
+        let service = tower::service_fn(move |request: http::Request<Body>| {
             let api = api.clone();
             async move { Ok::<_, Infallible>(api.answer(request).await) }
         });
         Client::new(service, "default")
     }
 
-    async fn answer(&self, request: Request<Body>) -> Response<Body> {
+    async fn answer(&self, request: http::Request<Body>) -> Response<Body> {
+        if request.uri().path().ends_with("poddisruptionbudgets") {
+            return forbidden(); // the drain goes on without
+        }
+        if request.method() == Method::PATCH {
+            return Response::builder().status(200).body(Body::from(b"{}".to_vec())).unwrap();
+        }
         let deletes = request.method() == Method::DELETE;
         let mut path = request.uri().path().split('/').skip(6);
         let pod = path.next().unwrap().to_owned();

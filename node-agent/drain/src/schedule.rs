@@ -1,0 +1,437 @@
+//! Whom to ask next: what [`plan`] says of each pod, against what was asked and answered so far and what the
+//! pod's group has room for.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use tokio::time::Instant;
+
+use crate::answer::Answer;
+use crate::budgets::Budgets;
+use crate::groups::{Groups, Key, Load, MOST_IN_FLIGHT, Room, SLOW, blocked_pause};
+use crate::holds::Holds;
+use crate::jitter::jittered;
+use crate::plan::{self, Action, Asked, Standing, Terms};
+use crate::pods::{Pod, Pods};
+use crate::report::{Budget, Progress};
+
+/// First and longest wait after no answer, and after a refusal.
+const UNAVAILABLE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
+/// Longest wait that flow control may ask for where the deadline presses.
+const LONGEST_THROTTLE: Duration = Duration::from_secs(1);
+/// An accepted pod that does not begin to end is asked for again: the watch may be behind, or a webhook
+/// may have answered.
+const ACCEPTED: Duration = Duration::from_secs(5);
+/// However often its budget changes, a pod is asked three times in this at most.
+const THREE_IN: Duration = Duration::from_secs(1);
+/// As good as any later time, and cannot overflow an instant.
+const ABOUT_A_YEAR: Duration = Duration::from_secs(1 << 25);
+/// Budgets named in reports.
+const MOST_BUDGETS: usize = 10;
+
+/// Wall-clock time that a correction of the node's clock does not bend during a drain.
+pub struct Clock {
+    /// When the drain began.
+    pub began: Timestamp,
+    since: Instant,
+}
+
+impl Clock {
+    /// Begins now.
+    pub fn start() -> Self {
+        Self { began: Timestamp::now(), since: Instant::now() }
+    }
+
+    fn now(&self) -> Timestamp {
+        let passed = SignedDuration::try_from(self.since.elapsed()).unwrap_or(SignedDuration::MAX);
+        self.began.checked_add(passed).unwrap_or(Timestamp::MAX)
+    }
+
+    /// The instant of a time; the past is the beginning.
+    pub fn instant(&self, time: Timestamp) -> Instant {
+        let ahead = Duration::try_from(time.duration_since(self.began)).unwrap_or_default();
+        self.since + ahead.min(ABOUT_A_YEAR)
+    }
+}
+
+/// What is known of a pod beside what the API shows.
+#[derive(Default)]
+pub struct Known {
+    key: Option<Key>,
+    /// An eviction that was sent and not answered.
+    evicting: Option<Instant>,
+    deletion: Deletion,
+    /// The last three requests, the latest first.
+    sent: [Option<Instant>; 3],
+    answers: u32,
+    accepted: bool,
+    /// It carries the condition that tells Jobs of the disruption.
+    marked: bool,
+    last: Option<Answer>,
+    pause: Duration,
+    next: Option<Instant>,
+}
+
+/// How far the deletion of a pod past its budget is.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Deletion {
+    #[default]
+    None,
+    Sent,
+    Answered,
+}
+
+impl Known {
+    fn in_flight(&self) -> bool {
+        self.evicting.is_some() || self.deletion == Deletion::Sent
+    }
+
+    fn asked(&self, tick: Instant) -> Asked {
+        match &self.last {
+            Some(Answer::Gone) => Asked::Gone,
+            Some(Answer::Blocked { .. } | Answer::Refused(_)) => Asked::Refused,
+            _ if self.evicting.is_some_and(|sent| tick.duration_since(sent) >= SLOW) => Asked::Silent,
+            _ if self.sent[0].is_some() => Asked::Yes,
+            _ => Asked::Never,
+        }
+    }
+
+    fn is_blocked(&self) -> bool {
+        matches!(self.last, Some(Answer::Blocked { .. }))
+    }
+
+    /// From when on it may be asked again, of its own.
+    fn next(&self) -> Option<Instant> {
+        self.next.max(self.after_three())
+    }
+
+    fn after_three(&self) -> Option<Instant> {
+        self.sent[2].map(|third| third + THREE_IN)
+    }
+
+    fn heard(&mut self, answer: Answer, pressing: bool, now: Instant) {
+        let doubled =
+            |(first, longest): (Duration, Duration), last: Duration| (last * 2).clamp(first, longest);
+        self.answers += 1;
+        self.pause = match &answer {
+            Answer::Accepted | Answer::Gone => ACCEPTED,
+            Answer::Blocked { .. } => blocked_pause(self.pause, pressing),
+            Answer::Throttled { after } if pressing => after.unwrap_or(UNAVAILABLE.1).min(LONGEST_THROTTLE),
+            Answer::Throttled { after } => after.unwrap_or(LONGEST_THROTTLE),
+            Answer::Unavailable(_) | Answer::Refused(_) => doubled(UNAVAILABLE, self.pause),
+        };
+        self.next = Some(now + jittered(self.pause));
+        // Silence is not a no, and does not undo one.
+        let is_silence = matches!(answer, Answer::Unavailable(_) | Answer::Throttled { .. });
+        if !(is_silence && self.asked(now) == Asked::Refused) {
+            self.last = Some(answer);
+        }
+    }
+
+    /// Why a pod that could not be seen off is still there.
+    fn why(&self, budgets: &Budgets, pod: &Pod) -> String {
+        match &self.last {
+            Some(Answer::Blocked { .. }) => match names(&self.held_by(budgets, pod)).as_slice() {
+                [] => "held by a disruption budget".to_owned(),
+                [one] => format!("held by disruption budget {one}"),
+                many => format!("held by disruption budgets {}", many.join(" and ")),
+            },
+            Some(Answer::Refused(why) | Answer::Unavailable(why)) => why.clone(),
+            Some(Answer::Throttled { .. }) => "the API server asked to wait".to_owned(),
+            Some(Answer::Accepted | Answer::Gone) => "not seen to end".to_owned(),
+            None if self.sent[0].is_some() => "no answer".to_owned(),
+            None => "never asked".to_owned(),
+        }
+    }
+
+    /// The budgets that held the pod at last, as far as is known.
+    fn held_by(&self, budgets: &Budgets, pod: &Pod) -> Vec<Budget> {
+        let Some(Answer::Blocked { pdb }) = &self.last else { return Vec::new() };
+        let of_pod = budgets.of(pod).unwrap_or_default();
+        if of_pod.is_empty() {
+            return pdb.iter().map(|name| Budget { name: name.clone(), uid: None }).collect();
+        }
+        of_pod
+    }
+}
+
+fn names(budgets: &[Budget]) -> Vec<&str> {
+    budgets.iter().map(|budget| budget.name.as_str()).collect()
+}
+
+/// All that a drain remembers.
+#[derive(Default)]
+pub struct Schedule {
+    pods: BTreeMap<String, Known>,
+    groups: Groups,
+}
+
+/// A request to send.
+pub struct Request {
+    /// For this pod.
+    pub pod: Arc<Pod>,
+    /// To do this.
+    pub action: Action,
+    /// Whether its condition is to be set first.
+    pub mark: bool,
+}
+
+/// An answer that came.
+pub struct Heard {
+    /// For this pod.
+    pub pod: Arc<Pod>,
+    /// To a deletion, not an eviction.
+    pub deleted: bool,
+    /// Whether the pod is marked now.
+    pub marked: bool,
+    /// What it was.
+    pub answer: Answer,
+}
+
+/// What an answer means for the numbers.
+pub enum Outcome {
+    /// Nothing new.
+    Nothing,
+    /// The pod goes, of its own.
+    Evicted,
+    /// The pod goes, although these held it.
+    Escalated(Vec<Budget>),
+}
+
+/// All pods at one moment.
+pub struct View {
+    /// What stands but for the counts of what was accepted.
+    pub progress: Progress,
+    /// What to send now.
+    pub send: Vec<Request>,
+    /// When something else becomes due without anything happening.
+    pub wake: Option<Instant>,
+    /// Namespaces whose budgets are worth knowing.
+    pub curious: Vec<String>,
+    /// Pods wait for room that answers make, which come soon.
+    pub hurries: bool,
+}
+
+/// A pod that could be asked now.
+struct Candidate<'a> {
+    pod: &'a Arc<Pod>,
+    action: Action,
+    /// Asked whatever its group has room for.
+    overdue: bool,
+    /// The last time it was asked.
+    sent: Option<Instant>,
+}
+
+impl Schedule {
+    /// Looks at all pods, and counts what it returns to be sent as sent.
+    pub fn look(
+        &mut self,
+        pods: &Pods,
+        holds: &Holds,
+        terms: &Terms,
+        budgets: &Budgets,
+        clock: &Clock,
+    ) -> View {
+        let (now, tick) = (clock.now(), Instant::now());
+        self.pods.retain(|uid, known| known.in_flight() || pods.contains(uid));
+        let mut view = View {
+            progress: Progress { all_asked: pods.complete, ..Progress::default() },
+            send: Vec::new(),
+            wake: None,
+            curious: Vec::new(),
+            hurries: false,
+        };
+        let asked = |uid: &str| self.pods.get(uid).map_or(Asked::Never, |known| known.asked(tick));
+        let turn = plan::turn(pods.iter().map(|pod| (pod.as_ref(), asked(&pod.uid))));
+        let mut loads: BTreeMap<Key, Load> = BTreeMap::new();
+        let (mut in_flight, mut candidates) = (0, Vec::new());
+        for pod in pods.iter().filter(|pod| pod.exempt.is_none()) {
+            let known = self.pods.entry(pod.uid.clone()).or_default();
+            let standing = Standing { held: holds.contains(&pod.uid), asked: known.asked(tick) };
+            if standing.asked == Asked::Gone {
+                continue;
+            }
+            let action = plan::action(pod, standing, turn, terms, now);
+            view.progress.left += 1;
+            if let Some(sent) = known.evicting {
+                in_flight += 1;
+                let key = known.key.get_or_insert_with(|| Key::of(pod, budgets));
+                loads.entry(key.clone()).or_default().count(sent, tick);
+                if tick.duration_since(sent) >= SLOW {
+                    view.curious.push(pod.namespace.clone());
+                } else {
+                    view.wakes_at(sent + SLOW);
+                }
+            }
+            match action {
+                Action::Skip(_) | Action::Wait => continue,
+                Action::Later { until, .. } => {
+                    view.progress.all_asked = false;
+                    if let Some(until) = until {
+                        view.wakes_at(clock.instant(until));
+                    }
+                    continue;
+                }
+                Action::Evict { .. } | Action::Escalate { .. } => {}
+            }
+            view.progress.all_asked &= known.answers > 0;
+            if known.is_blocked() {
+                view.curious.push(pod.namespace.clone());
+                for name in names(&known.held_by(budgets, pod)) {
+                    if view.progress.blocking.len() < MOST_BUDGETS {
+                        view.progress.blocking.insert(format!("{}/{name}", pod.namespace));
+                    }
+                }
+            }
+            // What is asked in any case, at these times.
+            let last_call = plan::last_call(pod, terms).filter(|_| standing.asked != Asked::Refused);
+            let overdue = last_call.or_else(|| plan::escalates_at(pod, terms));
+            let is_overdue = overdue.is_some_and(|time| time <= now);
+            if let Some(time) = overdue.filter(|time| *time > now) {
+                view.wakes_at(clock.instant(time));
+            }
+            let deletes = matches!(action, Action::Escalate { .. });
+            if known.deletion == Deletion::Sent || (known.evicting.is_some() && !deletes) {
+                continue;
+            }
+            let candidate = Candidate {
+                pod,
+                action,
+                overdue: deletes || (is_overdue && standing.asked == Asked::Never),
+                sent: known.sent[0],
+            };
+            // The first deletion does not wait for the next turn of a blocked eviction.
+            let turns = deletes && known.deletion == Deletion::None;
+            let key = known.key.get_or_insert_with(|| Key::of(pod, budgets)).clone();
+            let next = if deletes {
+                known.next
+            } else if known.is_blocked() && matches!(key, Key::Budgets(..)) {
+                // Its budget tells when to ask again.
+                self.groups.exhausted_until(&key).max(known.after_three())
+            } else {
+                known.next()
+            };
+            match next.filter(|next| *next > tick && !turns) {
+                Some(next) => view.wakes_at(next),
+                None => candidates.push(candidate),
+            }
+        }
+        candidates.sort_by_key(|it| (!it.overdue, it.sent, it.pod.tier, Reverse(it.pod.grace)));
+        let pressing = terms.is_pressing(now);
+        for candidate in candidates {
+            let Some(known) = self.pods.get_mut(&candidate.pod.uid) else { continue };
+            let key = known.key.get_or_insert_with(|| Key::of(candidate.pod, budgets));
+            let load = loads.entry(key.clone()).or_default();
+            if !candidate.overdue {
+                if in_flight >= MOST_IN_FLIGHT {
+                    view.hurries = true;
+                    continue;
+                }
+                // Another pod of the same budget may just have been asked in its name.
+                if known.last.is_some()
+                    && let Some(until) = self.groups.exhausted_until(key).filter(|until| *until > tick)
+                {
+                    view.wakes_at(until);
+                    continue;
+                }
+                match self.groups.room(key, load) {
+                    Room::Yes => {}
+                    Room::Full => {
+                        view.hurries |= !matches!(key, Key::Budgets(..));
+                        continue;
+                    }
+                    Room::Until(time) => {
+                        view.wakes_at(time);
+                        continue;
+                    }
+                }
+            }
+            let deletes = matches!(candidate.action, Action::Escalate { .. });
+            if deletes {
+                known.deletion = Deletion::Sent;
+            } else {
+                if known.last.is_some() {
+                    self.groups.probed(key, pressing, tick);
+                }
+                known.evicting = Some(tick);
+                load.count(tick, tick);
+                in_flight += 1;
+                view.wakes_at(tick + SLOW);
+            }
+            known.sent.rotate_right(1);
+            known.sent[0] = Some(tick);
+            if let (None, Some(what)) = (known.sent[1], &candidate.pod.unreadable) {
+                let pod = format_args!("{}/{}", candidate.pod.namespace, candidate.pod.name);
+                tracing::warn!(pod, what, "an annotation that cannot be read counts as not there");
+            }
+            view.send.push(Request {
+                pod: candidate.pod.clone(),
+                action: candidate.action,
+                mark: deletes && !known.marked,
+            });
+        }
+        view
+    }
+
+    /// Takes an answer in.
+    pub fn heard(&mut self, heard: Heard, terms: &Terms, budgets: &Budgets, clock: &Clock) -> Outcome {
+        let (now, pressing) = (Instant::now(), terms.is_pressing(clock.now()));
+        let Heard { pod, deleted, marked, answer } = heard;
+        let known = self.pods.entry(pod.uid.clone()).or_default();
+        known.marked |= marked;
+        if deleted {
+            known.deletion = Deletion::Answered;
+        } else if let Some(sent) = known.evicting.take() {
+            let key = known.key.get_or_insert_with(|| Key::of(&pod, budgets));
+            self.groups.heard(key, &answer, now.duration_since(sent), pressing, now);
+        }
+        let held_by = known.held_by(budgets, &pod);
+        let goes = answer == Answer::Accepted && !known.accepted;
+        known.accepted |= goes;
+        known.heard(answer, pressing, now);
+        match (goes, deleted) {
+            (false, _) => Outcome::Nothing,
+            (true, false) => Outcome::Evicted,
+            (true, true) => Outcome::Escalated(held_by),
+        }
+    }
+
+    /// A budget may let pods go now.
+    pub fn freed(&mut self, namespace: &str, budget: &str) {
+        self.groups.freed(namespace, budget);
+    }
+
+    /// Which pods are under which budget has to be looked at again; those that were held are asked at once.
+    pub fn regroup(&mut self) {
+        for known in self.pods.values_mut() {
+            known.key = None;
+        }
+    }
+
+    /// Pods that are still there, and why.
+    pub fn left(&self, pods: &Pods, holds: &Holds, budgets: &Budgets) -> Vec<String> {
+        let why = |pod: &Pod| {
+            let known = self.pods.get(&pod.uid);
+            if known.is_some_and(|known| known.last == Some(Answer::Gone)) {
+                return None;
+            }
+            let why = match known {
+                _ if pod.terminating => "still ending".to_owned(),
+                Some(known) if known.sent[0].is_some() => known.why(budgets, pod),
+                _ if holds.contains(&pod.uid) => "its hook has not answered".to_owned(),
+                _ => "never asked".to_owned(),
+            };
+            Some(format!("{}/{}: {why}", pod.namespace, pod.name))
+        };
+        pods.iter().filter(|pod| pod.exempt.is_none()).filter_map(|pod| why(pod)).collect()
+    }
+}
+
+impl View {
+    fn wakes_at(&mut self, time: Instant) {
+        self.wake = Some(self.wake.map_or(time, |wake| wake.min(time)));
+    }
+}
