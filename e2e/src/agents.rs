@@ -97,8 +97,8 @@ impl Agents {
         self.shared.running().get(node).map(|agent| format!("http://127.0.0.1:{}/v1/notice", agent.notice))
     }
 
-    /// Probes the readiness of every agent at most this often from now on, as a kubelet does each `periodSeconds`.
-    /// By default that is five times a second.
+    /// Probes the readiness of every agent, and looks after its Pod, at most this often from now on, as a kubelet does
+    /// each `periodSeconds`. By default that is five times a second.
     pub fn probe_every(&self, period: Duration) {
         self.shared.probe_millis.store(period.as_millis() as u64, Ordering::Relaxed);
     }
@@ -289,6 +289,12 @@ async fn keep(shared: Arc<Shared>, client: Client, node: String, pod: Pod) {
             _ = process.wait() => true,
             () = tokio::time::sleep(LOOK) => false,
         };
+        // A Pod that ends is seen by the watch, and its process is asked to end; so looking is for those that vanish.
+        let period = Duration::from_millis(shared.probe_millis.load(Ordering::Relaxed));
+        if !ended && probed.is_some_and(|probed| probed.elapsed() < period.saturating_sub(LOOK)) {
+            continue;
+        }
+        probed = Some(Instant::now());
         let live = pods.get_opt(&pod.name_any()).await;
         let live = match live {
             Ok(live) => live.filter(|live| live.uid() == pod.uid()),
@@ -326,11 +332,6 @@ async fn keep(shared: Arc<Shared>, client: Client, node: String, pod: Pod) {
         {
             issued = Instant::now();
         }
-        let period = Duration::from_millis(shared.probe_millis.load(Ordering::Relaxed));
-        if probed.is_some_and(|probed| probed.elapsed() < period.saturating_sub(LOOK)) {
-            continue;
-        }
-        probed = Some(Instant::now());
         let answer = shared.http.get(format!("http://127.0.0.1:{admin}/readyz")).send().await;
         let ready = answer.is_ok_and(|answer| answer.status().is_success());
         if reported != Some(ready) && report(&pods, &pod, ready).await.is_ok() {
