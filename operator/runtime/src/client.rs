@@ -1,9 +1,11 @@
 //! The Kubernetes client: one HTTP/2 connection, nothing retried behind the caller's back.
 
 use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
+use http::HeaderValue;
+use http::header::AUTHORIZATION;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use kube::client::{Body, ConfigExt};
@@ -20,6 +22,8 @@ use crate::exit::ConfigError;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long an answer may take to begin. Watches answer at once and then go on, so it does not end them.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often the token's file is read.
+const TOKEN_READ_AGAIN: Duration = Duration::from_mins(1);
 /// A dead peer is found by HTTP/2 pings: sent after this much silence …
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 /// … and given up on after this long, which ends watches and requests on that connection.
@@ -79,21 +83,81 @@ fn client(config: &Config, may_write: WriteGate) -> Result<Client, kube::Error> 
             .http2_keep_alive_timeout(PING_TIMEOUT)
             .http2_keep_alive_while_idle(true)
             .build(https);
+    let token = config.auth_info.token_file.as_deref().map(TokenFile::new);
+    // All other ways to sign in are kube's own.
+    let auth_layer = if token.is_some() { None } else { config.auth_layer()? };
+    let refused = token.clone();
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
-        .option_layer(config.auth_layer()?)
+        .option_layer(auth_layer)
         .layer(config.extra_headers_layer()?)
-        .filter(move |request: http::Request<Body>| {
-            if request.method().is_safe() || may_write() {
-                Ok(request)
-            } else {
-                Err(BoxError::from(WriteRefused))
+        .filter(move |mut request: http::Request<Body>| {
+            if !request.method().is_safe() && !may_write() {
+                return Err(BoxError::from(WriteRefused));
             }
+            if let Some(token) = &token {
+                request.headers_mut().insert(AUTHORIZATION, token.header()?);
+            }
+            Ok(request)
+        })
+        .map_response(move |response: http::Response<_>| {
+            if response.status() == http::StatusCode::UNAUTHORIZED
+                && let Some(token) = &refused
+            {
+                token.was_refused();
+            }
+            response
         })
         .timeout(RESPONSE_TIMEOUT)
         .map_err(BoxError::from)
         .service(hyper);
     Ok(Client::new(service.boxed_clone(), config.default_namespace.clone()))
+}
+
+/// The token that the kubelet keeps in a file. It is read again each minute, as kube itself does, and at once when the
+/// API server has refused the last one: a node under notice has no minute to wait.
+#[derive(Clone)]
+struct TokenFile {
+    path: Arc<Path>,
+    held: Arc<Mutex<Held>>,
+}
+
+#[derive(Default)]
+struct Held {
+    header: Option<HeaderValue>,
+    /// Absent if the file must be read first.
+    read: Option<Instant>,
+}
+
+impl TokenFile {
+    fn new(path: impl AsRef<Path>) -> Self {
+        Self { path: path.as_ref().into(), held: Arc::default() }
+    }
+
+    fn header(&self) -> Result<HeaderValue, BoxError> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.read.is_none_or(|read| read.elapsed() >= TOKEN_READ_AGAIN) {
+            match self.read() {
+                Ok(header) => held.header = Some(header),
+                // The last one may still do.
+                Err(_) if held.header.is_some() => {}
+                Err(error) => return Err(format!("{}: {error}", self.path.display()).into()),
+            }
+            held.read = Some(Instant::now());
+        }
+        held.header.clone().ok_or_else(|| "there is no token".into())
+    }
+
+    fn was_refused(&self) {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).read = None;
+    }
+
+    fn read(&self) -> Result<HeaderValue, BoxError> {
+        let token = std::fs::read_to_string(&self.path)?;
+        let mut header = HeaderValue::try_from(format!("Bearer {}", token.trim()))?;
+        header.set_sensitive(true);
+        Ok(header)
+    }
 }
 
 async fn load(kubeconfig: Option<&Path>) -> Result<Config, ConfigError> {
@@ -127,4 +191,25 @@ fn certificates(bundle: &Path) -> Result<Vec<Vec<u8>>, ConfigError> {
         return Err(wrong("holds no certificate in PEM form".into()));
     }
     Ok(certificates.into_iter().map(|certificate| certificate.to_vec()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_token_is_read_again_at_once_and_a_missing_file_costs_nothing() {
+        let path = std::env::temp_dir().join(format!("spotpool-token-{}", std::process::id()));
+        let token = TokenFile::new(&path);
+        assert!(token.header().is_err(), "no file yet");
+        std::fs::write(&path, "old\n").unwrap();
+        assert_eq!(token.header().unwrap(), "Bearer old");
+        std::fs::write(&path, "new").unwrap();
+        assert_eq!(token.header().unwrap(), "Bearer old", "not read for each request");
+        token.was_refused();
+        assert_eq!(token.header().unwrap(), "Bearer new");
+        std::fs::remove_file(&path).unwrap();
+        token.was_refused();
+        assert_eq!(token.header().unwrap(), "Bearer new", "the last one may still do");
+    }
 }
