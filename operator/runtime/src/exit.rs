@@ -44,3 +44,38 @@ pub fn on_panic() {
 pub(crate) fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::time::Duration;
+
+    use super::*;
+
+    const CHILD: &str = "SPOTPOOL_TEST_PANICS";
+
+    /// A program that lives on without one of its tasks looks healthy and does nothing.
+    #[test]
+    fn a_panic_in_a_task_ends_the_program_with_a_line_that_says_so() {
+        if std::env::var_os(CHILD).is_some() {
+            tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+            on_panic();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            runtime.block_on(async {
+                tokio::spawn(async { panic!("a bug in a task") });
+                // Nobody asks how the task has ended.
+                tokio::time::sleep(Duration::from_mins(1)).await;
+            });
+            return;
+        }
+        let name = "exit::tests::a_panic_in_a_task_ends_the_program_with_a_line_that_says_so";
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name, "--nocapture"])
+            .env(CHILD, "1")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&child.stderr);
+        assert_eq!(child.status.code(), Some(1), "{said}");
+        assert!(said.contains("ERROR") && said.contains("a bug in a task"), "{said}");
+    }
+}
