@@ -695,6 +695,23 @@ pub struct FallbackStatus {
     /// No node is asked to drain before this time, because the last drain failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused_until: Option<Time>,
+    /// When a node was last asked to drain because spot could carry the load again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed_back_at: Option<Time>,
+    /// How often spot failed within an hour of that: each doubles `failback.stabilization`, and one is forgotten
+    /// every 6 hours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relapses: Option<RelapsesStatus>,
+}
+
+/// How often spot failed soon after on-demand was given back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RelapsesStatus {
+    /// How often, as it counted then.
+    pub count: i32,
+    /// When at last.
+    pub at: Time,
 }
 
 /// One step of the plan.

@@ -1,17 +1,54 @@
 //! Giving back what is no longer needed: on-demand first, one drain after another, never in a hurry.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use spotpool_crds::Reason;
 use spotpool_crds::spot_pool::Role;
 use spotpool_crds::voluntary_drain::{DrainPhase, DrainReason};
 
-use crate::plan::{Action, Draft, Situation, kept, later};
+use crate::plan::{Action, Draft, Memory, Relapses, Situation, kept, later};
+use crate::ranking::rank;
 use crate::snapshot::NodeView;
 
 /// An agent that has not answered this long after `notAfter` does not live.
 const AGENT_SILENCE: SignedDuration = SignedDuration::from_secs(60);
+
+/// Spot that fails within this of the last failback has not come back for good.
+const RELAPSE: SignedDuration = SignedDuration::from_hours(1);
+/// A relapse is forgotten after this.
+const FORGIVEN: SignedDuration = SignedDuration::from_hours(6);
+/// Stabilization doubles this often at most.
+const MOST_DOUBLINGS: u32 = 5;
+/// … and is never longer.
+const LONGEST_STABILIZATION: SignedDuration = SignedDuration::from_hours(24);
+
+/// On-demand is bought, or kept that was about to go: soon after some was given back that was too early.
+pub(crate) fn note_relapse(situation: &Situation<'_>, draft: &mut Draft) {
+    let now = situation.now;
+    let soon = RELAPSE.max(stabilization(situation, &draft.memory));
+    // One failback, one relapse.
+    let Some(at) = draft.memory.failed_back_at.take() else { return };
+    if now.duration_since(at) < soon {
+        let count = remaining_relapses(draft.memory.relapses.as_ref(), now) + 1;
+        draft.memory.relapses = Some(Relapses { count, at: now });
+    }
+}
+
+/// Relapses that still count: one less every [`FORGIVEN`].
+fn remaining_relapses(relapses: Option<&Relapses>, now: Timestamp) -> u32 {
+    let Some(relapses) = relapses else { return 0 };
+    let forgiven = now.duration_since(relapses.at).as_secs().max(0) / FORGIVEN.as_secs();
+    relapses.count.saturating_sub(u32::try_from(forgiven).unwrap_or(u32::MAX))
+}
+
+/// How long surplus must last: `failback.stabilization`, doubled for each relapse.
+fn stabilization(situation: &Situation<'_>, memory: &Memory) -> SignedDuration {
+    let base = std::time::Duration::from(situation.spec.failback.stabilization);
+    let base = SignedDuration::try_from(base).unwrap_or(LONGEST_STABILIZATION);
+    let doublings = remaining_relapses(memory.relapses.as_ref(), situation.now).min(MOST_DOUBLINGS);
+    base.saturating_mul(1 << doublings).min(LONGEST_STABILIZATION.max(base))
+}
 
 /// The voluntary drains that are under way.
 pub(crate) struct Drains<'a> {
@@ -157,13 +194,19 @@ fn request_drains(situation: &Situation<'_>, fallback_wanted: u32, drains: &Drai
         return;
     }
     let since = *draft.memory.surplus_since.get_or_insert(now);
-    let from = draft.memory.paused_until.unwrap_or(now).max(later(since, spec.failback.stabilization));
+    let stable_at = since.saturating_add(stabilization(situation, &draft.memory)).unwrap_or(Timestamp::MAX);
+    let from = draft.memory.paused_until.unwrap_or(now).max(stable_at);
     if from > now {
         draft.wake_at(from);
+        let relapses = match remaining_relapses(draft.memory.relapses.as_ref(), now) {
+            0 => String::new(),
+            1 => ", later than usual because spot failed soon after the last failback".to_owned(),
+            n => format!(", later than usual because spot failed {n} times soon after a failback"),
+        };
         draft.step(
             Reason::Stabilizing,
             None,
-            format!("{} more than needed; the first is drained from {from:.0}", candidates.len()),
+            format!("{} more than needed; the first is drained from {from:.0}{relapses}", candidates.len()),
         );
         return;
     }
@@ -197,6 +240,9 @@ fn request_drains(situation: &Situation<'_>, fallback_wanted: u32, drains: &Drai
             spare -= 1;
         }
         slots -= 1;
+        if role == Role::OnDemand {
+            draft.memory.failed_back_at = Some(now);
+        }
         let step = if role == Role::OnDemand { Reason::Failback } else { Reason::ScaleDown };
         draft.step(step, Some(&node.agent_pool), format!("drain {}: it is no longer needed", node.name));
         draft.actions.push(Action::RequestDrain {
@@ -208,7 +254,7 @@ fn request_drains(situation: &Situation<'_>, fallback_wanted: u32, drains: &Drai
 }
 
 /// Nodes beyond need, in the order in which they go: bought on-demand nodes, oldest first, then spot nodes,
-/// those that do not work and the youngest first.
+/// those that do not work first, then those of the agent pool that ranks lowest, the youngest first.
 fn surplus<'a>(situation: &Situation<'a>, fallback_wanted: u32) -> Vec<(&'a NodeView, Role)> {
     let Situation { spec, snapshot, tally, .. } = situation;
     let mut on_demand = Vec::new();
@@ -226,7 +272,14 @@ fn surplus<'a>(situation: &Situation<'a>, fallback_wanted: u32) -> Vec<(&'a Node
         }
     }
     on_demand.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
-    spot.sort_by(|a, b| (a.ready, b.created, &a.name).cmp(&(b.ready, a.created, &b.name)));
+    let places: HashMap<&str, usize> = rank(&spec.placement, snapshot, Role::Spot, situation.now)
+        .into_iter()
+        .map(|rank| (snapshot.agent_pools[rank.pool].name.as_str(), rank.position))
+        .collect();
+    let place = |node: &NodeView| places.get(node.agent_pool.as_str()).copied();
+    spot.sort_by(|a, b| {
+        (a.ready, place(b), b.created, &a.name).cmp(&(b.ready, place(a), a.created, &b.name))
+    });
     let too_much_on_demand = tally.on_demand_have.saturating_sub(tally.base + fallback_wanted) as usize;
     let too_much_spot = tally.spot_have.saturating_sub(tally.spot_target) as usize;
     let on_demand = on_demand.into_iter().take(too_much_on_demand).map(|node| (node, Role::OnDemand));

@@ -13,5 +13,5 @@ mod plan;
 pub mod ranking;
 mod snapshot;
 
-pub use plan::{Action, Memory, Plan, plan};
+pub use plan::{Action, Memory, Plan, Relapses, plan};
 pub use snapshot::{AgentPoolView, DrainView, Losses, Market, NodeView, Score, Snapshot};

@@ -109,6 +109,19 @@ pub struct Memory {
     pub paused_until: Option<Timestamp>,
     /// Since when on-demand stands in for spot.
     pub fallback_since: Option<Timestamp>,
+    /// When a node was last given back because spot could carry the load again.
+    pub failed_back_at: Option<Timestamp>,
+    /// How often spot failed soon after that, and when at last.
+    pub relapses: Option<Relapses>,
+}
+
+/// How often spot failed soon after on-demand was given back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Relapses {
+    /// How often, as it counted at `at`.
+    pub count: u32,
+    /// When at last.
+    pub at: Timestamp,
 }
 
 /// The outcome of [`plan()`].
@@ -300,6 +313,9 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
     counts::correct(&situation, &mut draft);
 
     let fallback_nodes = tally.fallback_committed() + on_demand.total().saturating_sub(for_base);
+    if on_demand.total() > for_base || regained_on_demand > 0 {
+        failback::note_relapse(&situation, &mut draft);
+    }
     draft.memory.fallback_since = (fallback_nodes > 0).then(|| draft.memory.fallback_since.unwrap_or(now));
     let capacity = capacity(tally, &draft.memory, spot.total() + on_demand.total());
     conclude(spec, &capacity, &mut draft);

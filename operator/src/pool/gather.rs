@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use spotpool_azure::{AgentPool, AzureError, Class, Priority, Scope};
 use spotpool_core::avoidance::{Failure, avoided_until};
 use spotpool_core::claims::{Claim, claimed_by};
-use spotpool_core::{AgentPoolView, DrainView, Losses, Memory, NodeView, Snapshot};
+use spotpool_core::{AgentPoolView, DrainView, Losses, Memory, NodeView, Relapses, Snapshot};
 use spotpool_crds::eviction::EvictionNotice;
 use spotpool_crds::spot_pool::{AgentPoolStatus, AzureError as StatusError, OperationKind, Readiness, Role};
 use spotpool_crds::voluntary_drain::{DrainRequest, DrainStatus};
@@ -262,6 +262,12 @@ fn memory(status: &spotpool_crds::SpotPoolStatus) -> Memory {
         surplus_since: time(&status.fallback.surplus_since),
         paused_until: time(&status.fallback.paused_until),
         fallback_since: time(&status.fallback.since),
+        failed_back_at: time(&status.fallback.failed_back_at),
+        relapses: status
+            .fallback
+            .relapses
+            .as_ref()
+            .map(|relapses| Relapses { count: relapses.count.max(0) as u32, at: relapses.at.0 }),
     }
 }
 

@@ -10,7 +10,8 @@ use kube::runtime::events::{Event, EventType};
 use spotpool_core::ranking::Rank;
 use spotpool_core::{Action, Plan};
 use spotpool_crds::spot_pool::{
-    AgentPoolStatus, FallbackStatus, LossesStatus, Operation, Price, RankStatus, Role, WriteBudget,
+    AgentPoolStatus, FallbackStatus, LossesStatus, Operation, Price, RankStatus, RelapsesStatus, Role,
+    WriteBudget,
 };
 use spotpool_crds::{Reason, SpotPool, SpotPoolStatus, names};
 
@@ -47,6 +48,11 @@ pub fn status(
             surplus_since: memory.surplus_since.map(Time),
             draining: draining(gathered, plan),
             paused_until: memory.paused_until.map(Time),
+            failed_back_at: memory.failed_back_at.map(Time),
+            relapses: memory
+                .relapses
+                .as_ref()
+                .map(|relapses| RelapsesStatus { count: relapses.count as i32, at: Time(relapses.at) }),
         },
         plan: plan.steps.clone(),
         conditions: Vec::new(),
