@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use k8s_openapi::api::authorization::v1::SelfSubjectAccessReview;
-use k8s_openapi::api::core::v1::{Node, ServiceAccount, Taint};
+use k8s_openapi::api::core::v1::{Node, Pod, ServiceAccount, Taint};
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
@@ -70,6 +70,47 @@ fn a_broken_into_node_cannot_touch_another_node() {
         assert!(refusal.code == 403 && refusal.message.contains("the agent of node \"\""), "{refusal:?}");
         let untouched = corner.node_api().get(other).await.unwrap();
         assert!(!untouched.metadata.annotations.unwrap_or_default().contains_key("example.com/x"));
+    });
+}
+
+#[test]
+fn a_broken_into_node_cannot_change_what_pods_run_nor_write_on_pods_elsewhere() {
+    run(async {
+        let world = shared().await;
+        let corner = Corner::set(&world, "ownpods", 2).await;
+        let (own, other) = (corner.nodes[0].as_str(), corner.nodes[1].as_str());
+        let annotated = json!({"metadata": {"annotations": {"example.com/mine": "1"}}});
+        corner.pod(own, "here", &annotated).await;
+        corner.pod(other, "there", &annotated).await;
+        let client = agent_client(&corner, own).await;
+        let pods: Api<Pod> = Api::namespaced(client, &corner.stage.name);
+        let annotations = |annotations: Value| json!({"metadata": {"annotations": annotations}});
+        let deadline = annotations(json!({names::DEADLINE_ANNOTATION: "2026-01-01T00:00:00Z"}));
+        let off = annotations(json!({names::DEADLINE_ANNOTATION: null}));
+        for allowed in [&deadline, &deadline, &off, &off] {
+            pods.patch("here", &PatchParams::default(), &Patch::Merge(allowed)).await.unwrap();
+        }
+        let image = json!({"spec": {"containers": [{"name": "main", "image": "miner"}]}});
+        for (pod, patch, sentence) in [
+            ("here", Patch::Strategic(image), "only the annotation spotpool.dev/deadline"),
+            ("here", Patch::Merge(annotations(json!({"example.com/mine": "2"}))), "only the annotation"),
+            ("here", Patch::Merge(annotations(json!({"example.com/mine": null}))), "only the annotation"),
+            ("here", Patch::Merge(annotations(json!({"example.com/new": "1"}))), "only the annotation"),
+            ("here", Patch::Merge(json!({"metadata": {"labels": {"app": "web"}}})), "only the annotation"),
+            (
+                "here",
+                Patch::Merge(json!({"metadata": {"finalizers": ["example.com/x"]}})),
+                "only the annotation",
+            ),
+            ("there", Patch::Merge(deadline.clone()), "may write only on pods of that Node"),
+        ] {
+            let result = pods.patch(pod, &PatchParams::default(), &patch).await;
+            let Err(kube::Error::Api(refusal)) = result else { panic!("{patch:?} was allowed: {result:?}") };
+            assert!(refusal.code == 403 && refusal.message.contains(sentence), "{patch:?}: {refusal:?}");
+        }
+        let stray: Api<Pod> = Api::namespaced(stray_client(&corner).await, &corner.stage.name);
+        let result = stray.patch("here", &PatchParams::default(), &Patch::Merge(&deadline)).await;
+        assert!(matches!(&result, Err(kube::Error::Api(refusal)) if refusal.code == 403), "{result:?}");
     });
 }
 
