@@ -11,4 +11,5 @@ mod notice;
 mod oracle;
 mod restarts;
 mod rights;
+mod telling;
 mod voluntary;
