@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use spotpool_crds::eviction::Claimant;
+use spotpool_crds::eviction::{Claimant, Phase};
+use spotpool_crds::spot_pool::EventResponse;
 use spotpool_crds::voluntary_drain::DrainRequest;
 use spotpool_crds::{EvictionNotice, ProviderId, Reason, names};
 use spotpool_runtime::admin::Gate;
@@ -15,24 +16,54 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use crate::condition::Told;
 use crate::context::Context;
 use crate::document::{Document, Kind, Oddity};
-use crate::forced::{self, Forced};
+use crate::flow::{self, Running};
+use crate::imds::Pulse;
 use crate::node::Node;
-use crate::notice::{Decision, Notice, Seen};
-use crate::voluntary;
+use crate::notice::{Decision, Notice, Seen, Vm};
+use crate::npd::{self, Hearing};
+use crate::time::until;
+use crate::{marks, voluntary};
 
 /// Different oddities remembered so as to log each once; beyond it they are only counted.
 const MOST_ODDITIES: usize = 200;
+/// However long it is until something is due, the clock is looked at this often: it may be set, or stand still while
+/// the VM is paused.
+const LONGEST_SLEEP: Duration = Duration::from_mins(1);
+/// How long the metadata service may be late with an answer before it counts as silent.
+const LATE: Duration = Duration::from_millis(2500);
 
 /// What the loop listens to.
 pub struct Inputs {
     /// From the metadata service.
     pub documents: mpsc::Receiver<Document>,
+    /// How well it is heard.
+    pub hearing: Listening,
     /// The own Node.
     pub node: watch::Receiver<Option<Arc<Node>>>,
     /// Cancelled when the program is asked to end.
     pub shutdown: CancellationToken,
+}
+
+/// How well the metadata service is heard.
+pub struct Listening {
+    /// When it last answered well.
+    pub pulse: Pulse,
+    /// Since when it is asked.
+    pub since: Timestamp,
+    /// How often it is asked.
+    pub interval: Duration,
+    /// When the machine booted, if known.
+    pub booted_at: Option<Timestamp>,
+}
+
+impl Listening {
+    fn hearing(&self) -> Hearing {
+        let patience = self.interval + LATE;
+        Hearing { heard_at: self.pulse.last(), since: self.since, patience, booted_at: self.booted_at }
+    }
 }
 
 /// What the loop tells.
@@ -56,7 +87,11 @@ pub struct Agent {
     /// A document that came before the Node.
     early: Option<Document>,
     logged: HashSet<Oddity>,
-    forced: Option<(Forced, AbortHandle)>,
+    running: Option<(Running, AbortHandle)>,
+    /// How the last event ended whose marks no flow takes off.
+    ended: Option<Phase>,
+    /// When something is due though nothing happens.
+    look_again: Option<Timestamp>,
     voluntary: Option<(DrainRequest, CancellationToken)>,
     /// A small write of its own is under way.
     is_tidying: bool,
@@ -65,7 +100,7 @@ pub struct Agent {
 
 /// A flow that has ended.
 enum Work {
-    Forced,
+    Flow,
     Voluntary,
     Tidying,
 }
@@ -81,14 +116,16 @@ impl Agent {
             has_document: false,
             early: None,
             logged: HashSet::new(),
-            forced: None,
+            running: None,
+            ended: None,
+            look_again: None,
             voluntary: None,
             is_tidying: false,
             work: JoinSet::new(),
         }
     }
 
-    /// Runs until the program is asked to end and no forced drain is under way.
+    /// Runs until the program is asked to end and nothing urgent is under way.
     pub async fn run(mut self, mut inputs: Inputs) -> Result<(), Exit> {
         loop {
             let is_stopping = inputs.shutdown.is_cancelled();
@@ -96,6 +133,7 @@ impl Agent {
                 return Ok(());
             }
             let end = self.until_may_end();
+            let sleep = self.look_again.map(|time| until(time, Timestamp::now()).min(LONGEST_SLEEP));
             tokio::select! {
                 () = inputs.shutdown.cancelled(), if !is_stopping => {
                     if !self.may_end() {
@@ -111,37 +149,37 @@ impl Agent {
                 changed = inputs.node.changed() => if changed.is_err() {
                     return Err(Exit::Died("the watch of the Node has ended".into()));
                 },
+                () = tokio::time::sleep(sleep.unwrap_or_default()), if sleep.is_some() => {}
             }
+            self.meet();
+            self.decide(&inputs.hearing);
             self.tend();
         }
     }
 
-    /// A forced drain is finished even when the program is asked to end; a voluntary one goes on in the next agent.
+    /// What is urgent is finished even when the program is asked to end; anything else goes on in the next agent.
     fn may_end(&self) -> bool {
-        self.forced.as_ref().is_none_or(|(forced, _)| *forced.settled.borrow())
+        self.running.as_ref().is_none_or(|(running, _)| {
+            *running.settled.borrow() || !running.notice.borrow().is_urgent(Timestamp::now())
+        })
     }
 
     /// Settled or out of time: the end, either way.
     fn until_may_end(&self) -> impl Future<Output = ()> + use<> {
-        let forced = self
-            .forced
+        let running = self
+            .running
             .as_ref()
-            .map(|(forced, _)| (forced.settled.subscribe(), forced.notice.borrow().clone()));
+            .map(|(running, _)| (running.settled.subscribe(), running.notice.borrow().clone()));
         async move {
-            let Some((mut settled, notice)) = forced else { return };
-            let rest = forced::lasts_until(&notice).duration_since(Timestamp::now());
-            let rest = Duration::try_from(rest).unwrap_or_default();
+            let Some((mut settled, notice)) = running else { return };
+            let rest = until(flow::lasts_until(&notice), Timestamp::now());
             let _ = tokio::time::timeout(rest, settled.wait_for(|settled| *settled)).await;
         }
     }
 
     fn ended(&mut self, ended: Result<Work, JoinError>) -> Result<(), Exit> {
         match ended {
-            Ok(Work::Forced) => {
-                self.forced = None;
-                self.outputs.urgent.send_replace(false);
-                self.context.metrics.relieved();
-            }
+            Ok(Work::Flow) => self.running = None,
             Ok(Work::Voluntary) => self.voluntary = None,
             Ok(Work::Tidying) => self.is_tidying = false,
             Err(error) if error.is_cancelled() => {} // a flow that another has replaced
@@ -158,93 +196,130 @@ impl Agent {
                 tracing::warn!(node = self.context.node.name(), %reason, what = %oddity, "not understood in a document");
             }
         }
-        let Some(identity) = &self.identity else {
-            self.early = Some(document);
-            return;
-        };
-        self.has_document = true;
-        // Nobody reads nanoseconds.
-        let now = Timestamp::now();
-        let now = now.round(jiff::Unit::Millisecond).unwrap_or(now);
-        let decisions = self.seen.read(&document, identity, now);
+        match &self.identity {
+            Some(identity) => {
+                self.seen.read(&document, identity, now());
+                self.has_document = true;
+            }
+            None => self.early = Some(document),
+        }
+    }
+
+    /// Decides about everything that was said, by what is known of the VM now.
+    fn decide(&mut self, listening: &Listening) {
+        let Some(node) = self.context.node.latest().filter(|_| self.identity.is_some()) else { return };
+        if let Some((running, _)) = &self.running
+            && let Some(event_id) = &*running.acknowledged.borrow()
+        {
+            self.seen.acknowledged(event_id);
+        }
+        let (policy, claims) = (self.context.events(), npd::claims(node.conditions()));
+        let vm =
+            Vm { policy: &policy, boot_id: node.boot_id(), claims: &claims, hearing: listening.hearing() };
+        let (decisions, look_again) = self.seen.decide(&vm, now());
+        self.look_again = look_again;
         for decision in decisions {
             self.follow(decision);
         }
+        let notice = self.seen.notice();
+        let is_urgent = notice.is_some_and(|it| it.kind == Kind::Preempt || it.is_urgent(Timestamp::now()));
+        self.outputs.urgent.send_if_modified(|urgent| std::mem::replace(urgent, is_urgent) != is_urgent);
+        let is_lost =
+            notice.is_some_and(|it| it.kind == Kind::Preempt || it.response == EventResponse::Drain);
+        self.context.metrics.under_notice(is_lost);
     }
 
     fn follow(&mut self, decision: Decision) {
         let node = self.context.node.name();
         match decision {
+            Decision::Tell { event_id, kind, response, begins } => {
+                self.context.metrics.announced(&kind);
+                tracing::info!(event_id, node, kind = %kind, ?response, %begins, "an event of this VM");
+            }
             Decision::Begin(notice) => {
-                self.context.metrics.announced(&Kind::Preempt);
-                let lead = notice.deadline.duration_since(Timestamp::now());
-                self.context.metrics.noticed(Duration::try_from(lead).unwrap_or_default());
+                if notice.kind == Kind::Preempt {
+                    self.context.metrics.noticed(until(notice.deadline, Timestamp::now()));
+                }
                 self.begin(notice);
             }
-            Decision::Change(notice) => match &self.forced {
-                Some((forced, _)) => {
-                    forced.notice.send_replace(notice);
+            Decision::Change(notice) => match &self.running {
+                Some((running, _)) if running.notice.borrow().response == notice.response => {
+                    running.notice.send_replace(notice);
                 }
-                None => self.begin(notice),
+                _ => self.begin(notice),
             },
-            Decision::Cancel { event_id } => {
-                tracing::info!(event_id, node, reason = %Reason::SpotEvictionCancelled, "the event was taken back");
-                // Marks of an earlier agent, without a flow of ours, come off in `tend`.
-                if let Some((forced, _)) = &self.forced {
-                    forced.cancel.cancel();
-                }
-            }
             Decision::Pass { event_id } => {
                 tracing::info!(event_id, node, "the event is gone, its time had come");
             }
-            Decision::Leave { event_id, kind } => {
-                self.context.metrics.announced(&kind);
-                tracing::info!(event_id, node, kind = %kind, "an event of this VM that is not acted upon");
+            Decision::End { event_id, phase } => {
+                tracing::info!(event_id, node, ?phase, "the event holds no longer");
+                match &self.running {
+                    Some((running, _)) => {
+                        running.ended.send_replace(Some(phase));
+                    }
+                    // Marks of an earlier agent, without a flow of ours, come off in `tend`.
+                    None => self.ended = Some(phase),
+                }
             }
         }
     }
 
     fn begin(&mut self, notice: Notice) {
-        if let Some((_, stop)) = &self.voluntary {
+        if notice.response == EventResponse::Drain
+            && let Some((_, stop)) = &self.voluntary
+        {
             stop.cancel();
         }
-        // One that is still tidying up after a cancellation has nothing to tidy any more.
-        if let Some((_, last)) = self.forced.take() {
+        // One for another response; or one that is still tidying up, which has nothing to tidy any more.
+        if let Some((_, last)) = self.running.take() {
             last.abort();
         }
-        self.outputs.urgent.send_replace(true);
-        let forced = Forced::new(notice);
-        let flow = forced::run(self.context.clone(), &forced, self.outputs.relay.clone());
+        let running = Running::new(notice);
+        let flow = flow::run(self.context.clone(), &running, self.outputs.relay.clone());
         let handle = self.work.spawn(async move {
             flow.await;
-            Work::Forced
+            Work::Flow
         });
-        self.forced = Some((forced, handle));
+        self.running = Some((running, handle));
     }
 
     /// Does what the Node calls for beside a notice. Looks at what stands there, not at what changed.
     fn tend(&mut self) {
-        let Some(node) = self.context.node.latest() else { return };
-        if self.identity.is_none() {
-            match node.identity() {
-                Ok(identity) => self.meet(&node, identity),
-                Err(error) => return self.outputs.gate.close(error),
-            }
-        }
+        let Some(node) = self.context.node.latest().filter(|_| self.identity.is_some()) else { return };
         let asked = node.drain_request();
         if let Some((running, stop)) = &self.voluntary
             && asked.as_ref().is_none_or(|asked| asked.id != running.id)
         {
             stop.cancel();
         }
-        if self.forced.is_some() || self.seen.is_noticed() || self.voluntary.is_some() || self.is_tidying {
+        if self.is_tidying {
             return;
         }
+        let is_free = self.running.is_none() && self.seen.notice().is_none();
         let is_stale = |notice: &EvictionNotice| notice.is_active() && notice.by == Claimant::NodeAgent;
+        if is_free && self.has_document {
+            if node.notice().as_ref().is_some_and(is_stale) {
+                let phase = self.ended.take().unwrap_or(Phase::Over);
+                return self.tidy(move |context| async move { flow::give_back(&context, phase).await });
+            }
+            self.context.tell(Told::Nothing);
+        }
+        if !marks::owed(&node).is_done(&node) {
+            return self.tidy(|context| async move {
+                context.node.write(marks::owed, || ()).await;
+            });
+        }
+        // A node that is being emptied for an event needs no second drain; a hint or a cordon keeps none away.
+        let drains = self.seen.notice().is_some_and(|notice| notice.response == EventResponse::Drain)
+            || self
+                .running
+                .as_ref()
+                .is_some_and(|(running, _)| running.notice.borrow().response == EventResponse::Drain);
+        if drains || self.voluntary.is_some() {
+            return;
+        }
         let status = node.drain_status();
-        if self.has_document && node.notice().as_ref().is_some_and(is_stale) {
-            self.tidy(|context| async move { forced::clean(&context).await });
-        } else if let Some(asked) = asked {
+        if let Some(asked) = asked {
             if status.is_none_or(|status| status.id != asked.id || !status.phase.is_final()) {
                 let stop = CancellationToken::new();
                 let flow = voluntary::run(self.context.clone(), asked.clone(), stop.clone());
@@ -255,22 +330,30 @@ impl Agent {
                 self.voluntary = Some((asked, stop));
             }
         } else if node.annotation(names::DRAIN_STATUS_ANNOTATION).is_some()
-            && node.annotation(names::DRAIN_REQUEST_ANNOTATION).is_none()
+            && !marks::drain_forgotten(&node).is_done(&node)
         {
             tracing::info!(node = self.context.node.name(), reason = %Reason::NodeNeededAgain, "no drain is asked for any more");
             self.tidy(|context| async move {
-                context.node.write(crate::marks::drain_forgotten, || ()).await;
+                context.node.write(marks::drain_forgotten, || ()).await;
             });
         }
     }
 
-    /// The Node is seen for the first time: go on where an earlier agent stopped.
-    fn meet(&mut self, node: &Node, identity: ProviderId) {
+    /// Sees the Node for the first time: goes on where an earlier agent stopped.
+    fn meet(&mut self) {
+        if self.identity.is_some() {
+            return;
+        }
+        let Some(node) = self.context.node.latest() else { return };
+        let identity = match node.identity() {
+            Ok(identity) => identity,
+            Err(error) => return self.outputs.gate.close(error),
+        };
         tracing::info!(node = self.context.node.name(), vm = %identity, "this node");
         if let Some(notice) = node.notice().filter(EvictionNotice::is_active) {
             let has_rebooted = notice.boot_id != node.boot_id();
             tracing::info!(event_id = notice.event_id, node = self.context.node.name(), has_rebooted, phase = ?notice.phase, "the Node carries a notice");
-            self.seen = Seen::resuming(&notice, has_rebooted);
+            self.seen = Seen::resuming(&notice);
         }
         self.identity = Some(identity);
         self.outputs.gate.open();
@@ -287,4 +370,10 @@ impl Agent {
             Work::Tidying
         });
     }
+}
+
+/// Nobody reads nanoseconds.
+fn now() -> Timestamp {
+    let now = Timestamp::now();
+    now.round(jiff::Unit::Millisecond).unwrap_or(now)
 }

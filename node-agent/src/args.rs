@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use spotpool_crds::node_policy::DrainPolicy;
-use spotpool_crds::spot_pool::BlockedByPdb;
+use spotpool_crds::spot_pool::{BlockedByPdb, EventResponse, Events};
 use spotpool_runtime::args::CommonArgs;
 use url::Url;
 
@@ -48,6 +48,40 @@ pub struct Args {
     #[arg(long, env = "BLOCKED_BY_PDB", default_value = "DeleteAtDeadline", value_parser = blocked_by_pdb)]
     pub blocked_by_pdb: BlockedByPdb,
 
+    /// On nodes of no SpotPool: what the node does when Azure takes the VM back: Ignore, Cordon or Drain.
+    #[arg(long, env = "ON_PREEMPT", default_value = "Drain", value_parser = response)]
+    pub on_preempt: EventResponse,
+
+    /// The same when Azure pauses the VM for some seconds.
+    #[arg(long, env = "ON_FREEZE", default_value = "Ignore", value_parser = response)]
+    pub on_freeze: EventResponse,
+
+    /// The same when Azure restarts the VM.
+    #[arg(long, env = "ON_REBOOT", default_value = "Drain", value_parser = response)]
+    pub on_reboot: EventResponse,
+
+    /// The same when Azure moves the VM to another host.
+    #[arg(long, env = "ON_REDEPLOY", default_value = "Drain", value_parser = response)]
+    pub on_redeploy: EventResponse,
+
+    /// The same when Azure deletes the VM.
+    #[arg(long, env = "ON_TERMINATE", default_value = "Drain", value_parser = response)]
+    pub on_terminate: EventResponse,
+
+    /// The same when Azure hints that it may take the spot VM back soon.
+    #[arg(long, env = "ON_REBALANCE", default_value = "Ignore", value_parser = response)]
+    pub on_rebalance: EventResponse,
+
+    /// On nodes of no SpotPool: how long before a freeze, reboot, redeploy or terminate the node begins to
+    /// respond, at most 24h.
+    #[arg(long, env = "EVENT_LEAD_TIME", default_value = "10m", value_parser = lead_time)]
+    pub event_lead_time: Duration,
+
+    /// On nodes of no SpotPool: tell Azure to go ahead with such an event once every node that it names is
+    /// drained.
+    #[arg(long, env = "ACKNOWLEDGE_EVENTS", default_value_t = false, action = clap::ArgAction::Set)]
+    pub acknowledge_events: bool,
+
     #[allow(missing_docs)]
     #[command(flatten)]
     pub common: CommonArgs,
@@ -60,6 +94,22 @@ impl Args {
             blocked_by_pdb: self.blocked_by_pdb,
             escalate_after: self.escalate_after.into(),
             reserve: self.drain_reserve.into(),
+        }
+    }
+}
+
+impl Args {
+    /// What a node does about Azure's events that belongs to no SpotPool.
+    pub fn events(&self) -> Events {
+        Events {
+            preempt: self.on_preempt,
+            freeze: self.on_freeze,
+            reboot: self.on_reboot,
+            redeploy: self.on_redeploy,
+            terminate: self.on_terminate,
+            rebalance: self.on_rebalance,
+            lead_time: self.event_lead_time.into(),
+            acknowledge: self.acknowledge_events,
         }
     }
 }
@@ -92,6 +142,14 @@ fn reserve(text: &str) -> Result<Duration, String> {
     duration(text, Duration::ZERO, Duration::from_secs(20))
 }
 
+fn lead_time(text: &str) -> Result<Duration, String> {
+    duration(text, Duration::ZERO, Duration::from_hours(24))
+}
+
+fn response(text: &str) -> Result<EventResponse, String> {
+    text.parse().map_err(|_| "want Ignore, Cordon or Drain".into())
+}
+
 fn blocked_by_pdb(text: &str) -> Result<BlockedByPdb, String> {
     match text {
         "DeleteAtDeadline" => Ok(BlockedByPdb::DeleteAtDeadline),
@@ -114,6 +172,7 @@ mod tests {
         assert_eq!(args.notice_listen.port(), 9437);
         assert_eq!(args.drain_policy().escalate_after, Duration::from_secs(8).into());
         assert_eq!(args.drain_policy().reserve, Duration::from_secs(2).into());
+        assert_eq!(args.events(), Events::default(), "as in a SpotPool that says nothing");
     }
 
     #[test]
@@ -125,6 +184,14 @@ mod tests {
             ("--poll-interval", "soon"),
             ("--drain-reserve", "21s"),
             ("--blocked-by-pdb", "Maybe"),
+            ("--on-preempt", "drain"),
+            ("--on-freeze", ""),
+            ("--on-reboot", "Maybe"),
+            ("--on-redeploy", "Drain,Cordon"),
+            ("--on-terminate", "1"),
+            ("--on-rebalance", "Yes"),
+            ("--event-lead-time", "25h"),
+            ("--acknowledge-events", "perhaps"),
             ("--imds-endpoint", "https://x"),
             ("--imds-endpoint", "169.254.169.254"),
         ] {

@@ -2,11 +2,14 @@
 
 use kube::Client;
 use spotpool_crds::node_policy::DrainPolicy;
+use spotpool_crds::spot_pool::Events;
 use spotpool_drain::Pods;
 use tokio::sync::watch;
 
 use crate::announce::Announcer;
+use crate::condition::Told;
 use crate::hooks::Caller;
+use crate::imds::Approver;
 use crate::metrics::Metrics;
 use crate::node::OwnNode;
 
@@ -24,8 +27,14 @@ pub struct Context {
     pub metrics: Metrics,
     /// Asks the hooks of pods.
     pub hooks: Caller,
+    /// What the Node's condition should say.
+    pub condition: watch::Sender<Told>,
+    /// To tell Azure to go ahead.
+    pub approver: Approver,
     /// How to drain where no SpotPool says.
     pub defaults: DrainPolicy,
+    /// What to do about events where no SpotPool says.
+    pub events: Events,
 }
 
 impl Context {
@@ -33,5 +42,20 @@ impl Context {
     pub fn policy(&self) -> DrainPolicy {
         let policy = self.node.latest().and_then(|node| node.policy());
         policy.map_or_else(|| self.defaults.clone(), |policy| policy.drain)
+    }
+
+    /// What to do about events now.
+    pub fn events(&self) -> Events {
+        let policy = self.node.latest().and_then(|node| node.policy());
+        policy.map_or_else(|| self.events.clone(), |policy| policy.events)
+    }
+
+    /// Has the Node's condition say something.
+    pub fn tell(&self, news: Told) {
+        self.condition.send_if_modified(|told| {
+            let has_changed = *told != news;
+            *told = news;
+            has_changed
+        });
     }
 }

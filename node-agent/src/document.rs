@@ -56,20 +56,29 @@ pub enum Kind {
     Redeploy,
     /// The VM is paused for seconds.
     Freeze,
+    /// A hint: the spot VM may be taken back soon.
+    Rebalance,
     /// Something newer than this program.
     Other(String),
 }
 
 impl Kind {
-    fn read(text: &str) -> Self {
+    /// The type of that name.
+    pub fn read(text: &str) -> Self {
         match text {
             "Preempt" => Self::Preempt,
             "Terminate" => Self::Terminate,
             "Reboot" => Self::Reboot,
             "Redeploy" => Self::Redeploy,
             "Freeze" => Self::Freeze,
+            "SpotRebalanceRecommendation" => Self::Rebalance,
             other => Self::Other(shortened(other)),
         }
+    }
+
+    /// Whether it is announced long before, and its time can be relied upon.
+    pub fn is_planned(&self) -> bool {
+        matches!(self, Self::Terminate | Self::Reboot | Self::Redeploy | Self::Freeze)
     }
 
     /// As a metric label: bounded, whatever Azure sends.
@@ -80,6 +89,7 @@ impl Kind {
             Self::Reboot => "Reboot",
             Self::Redeploy => "Redeploy",
             Self::Freeze => "Freeze",
+            Self::Rebalance => "SpotRebalanceRecommendation",
             Self::Other(_) => "Other",
         }
     }
@@ -200,7 +210,7 @@ impl Document {
         };
         let started = match text("EventStatus") {
             Some("Started") => true,
-            Some("Scheduled") => false,
+            Some("Scheduled" | "Advisory") => false,
             other => {
                 self.oddities.insert(Oddity::Status(shortened(other.unwrap_or_default())));
                 false
@@ -265,7 +275,7 @@ fn integer(raw: &RawValue) -> Option<i64> {
 }
 
 /// Azure writes RFC 1123; its mock server and newer services write ISO 8601, with and without zone.
-fn date_of(text: &str) -> Option<Timestamp> {
+pub(crate) fn date_of(text: &str) -> Option<Timestamp> {
     let utc = |civil: DateTime| civil.to_zoned(jiff::tz::TimeZone::UTC).ok().map(|zoned| zoned.timestamp());
     rfc2822::DateTimeParser::new()
         .parse_timestamp(text)
@@ -306,6 +316,16 @@ mod tests {
             }]
         );
         assert_eq!(parse(br#"{"DocumentIncarnation":3,"Events":[]}"#).unwrap().events, []);
+    }
+
+    #[test]
+    fn reads_the_early_hint() {
+        let body = br#"{"DocumentIncarnation":5,"Events":[{"EventId":"R","EventStatus":"Advisory",
+            "EventType":"SpotRebalanceRecommendation","ResourceType":"VirtualMachine","Resources":["vm-spot"],
+            "NotBefore":"","Description":"","EventSource":"Platform","DurationInSeconds":-1}]}"#;
+        let document = parse(body).unwrap();
+        assert!(document.oddities.is_empty(), "{:?}", document.oddities);
+        assert_eq!((&document.events[0].kind, document.events[0].started), (&Kind::Rebalance, false));
     }
 
     #[test]
@@ -356,7 +376,7 @@ mod tests {
     fn one_bad_event_hides_no_other() {
         let document = parse(
             br#"{"DocumentIncarnation":"9","Events":[ 7, null, {}, {"EventType":5},
-            {"EventId":"T","EventType":"Teleport","EventStatus":"Advisory","Resources":["vm_1"],"Colour":"red"},
+            {"EventId":"T","EventType":"Teleport","EventStatus":"Pondered","Resources":["vm_1"],"Colour":"red"},
             {"EventId":"K","Resources":["vm_1"]},
             {"EventType":"Preempt","EventStatus":"Scheduled","Resources":["vm_2",3,"vm_4"]},
             {"EventId":"P","EventType":"Preempt","EventStatus":"Started","Resources":"vm_5","NotBefore":""} ]}"#,
@@ -382,7 +402,7 @@ mod tests {
         );
         for odd in [
             Oddity::Kind("Teleport".into()),
-            Oddity::Status("Advisory".into()),
+            Oddity::Status("Pondered".into()),
             Oddity::Field("Colour".into()),
             Oddity::Event("it is no object"),
         ] {

@@ -114,7 +114,9 @@ impl Edit {
         let last = node.spec.taints.as_deref().unwrap_or_default();
         let mut taints: Vec<Value> = last.iter().filter(|taint| !is_ours(taint)).cloned().collect();
         let is_so = match &ours {
-            Some(_) => last.iter().any(|taint| is_ours(taint) && taint["effect"] == EFFECT),
+            Some(ours) => last.iter().any(|taint| {
+                is_ours(taint) && (&taint["effect"], &taint["value"]) == (&ours["effect"], &ours["value"])
+            }),
             None => taints.len() == last.len(),
         };
         taints.extend(ours);
@@ -227,6 +229,18 @@ mod tests {
         assert_eq!(clean().merge_patch(&alone)["spec"]["taints"], Value::Null);
         assert!(clean().is_done(&node(&json!({"taints": [other]}), &json!({}))));
         assert!(Edit::default().is_done(&marked));
+    }
+
+    #[test]
+    fn a_taint_follows_the_event() {
+        let ours = json!({"key": "spotpool.dev/evicting", "value": "Reboot", "effect": "NoSchedule"});
+        let planned = node(&json!({"taints": [ours]}), &json!({}));
+        assert!(Edit { taint: Taint::Put("Reboot".into()), ..Edit::default() }.is_done(&planned));
+        let patch = mark().json_patch(&planned);
+        assert_eq!(
+            patch[2]["value"],
+            json!([{"key": "spotpool.dev/evicting", "value": "Preempt", "effect": "NoSchedule"}])
+        );
     }
 
     #[test]

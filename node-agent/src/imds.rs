@@ -2,11 +2,13 @@
 
 use std::fmt::Write;
 use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, Uri};
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
@@ -70,10 +72,46 @@ impl PollError {
 
 /// A client of the metadata service. It knows no proxy: the address is the VM's own.
 pub struct Imds {
-    client: Client<HttpConnector, Empty<Bytes>>,
+    client: Client<HttpConnector, Full<Bytes>>,
     uri: Uri,
     has_answered: bool,
     last: Bytes,
+    pulse: Pulse,
+}
+
+/// When the last good document came, whether or not it was another: to be looked at, without waking anyone.
+#[derive(Clone, Debug, Default)]
+pub struct Pulse(Arc<AtomicI64>);
+
+impl Pulse {
+    /// The time of the last good document.
+    pub fn last(&self) -> Option<Timestamp> {
+        let millis = self.0.load(Ordering::Relaxed);
+        Timestamp::from_millisecond(millis).ok().filter(|_| millis != 0)
+    }
+
+    fn beat(&self, now: Timestamp) {
+        self.0.store(now.as_millisecond(), Ordering::Relaxed);
+    }
+}
+
+/// Tells the metadata service to go ahead with an event.
+#[derive(Clone)]
+pub struct Approver {
+    client: Client<HttpConnector, Full<Bytes>>,
+    uri: Uri,
+}
+
+impl Approver {
+    /// Approves. The service answers 200 to a valid id, also again and again.
+    pub async fn approve(&self, event_id: &str) -> Result<(), PollError> {
+        let body = serde_json::json!({"StartRequests": [{"EventId": event_id}]}).to_string();
+        let asked = ask(&self.client, Method::POST, &self.uri, body.into());
+        match tokio::time::timeout(ANSWER, asked).await {
+            Ok(answer) => answer.map(|_| ()),
+            Err(_) => Err(PollError::Silent(ANSWER)),
+        }
+    }
 }
 
 impl Imds {
@@ -84,7 +122,17 @@ impl Imds {
         connector.set_nodelay(true);
         let uri = format!("{}/{PATH}", endpoint.as_str().trim_end_matches('/')).parse()?;
         let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(1).build(connector);
-        Ok(Self { client, uri, has_answered: false, last: Bytes::new() })
+        Ok(Self { client, uri, has_answered: false, last: Bytes::new(), pulse: Pulse::default() })
+    }
+
+    /// When it last answered well.
+    pub fn pulse(&self) -> Pulse {
+        self.pulse.clone()
+    }
+
+    /// To approve events with.
+    pub fn approver(&self) -> Approver {
+        Approver { client: self.client.clone(), uri: self.uri.clone() }
     }
 
     /// How long an answer may take.
@@ -104,20 +152,29 @@ impl Imds {
     }
 
     async fn get(&self) -> Result<Bytes, PollError> {
-        let mut request = Request::new(Empty::new());
-        *request.method_mut() = Method::GET;
-        *request.uri_mut() = self.uri.clone();
-        request.headers_mut().insert("metadata", http::HeaderValue::from_static("true"));
-        let unreachable = |error: &dyn std::error::Error| PollError::Unreachable(chain(error));
-        let response = self.client.request(request).await.map_err(|error| unreachable(&error))?;
-        if response.status() != http::StatusCode::OK {
-            return Err(PollError::Status(response.status().as_u16()));
-        }
-        match Limited::new(response.into_body(), LARGEST_DOCUMENT).collect().await {
-            Ok(body) => Ok(body.to_bytes()),
-            Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(PollError::TooLarge),
-            Err(error) => Err(unreachable(&*error)),
-        }
+        ask(&self.client, Method::GET, &self.uri, Bytes::new()).await
+    }
+}
+
+async fn ask(
+    client: &Client<HttpConnector, Full<Bytes>>,
+    method: Method,
+    uri: &Uri,
+    body: Bytes,
+) -> Result<Bytes, PollError> {
+    let mut request = Request::new(Full::new(body));
+    *request.method_mut() = method;
+    *request.uri_mut() = uri.clone();
+    request.headers_mut().insert("metadata", http::HeaderValue::from_static("true"));
+    let unreachable = |error: &dyn std::error::Error| PollError::Unreachable(chain(error));
+    let response = client.request(request).await.map_err(|error| unreachable(&error))?;
+    if response.status() != http::StatusCode::OK {
+        return Err(PollError::Status(response.status().as_u16()));
+    }
+    match Limited::new(response.into_body(), LARGEST_DOCUMENT).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(PollError::TooLarge),
+        Err(error) => Err(unreachable(&*error)),
     }
 }
 
@@ -164,7 +221,9 @@ pub async fn poll(
                     tracing::info!("the metadata service works again");
                 }
                 pause = interval;
-                good_at = (Instant::now(), Some(Timestamp::now()));
+                let now = Timestamp::now();
+                good_at = (Instant::now(), Some(now));
+                imds.pulse.beat(now);
                 gate.open();
                 if let Some(document) = news
                     && documents.send(document).await.is_err()

@@ -2,18 +2,20 @@
 //! node by the deadline. A library so that benches and fuzz targets can reach its rooms.
 //!
 //! ```text
-//! imds ─► document ─► notice (decides) ─► agent ─► forced ────► marks, edit ─► node (writes)
-//!                                           ▲  └─► voluntary ─► spotpool-drain (evicts)
-//!                     watch of Node, pods ──┘       └─► relay, telling (hooks, notify), announce, metrics
+//! imds ─► document ─┐
+//! npd (of the Node) ┴► notice (decides) ─► agent ─► flow ──────► marks, edit ─► node (writes)
+//!                                            ▲  └─► voluntary ─► spotpool-drain (evicts)
+//!                      watch of Node, pods ──┘       └─► relay, telling (hooks, notify), announce, condition, metrics
 //! ```
 
 pub mod agent;
 pub mod announce;
 pub mod args;
+pub mod condition;
 pub mod context;
 pub mod document;
 pub mod edit;
-pub mod forced;
+pub mod flow;
 pub mod hooks;
 pub mod imds;
 pub mod marks;
@@ -21,6 +23,8 @@ pub mod metrics;
 pub mod node;
 pub mod notice;
 pub mod notify;
+pub mod npd;
 pub mod relay;
 pub mod telling;
+pub mod time;
 pub mod voluntary;

@@ -1,15 +1,18 @@
 //! `spotpool-node-agent`: on every node, watches Azure's notices for its VM, and drains the node by the deadline.
 //!
 //! ```text
-//! imds ─► document ─► notice (decides) ─► agent ─► forced ────► marks, edit ─► node (writes)
-//!                                           ▲  └─► voluntary ─► spotpool-drain (evicts)
-//!                     watch of Node, pods ──┘       └─► relay, telling (hooks, notify), announce, metrics
+//! imds ─► document ─┐
+//! npd (of the Node) ┴► notice (decides) ─► agent ─► flow ──────► marks, edit ─► node (writes)
+//!                                            ▲  └─► voluntary ─► spotpool-drain (evicts)
+//!                      watch of Node, pods ──┘       └─► relay, telling (hooks, notify), announce, condition, metrics
 //! ```
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
+use jiff::Timestamp;
 use prometheus_client::registry::Registry;
 use spotpool_crds::names;
 use spotpool_drain::Pods;
@@ -22,15 +25,17 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use spotpool_node_agent::agent::{Agent, Inputs, Outputs};
+use spotpool_node_agent::agent::{Agent, Inputs, Listening, Outputs};
 use spotpool_node_agent::announce::Announcer;
 use spotpool_node_agent::args::Args;
+use spotpool_node_agent::condition::{self, Told};
 use spotpool_node_agent::context::Context;
 use spotpool_node_agent::hooks::{Caller, Reach};
 use spotpool_node_agent::imds::{self, Imds, TimerSlots};
 use spotpool_node_agent::metrics::Metrics;
 use spotpool_node_agent::node::{OwnNode, watch_node};
 use spotpool_node_agent::relay;
+use spotpool_node_agent::time;
 
 const PROGRAM: &str = "spotpool-node-agent";
 
@@ -54,6 +59,7 @@ async fn run(args: Args, slots: TimerSlots) -> Result<(), Exit> {
 
     let imds =
         Imds::new(&args.imds_endpoint).map_err(|error| ConfigError(format!("--imds-endpoint: {error}")))?;
+    let (pulse, approver) = (imds.pulse(), imds.approver());
     let admin_listener = bind("--listen", args.listen).await?;
     let relay_listener = bind("--notice-listen", args.notice_listen).await?;
     let client =
@@ -64,6 +70,7 @@ async fn run(args: Args, slots: TimerSlots) -> Result<(), Exit> {
     let (node, known_node) = watch::channel(None);
     let (documents, new_documents) = mpsc::channel(4);
     let (relay, relayed) = watch::channel(None);
+    let (condition, wanted_condition) = watch::channel(Told::default());
     let (announcer, post_events) = Announcer::new(client.clone(), &args.node_name);
 
     // These run as long as the program does; one that ends takes it along.
@@ -107,17 +114,28 @@ async fn run(args: Args, slots: TimerSlots) -> Result<(), Exit> {
         }
     });
 
+    let node = OwnNode::new(client.clone(), &args.node_name, known_node.clone());
+    let keeping = condition::keep(node.clone(), wanted_condition);
+    tasks.spawn(async move {
+        keeping.await;
+        "keeping the Node's condition"
+    });
     let context = Context {
-        node: OwnNode::new(client.clone(), &args.node_name, known_node.clone()),
+        node,
         client,
         pods: known_pods,
         announcer,
         metrics,
         hooks: Caller::new(Reach::beside(&args.imds_endpoint)),
+        condition,
+        approver,
         defaults: args.drain_policy(),
+        events: args.events(),
     };
     let agent = Agent::new(context, Outputs { relay, urgent, gate: node_gate });
-    let inputs = Inputs { documents: new_documents, node: known_node, shutdown };
+    let hearing =
+        Listening { pulse, since: Timestamp::now(), interval: args.poll_interval, booted_at: booted_at() };
+    let inputs = Inputs { documents: new_documents, hearing, node: known_node, shutdown };
     tracing::info!(node = args.node_name, imds = %args.imds_endpoint, manager = names::AGENT_FIELD_MANAGER, "started");
     tokio::select! {
         ended = agent.run(inputs) => ended,
@@ -130,4 +148,12 @@ async fn run(args: Args, slots: TimerSlots) -> Result<(), Exit> {
 
 async fn bind(flag: &str, address: SocketAddr) -> Result<TcpListener, ConfigError> {
     TcpListener::bind(address).await.map_err(|error| ConfigError(format!("{flag} {address}: {error}")))
+}
+
+/// When the machine booted, if the kernel says: a condition that is older is of another boot.
+fn booted_at() -> Option<Timestamp> {
+    let uptime = std::fs::read_to_string("/proc/uptime").ok()?;
+    let seconds: f64 = uptime.split_whitespace().next()?.parse().ok()?;
+    let uptime = Duration::try_from_secs_f64(seconds).ok()?;
+    Some(time::earlier(Timestamp::now(), uptime))
 }

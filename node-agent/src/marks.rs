@@ -2,47 +2,91 @@
 
 use serde::Serialize;
 use spotpool_crds::eviction::Phase;
+use spotpool_crds::spot_pool::EventResponse;
 use spotpool_crds::voluntary_drain::{DrainPhase, DrainStatus};
 use spotpool_crds::{EvictionNotice, names};
 
 use crate::edit::{Edit, Taint};
 use crate::node::Node;
 
-/// The first write of a notice, all in one: annotation, taint, cordon, out of load balancers. An earlier agent
-/// may have made it; a cordon that is somebody else's stays theirs.
+/// The first write of a notice, all in one: annotation, and by its response taint, cordon, out of load balancers.
+/// An earlier agent may have made it, or another event's; a cordon that is somebody else's stays theirs.
 pub fn notice(node: &Node, wanted: &EvictionNotice) -> Edit {
+    let closes = wanted.response != EventResponse::Ignore;
+    // One that is over may still owe the cordon.
+    let held = node.notice().is_some_and(|last| last.cordoned);
+    let release = if held { release(node) } else { Release::Nothing };
+    let (unschedulable, cordoned) = match release {
+        _ if closes => (Some(true), held || !node.spec.unschedulable),
+        Release::Open => (Some(false), false),
+        Release::Nothing | Release::HandOver | Release::Later => (None, false),
+    };
     Edit {
-        taint: Taint::Put(wanted.event_type.clone()),
-        unschedulable: Some(true),
-        excluded: Some(true),
-        annotations: vec![(names::EVICTION_ANNOTATION, text(&owning(node, wanted)))],
+        taint: if closes { Taint::Put(wanted.event_type.clone()) } else { Taint::Remove },
+        unschedulable,
+        excluded: Some(wanted.response == EventResponse::Drain),
+        annotations: vec![(names::EVICTION_ANNOTATION, text(&EvictionNotice { cordoned, ..wanted.clone() }))],
     }
 }
 
-/// A later write: what became of the notice.
-pub fn progress(wanted: &EvictionNotice) -> Edit {
-    Edit { annotations: vec![(names::EVICTION_ANNOTATION, text(wanted))], ..Edit::default() }
+/// A later write: what became of the notice. Whoever has opened the node meanwhile has taken the cordon over.
+pub fn progress(node: &Node, wanted: &EvictionNotice) -> Edit {
+    let cordoned = node.notice().map_or(wanted.cordoned, |last| last.cordoned) && node.spec.unschedulable;
+    let written = EvictionNotice { cordoned, ..wanted.clone() };
+    Edit { annotations: vec![(names::EVICTION_ANNOTATION, text(&written))], ..Edit::default() }
 }
 
-/// `wanted`, knowing whether the cordon is ours: it is if we make it now, or made it before.
-pub fn owning(node: &Node, wanted: &EvictionNotice) -> EvictionNotice {
-    let made_before = node.notice().is_some_and(|last| last.is_active() && last.cordoned);
-    EvictionNotice { cordoned: made_before || !node.spec.unschedulable, ..wanted.clone() }
-}
-
-/// Takes the marks of a notice off that was taken back, or that is of another boot. Nothing if there are none.
-pub fn cancelled(node: &Node) -> Edit {
+/// Takes the marks of a notice off that holds no longer. Nothing if there are none.
+pub fn ended(node: &Node, phase: Phase) -> Edit {
     let Some(last) = node.notice().filter(EvictionNotice::is_active) else {
         return Edit::default();
     };
-    Edit {
-        taint: Taint::Remove,
-        unschedulable: last.cordoned.then_some(false),
-        excluded: Some(false),
-        annotations: vec![(
-            names::EVICTION_ANNOTATION,
-            text(&EvictionNotice { phase: Phase::Cancelled, ..last }),
-        )],
+    let edit = opened(node, EvictionNotice { phase, unfinished: Vec::new(), ..last });
+    Edit { taint: Taint::Remove, excluded: Some(false), ..edit }
+}
+
+/// What an earlier notice still owes the node: it was over while somebody else held the node closed, too. Nothing
+/// if it owes nothing, or they still do.
+pub fn owed(node: &Node) -> Edit {
+    match node.notice().filter(|last| !last.is_active() && last.cordoned) {
+        Some(last) => opened(node, last),
+        None => Edit::default(),
+    }
+}
+
+/// With a cordon that `last` made taken off, or handed over.
+fn opened(node: &Node, last: EvictionNotice) -> Edit {
+    let release = if last.cordoned { release(node) } else { Release::Nothing };
+    let cordoned = matches!(release, Release::Later);
+    let mut annotations = vec![(names::EVICTION_ANNOTATION, text(&EvictionNotice { cordoned, ..last }))];
+    if let (Release::HandOver, Some(status)) = (&release, node.drain_status()) {
+        annotations.extend(answer(&DrainStatus { cordoned: true, ..status }).annotations);
+    }
+    let unschedulable = matches!(release, Release::Open).then_some(false);
+    Edit { unschedulable, annotations, ..Edit::default() }
+}
+
+/// What becomes of a cordon of ours.
+enum Release {
+    /// Somebody has taken it off already, or it is not ours.
+    Nothing,
+    /// It comes off.
+    Open,
+    /// A voluntary drain goes on under it.
+    HandOver,
+    /// AKS or the cluster autoscaler keep the node closed, too, and would have to close it again.
+    Later,
+}
+
+fn release(node: &Node) -> Release {
+    if !node.spec.unschedulable {
+        Release::Nothing
+    } else if node.drain_status().is_some_and(|status| closes(&status)) {
+        Release::HandOver
+    } else if node.is_closed_by_others() {
+        Release::Later
+    } else {
+        Release::Open
     }
 }
 
@@ -78,30 +122,55 @@ pub fn drain_status(node: &Node, wanted: &DrainStatus) -> Edit {
 /// Gives the node back after a voluntary drain that ran out of time.
 pub fn drain_timed_out(node: &Node, wanted: &DrainStatus) -> Edit {
     match node.drain_status() {
-        Some(last) if last.id == wanted.id => Edit {
-            unschedulable: last.cordoned.then_some(false),
-            ..answer(&DrainStatus { phase: DrainPhase::TimedOut, cordoned: false, ..wanted.clone() })
-        },
+        Some(last) if last.id == wanted.id => {
+            let end = DrainStatus { phase: DrainPhase::TimedOut, cordoned: false, ..wanted.clone() };
+            with(answer(&end), given_back(node, last.cordoned))
+        }
         _ => Edit::default(),
     }
 }
 
-/// Gives the node back because nobody asks for a drain any more, and takes the answer off with it.
+/// Gives the node back because nobody asks for a drain any more, and takes the answer off with it. Nothing while
+/// somebody asks, or while others hold the node closed, too.
 pub fn drain_forgotten(node: &Node) -> Edit {
-    if node.annotation(names::DRAIN_REQUEST_ANNOTATION).is_some() {
+    let asks = node.annotation(names::DRAIN_REQUEST_ANNOTATION).is_some();
+    if asks || (holds_cordon(node) && node.spec.unschedulable && node.is_closed_by_others()) {
         return Edit::default();
     }
-    Edit {
-        unschedulable: holds_cordon(node).then_some(false),
-        annotations: vec![(names::DRAIN_STATUS_ANNOTATION, None)],
-        ..Edit::default()
+    let off = Edit { annotations: vec![(names::DRAIN_STATUS_ANNOTATION, None)], ..Edit::default() };
+    with(off, given_back(node, holds_cordon(node)))
+}
+
+/// The cordon of a voluntary drain comes off, unless an event holds it, which takes it over.
+fn given_back(node: &Node, is_ours: bool) -> Edit {
+    if !is_ours || !node.spec.unschedulable {
+        return Edit::default();
+    }
+    match node.notice().filter(|notice| notice.is_active() && notice.response != EventResponse::Ignore) {
+        Some(notice) => Edit {
+            annotations: vec![(
+                names::EVICTION_ANNOTATION,
+                text(&EvictionNotice { cordoned: true, ..notice }),
+            )],
+            ..Edit::default()
+        },
+        None => Edit { unschedulable: Some(false), ..Edit::default() },
     }
 }
 
+fn with(edit: Edit, more: Edit) -> Edit {
+    let mut annotations = edit.annotations;
+    annotations.extend(more.annotations);
+    Edit { annotations, unschedulable: more.unschedulable, ..edit }
+}
+
 fn holds_cordon(node: &Node) -> bool {
-    node.drain_status().is_some_and(|status| {
-        status.cordoned && matches!(status.phase, DrainPhase::Draining | DrainPhase::Drained)
-    })
+    node.drain_status().is_some_and(|status| status.cordoned && closes(&status))
+}
+
+/// Whether a voluntary drain keeps the node closed in this phase.
+fn closes(status: &DrainStatus) -> bool {
+    matches!(status.phase, DrainPhase::Draining | DrainPhase::Drained)
 }
 
 fn answer(status: &DrainStatus) -> Edit {
@@ -114,121 +183,4 @@ fn text<T: Serialize>(value: &T) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::node::tests::node;
-    use serde_json::{Value, json};
-    use spotpool_crds::eviction::{Claimant, PodCounts, Source};
-    use spotpool_crds::spot_pool::EventResponse;
-
-    fn wanted() -> EvictionNotice {
-        EvictionNotice {
-            by: Claimant::NodeAgent,
-            event_id: "A".into(),
-            event_type: "Preempt".into(),
-            source: Source::Imds,
-            response: EventResponse::Drain,
-            observed_at: "2026-01-01T00:00:00Z".parse().unwrap(),
-            not_before: None,
-            deadline: "2026-01-01T00:00:30Z".parse().unwrap(),
-            phase: Phase::Noticed,
-            pods: PodCounts::default(),
-            cordoned: false,
-            boot_id: "boot-1".into(),
-            traceparent: None,
-            doomed: Vec::new(),
-            unfinished: Vec::new(),
-        }
-    }
-
-    fn annotated(spec: &Value, notice: &EvictionNotice) -> Node {
-        node(spec, &json!({names::EVICTION_ANNOTATION: serde_json::to_string(notice).unwrap()}))
-    }
-
-    #[test]
-    fn a_cordon_is_ours_only_if_we_made_it() {
-        let ours = EvictionNotice { cordoned: true, ..wanted() };
-        let cancelled = EvictionNotice { phase: Phase::Cancelled, ..ours.clone() };
-        for (node, is_ours) in [
-            (node(&json!({}), &json!({})), true),
-            (node(&json!({"unschedulable": true}), &json!({})), false),
-            (annotated(&json!({"unschedulable": true}), &ours), true),
-            (annotated(&json!({"unschedulable": true}), &wanted()), false),
-            (annotated(&json!({"unschedulable": true}), &cancelled), false),
-        ] {
-            assert_eq!(owning(&node, &wanted()).cordoned, is_ours, "{node:?}");
-            let edit = notice(&node, &wanted());
-            assert_eq!((edit.unschedulable, edit.excluded), (Some(true), Some(true)));
-        }
-    }
-
-    #[test]
-    fn a_cancelled_notice_leaves_nothing_of_ours() {
-        let ours = EvictionNotice { cordoned: true, ..wanted() };
-        let edit = cancelled(&annotated(&json!({"unschedulable": true}), &ours));
-        assert_eq!(
-            (edit.taint.clone(), edit.unschedulable, edit.excluded),
-            (Taint::Remove, Some(false), Some(false))
-        );
-        assert!(edit.annotations[0].1.as_ref().unwrap().contains("Cancelled"));
-        assert_eq!(cancelled(&annotated(&json!({"unschedulable": true}), &wanted())).unschedulable, None);
-        assert_eq!(cancelled(&node(&json!({"unschedulable": true}), &json!({}))), Edit::default());
-    }
-
-    fn asked(spec: &Value, id: &str, status: Option<(&str, &str, bool)>) -> Node {
-        let request =
-            json!({"id": id, "reason": "Failback", "voluntary": true, "notAfter": "2026-01-01T00:15:00Z"});
-        let mut annotations = json!({names::DRAIN_REQUEST_ANNOTATION: request.to_string()});
-        if let Some((id, phase, cordoned)) = status {
-            let status = json!({"id": id, "phase": phase, "podsLeft": 3, "cordoned": cordoned});
-            annotations[names::DRAIN_STATUS_ANNOTATION] = status.to_string().into();
-        }
-        node(spec, &annotations)
-    }
-
-    fn status_in(edit: &Edit) -> Option<DrainStatus> {
-        serde_json::from_str(edit.annotations.first()?.1.as_ref()?).ok()
-    }
-
-    #[test]
-    fn a_voluntary_drain_remembers_whose_the_cordon_is() {
-        let cordoned = json!({"unschedulable": true});
-        for (node, is_ours) in [
-            (asked(&json!({}), "1", None), true),
-            (asked(&cordoned, "1", None), false),
-            (asked(&cordoned, "1", Some(("1", "Draining", true))), true),
-            (asked(&cordoned, "1", Some(("0", "Drained", true))), true),
-            (asked(&cordoned, "1", Some(("0", "TimedOut", true))), false),
-        ] {
-            let edit = drain_begun(&node, "1");
-            assert_eq!(edit.unschedulable, Some(true));
-            assert_eq!(status_in(&edit).unwrap().cordoned, is_ours, "{node:?}");
-        }
-        assert_eq!(drain_begun(&asked(&json!({}), "2", None), "1"), Edit::default());
-    }
-
-    #[test]
-    fn a_node_is_given_back_as_it_was() {
-        let cordoned = json!({"unschedulable": true});
-        let status = DrainStatus {
-            id: "1".into(),
-            phase: DrainPhase::Draining,
-            pods_left: 1,
-            blocking_pdbs: vec!["n/web".into()],
-            cordoned: true,
-        };
-        let edit = drain_timed_out(&asked(&cordoned, "1", Some(("1", "Draining", true))), &status);
-        assert_eq!(edit.unschedulable, Some(false));
-        let told = status_in(&edit).unwrap();
-        assert_eq!((told.phase, told.blocking_pdbs.len(), told.cordoned), (DrainPhase::TimedOut, 1, false));
-        let theirs = drain_timed_out(&asked(&cordoned, "1", Some(("1", "Draining", false))), &status);
-        assert_eq!(theirs.unschedulable, None);
-
-        let mut forgotten = asked(&cordoned, "1", Some(("1", "Drained", true)));
-        assert_eq!(drain_forgotten(&forgotten), Edit::default(), "still asked for");
-        forgotten.metadata.annotations.as_mut().unwrap().remove(names::DRAIN_REQUEST_ANNOTATION);
-        let edit = drain_forgotten(&forgotten);
-        assert_eq!(edit.unschedulable, Some(false));
-        assert_eq!(edit.annotations, [(names::DRAIN_STATUS_ANNOTATION, None)]);
-    }
-}
+mod tests;

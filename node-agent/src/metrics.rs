@@ -77,6 +77,7 @@ struct Inner {
     margin: Gauge<f64, AtomicU64>,
     hooks: Family<ResultLabel, Counter>,
     annotations: Family<ResultLabel, Counter>,
+    acknowledged: Counter,
 }
 
 impl Metrics {
@@ -98,6 +99,7 @@ impl Metrics {
             margin: Gauge::default(),
             hooks: Family::default(),
             annotations: Family::default(),
+            acknowledged: Counter::default(),
         };
         registry.register("polls", "Polls of the metadata service by result", inner.polls.clone());
         registry.register(
@@ -106,7 +108,11 @@ impl Metrics {
             inner.oddities.clone(),
         );
         registry.register("notices", "Events announced for this VM by type", inner.notices.clone());
-        registry.register("under_notice", "Whether this VM is under notice now", inner.under_notice.clone());
+        registry.register(
+            "under_notice",
+            "Whether this VM goes, or its node is being emptied for an event, now",
+            inner.under_notice.clone(),
+        );
         registry.register_with_unit(
             "notice_lead",
             "Time from a notice to the announced end of the VM",
@@ -138,6 +144,11 @@ impl Metrics {
             "Deadlines written on pods that asked for it, or taken off, by result",
             inner.annotations.clone(),
         );
+        registry.register(
+            "acknowledgements",
+            "Events that Azure was told to go ahead with",
+            inner.acknowledged.clone(),
+        );
         Self(Arc::new(inner))
     }
 
@@ -156,15 +167,14 @@ impl Metrics {
         self.0.notices.get_or_create(&TypeLabel { r#type: kind.label() }).inc();
     }
 
-    /// A notice begins with so much time left.
+    /// A Preempt begins with so much time left.
     pub fn noticed(&self, lead: Duration) {
-        self.0.under_notice.set(1);
         self.0.lead.observe(lead.as_secs_f64());
     }
 
-    /// The notice is over.
-    pub fn relieved(&self) {
-        self.0.under_notice.set(0);
+    /// Whether the VM goes, or the node is being emptied.
+    pub fn under_notice(&self, is_so: bool) {
+        self.0.under_notice.set(i64::from(is_so));
     }
 
     /// The first PATCH succeeded so long after the notice.
@@ -192,11 +202,19 @@ impl Metrics {
         self.0.annotations.get_or_create(&ResultLabel { result: written.label() }).inc();
     }
 
-    /// A forced drain ended.
-    pub fn drained(&self, phase: Phase, took: Duration, margin_seconds: f64) {
+    /// A drain for an event of this type ended.
+    pub fn drained(&self, event: &Kind, phase: Phase, took: Duration, margin_seconds: f64) {
         let result = if phase == Phase::Drained { "drained" } else { "incomplete" };
-        self.0.drains.get_or_create(&DrainLabel { kind: "forced", result }).observe(took.as_secs_f64());
-        self.0.margin.set(margin_seconds);
+        let kind = if *event == Kind::Preempt { "forced" } else { "planned" };
+        self.0.drains.get_or_create(&DrainLabel { kind, result }).observe(took.as_secs_f64());
+        if *event == Kind::Preempt {
+            self.0.margin.set(margin_seconds);
+        }
+    }
+
+    /// Azure was told to go ahead with an event.
+    pub fn acknowledged(&self) {
+        self.0.acknowledged.inc();
     }
 
     /// A voluntary drain ended.

@@ -21,6 +21,7 @@ use spotpool_drain::jittered;
 use tokio::sync::watch;
 
 use crate::edit::Edit;
+use crate::npd::Condition;
 
 /// A request that hangs must not hold up the next try.
 const TIMEOUT: Duration = Duration::from_secs(3);
@@ -60,6 +61,8 @@ pub struct Spec {
 struct Status {
     #[serde(default)]
     node_info: NodeInfo,
+    #[serde(default, deserialize_with = "few_conditions")]
+    conditions: Vec<Condition>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -74,6 +77,19 @@ const ANNOTATIONS: [&str; 4] = [
     names::DRAIN_REQUEST_ANNOTATION,
     names::DRAIN_STATUS_ANNOTATION,
 ];
+
+/// Of the others the kubelet renews heartbeats that concern nobody here.
+const CONDITIONS: [&str; 3] = [
+    names::PREEMPTION_SCHEDULED_CONDITION,
+    names::VM_EVENT_SCHEDULED_CONDITION,
+    names::EVICTION_NOTICED_CONDITION,
+];
+
+fn few_conditions<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Condition>, D::Error> {
+    let mut few: Vec<Condition> = Option::deserialize(deserializer)?.unwrap_or_default();
+    few.retain(|condition| CONDITIONS.contains(&condition.kind.as_str()));
+    Ok(few)
+}
 
 fn few_metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
     #[derive(Deserialize)]
@@ -136,6 +152,18 @@ impl Node {
     /// Its boot.
     pub fn boot_id(&self) -> &str {
         &self.status.node_info.boot_id
+    }
+
+    /// The conditions that tell of events: ours, and the node problem detector's.
+    pub fn conditions(&self) -> &[Condition] {
+        &self.status.conditions
+    }
+
+    /// Whether somebody beside us has closed it for new pods, and will open it again or delete it.
+    pub fn is_closed_by_others(&self) -> bool {
+        let theirs = [names::AKS_REMEDIATOR_TAINT, names::AUTOSCALER_DELETION_TAINT];
+        let taints = self.spec.taints.iter().flatten();
+        taints.into_iter().any(|taint| taint["key"].as_str().is_some_and(|key| theirs.contains(&key)))
     }
 
     /// The notice written on it, whoever wrote it.
@@ -232,11 +260,7 @@ impl OwnNode {
             let tried = self.send(&base, &wanted, refusals >= MOST_STUBBORN).await;
             after_try();
             match tried {
-                Ok(node) => {
-                    let node = Arc::new(node);
-                    *self.written.lock().unwrap_or_else(PoisonError::into_inner) = Some(node.clone());
-                    return node;
-                }
+                Ok(node) => return self.wrote(node),
                 Err(WriteError::Conflict(why)) => {
                     tracing::info!(node = %self.name, why, "the Node has changed under a write, trying again");
                     fetched = self.get().await;
@@ -260,15 +284,18 @@ impl OwnNode {
         }
     }
 
-    /// Merges `status` into the Node's status, a few times if need be. Nothing waits for it.
-    pub async fn write_status(&self, status: &Value) {
+    /// Merges `status` into the Node's status, a few times if need be. Says whether it worked.
+    pub async fn write_status(&self, status: &Value) -> bool {
         let mut wait = LONGEST_WAIT;
         for _ in 0..8 {
             let patch = Patch::Strategic(status);
             let parameters = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
             match tokio::time::timeout(TIMEOUT, self.api.patch_status(&self.name, &parameters, &patch)).await
             {
-                Ok(Ok(_)) => return,
+                Ok(Ok(node)) => {
+                    self.wrote(node);
+                    return true;
+                }
                 Ok(Err(error)) => {
                     tracing::debug!(node = %self.name, %error, "cannot write the Node's status");
                 }
@@ -278,6 +305,32 @@ impl OwnNode {
             wait *= 2;
         }
         tracing::warn!(node = %self.name, "the condition on the Node could not be written");
+        false
+    }
+
+    /// Waits until the watch shows another Node.
+    pub async fn changed(&mut self) {
+        if self.watched.changed().await.is_err() {
+            std::future::pending::<()>().await; // the watch has died, and the program with it
+        }
+    }
+
+    /// Another node, now.
+    pub async fn other(&self, name: &str) -> Result<Option<Node>, String> {
+        match tokio::time::timeout(TIMEOUT, self.api.get_opt(name)).await {
+            Ok(Ok(node)) => Ok(node),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!("no answer in {TIMEOUT:?}")),
+        }
+    }
+
+    fn wrote(&self, node: Node) -> Arc<Node> {
+        let node = Arc::new(node);
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        if written.as_ref().is_none_or(|last| last.version() <= node.version()) {
+            *written = Some(node.clone());
+        }
+        node
     }
 
     async fn first_seen(&self) {

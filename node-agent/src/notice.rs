@@ -1,28 +1,51 @@
-//! What a document means for this VM. Pure: `(document, seen, identity, now)` in, decisions out.
+//! What documents, and AKS's node problem detector, mean for this VM. Pure: what they said, the policy, the VM and
+//! the time in, decisions out, and when to look again though nothing happens.
 //!
-//! It looks at what a document says, not at how it differs from the last one, so a document that repeats
-//! changes nothing and the order of events is irrelevant. Only Preempt is acted upon; other events are told
-//! once and left alone.
+//! It looks at what is said, not at how that differs from the last time, so a document that repeats changes
+//! nothing and the order of events is irrelevant.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
-use spotpool_crds::eviction::Doomed;
+use jiff::Timestamp;
+use spotpool_crds::eviction::{Doomed, Phase, Source};
+use spotpool_crds::spot_pool::{EventResponse, Events};
 use spotpool_crds::{EvictionNotice, ProviderId};
 
 use crate::document::{Document, Event, Kind};
+use crate::npd::{Claim, Hearing, Worth};
+use crate::time::later;
+use known::{Known, Standing, Told};
 
-/// How long a VM is taken to live that will be preempted nobody says when. Azure promises 30 s and often
-/// gives less than 10.
+mod known;
+
+/// How long a VM is taken to live to which something happens nobody says when. Azure promises 30 s before a
+/// Preempt and often gives less than 10.
 pub const ASSUMED_LEAD: Duration = Duration::from_secs(10);
+/// A hint to move away that names no time to come holds this long: Azure speaks of 30 s to 15 min.
+pub const HINT_LASTS: Duration = Duration::from_mins(15);
+/// A VM that lives on this long after a Preempt was due, and that no document names any more, was spared.
+pub const SPARED_AFTER: Duration = Duration::from_mins(10);
+/// The same after a Reboot, Redeploy or Terminate was due: it happened without a trace, or not at all.
+pub const OVER_AFTER: Duration = Duration::from_mins(1);
+/// While it must be seen whether the metadata service answers again, this often.
+const GLANCE: Duration = Duration::from_secs(1);
 
 /// The event that this VM is under.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
     /// Azure's `EventId`.
     pub event_id: String,
-    /// When it was first seen.
+    /// What will happen.
+    pub kind: Kind,
+    /// Who said so first.
+    pub source: Source,
+    /// What is done about it.
+    pub response: EventResponse,
+    /// Whether Azure is told to go ahead once every VM that it names is drained.
+    pub acknowledge: bool,
+    /// When the response to it began; for a Preempt or a hint that is when it was first seen.
     pub observed_at: Timestamp,
     /// When Azure acts at the earliest, as announced; absent once started.
     pub not_before: Option<Timestamp>,
@@ -30,77 +53,102 @@ pub struct Notice {
     pub started: bool,
     /// When the drain must be over. It only ever comes nearer.
     pub deadline: Timestamp,
+    /// Boot of the node when the response began.
+    pub boot_id: String,
+    /// Every VM that it names.
+    pub resources: BTreeSet<String>,
     /// Every Preempt of the document and the VMs of this scale set that it names.
     pub doomed: Vec<Doomed>,
 }
 
-/// What to do about a document.
+impl Notice {
+    /// Whether this must not wait for the next agent: the VM goes, or something happens to it within a minute.
+    pub fn is_urgent(&self, now: Timestamp) -> bool {
+        let drains = self.response == EventResponse::Drain;
+        let is_near = self.kind.is_planned() && self.deadline < later(now, Duration::from_mins(1));
+        drains && (self.kind == Kind::Preempt || is_near)
+    }
+}
+
+/// What to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// This VM is under notice: cordon and drain.
-    Begin(Notice),
-    /// The same, with changes: nearer, started, or other VMs doomed.
-    Change(Notice),
-    /// Azure took the event back before it began: give the node back.
-    Cancel {
-        /// Whose.
-        event_id: String,
-    },
-    /// The event is gone because its time had come: nothing more to do.
-    Pass {
-        /// Whose.
-        event_id: String,
-    },
-    /// An event of this VM that is not acted upon. Told once.
-    Leave {
+    /// An event of this VM was met for the first time. Told once.
+    Tell {
         /// Whose.
         event_id: String,
         /// What it is.
         kind: Kind,
+        /// What will be done about it, by the policy of now.
+        response: EventResponse,
+        /// When that begins.
+        begins: Timestamp,
+    },
+    /// This VM is under notice from now on.
+    Begin(Notice),
+    /// It still is, with changes: nearer, started, other VMs doomed, or a more urgent event in its place.
+    Change(Notice),
+    /// The event is gone because its time had come.
+    Pass {
+        /// Whose.
+        event_id: String,
+    },
+    /// No event is left to act upon: give the node back.
+    End {
+        /// Whose.
+        event_id: String,
+        /// `Cancelled`: taken back or put off; `Over`: come and gone.
+        phase: Phase,
     },
 }
 
-/// What earlier documents said.
+/// What is known of the VM beside events.
+#[derive(Clone, Copy, Debug)]
+pub struct Vm<'a> {
+    /// What to do about events.
+    pub policy: &'a Events,
+    /// The node's boot.
+    pub boot_id: &'a str,
+    /// What the node problem detector says.
+    pub claims: &'a [Claim],
+    /// What the metadata service lets us hear.
+    pub hearing: Hearing,
+}
+
+/// What was said so far, and what was decided about it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
     incarnation: Option<i64>,
-    current: Option<Current>,
-    left: BTreeSet<(String, Kind)>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Current {
-    notice: Notice,
-    /// Read from the Node at start-up and not yet met in a document.
-    is_hearsay: bool,
-    /// The node has booted since: an event that is gone is over, whatever its time.
-    has_rebooted: bool,
-    /// Gone when its time had come.
-    has_passed: bool,
+    events: BTreeMap<String, Known>,
+    /// Preempts of the last document in this scale set.
+    doomed: Vec<Doomed>,
+    /// Events that a document did not name any more; the detector may still speak of them.
+    ended: BTreeSet<String>,
+    last: Option<Notice>,
+    /// Whether [`Decision::Begin`] was said of `last`, or it is only known from the Node.
+    has_begun: bool,
 }
 
 impl Seen {
     /// Goes on from what an earlier agent wrote on the Node. Whether it still holds, the first document says.
-    pub fn resuming(notice: &EvictionNotice, has_rebooted: bool) -> Self {
-        let notice = Notice {
-            event_id: notice.event_id.clone(),
-            observed_at: notice.observed_at,
-            not_before: notice.not_before,
-            started: notice.not_before.is_none(),
-            deadline: notice.deadline,
-            doomed: notice.doomed.clone(),
-        };
-        let current = Current { notice, is_hearsay: true, has_rebooted, has_passed: false };
-        Self { current: Some(current), ..Self::default() }
+    pub fn resuming(written: &EvictionNotice) -> Self {
+        let known = Known::written(written);
+        let last = known.notice(&written.event_id, &written.doomed);
+        Self {
+            events: [(written.event_id.clone(), known)].into(),
+            doomed: written.doomed.clone(),
+            last,
+            ..Self::default()
+        }
     }
 
-    /// Whether this VM is, or may be, under notice.
-    pub fn is_noticed(&self) -> bool {
-        self.current.is_some()
+    /// The event that this VM is, or may be, under.
+    pub fn notice(&self) -> Option<&Notice> {
+        self.last.as_ref()
     }
 
-    /// Decides about `document`.
-    pub fn read(&mut self, document: &Document, identity: &ProviderId, now: Timestamp) -> Vec<Decision> {
+    /// Takes `document` in. What follows from it, [`Seen::decide`] says.
+    pub fn read(&mut self, document: &Document, identity: &ProviderId, now: Timestamp) {
         // An older incarnation, or none, comes from a metadata service that starts over: what it does not
         // name may only not have been named yet.
         let is_newer = match (document.incarnation, self.incarnation) {
@@ -110,133 +158,168 @@ impl Seen {
         };
         let knows_all = is_newer && !document.has_nameless;
         self.incarnation = document.incarnation.or(self.incarnation);
+        self.doomed = doomed(document, identity, &self.doomed, knows_all);
 
         let name = identity.imds_name();
         let is_ours = |event: &&Event| event.resources.iter().any(|vm| vm.eq_ignore_ascii_case(&name));
-        let ours = || document.events.iter().filter(is_ours);
-        let preempts = || ours().filter(|event| event.kind == Kind::Preempt);
-        let urgency = |event: &&Event| (due(event, now), !event.started, event.not_before, event.id.clone());
-        let most_urgent = preempts().min_by_key(urgency);
+        let mut named: BTreeMap<&str, Known> = BTreeMap::new();
+        for event in document.events.iter().filter(is_ours) {
+            let news = Known::said(event, now);
+            named.entry(&event.id).and_modify(|known| known.join(&news)).or_insert(news);
+        }
+        for (id, news) in named {
+            self.ended.remove(id);
+            match self.events.get_mut(id) {
+                Some(known) => known.renew(news),
+                None => {
+                    self.events.insert(id.to_owned(), news);
+                }
+            }
+        }
+        if knows_all {
+            // One that cannot be read is not gone.
+            let stands = |id: &str| {
+                document.events.iter().any(|it| it.id == id && (it.resources.is_empty() || is_ours(&it)))
+            };
+            for (id, known) in self.events.iter_mut().filter(|(id, _)| !stands(id)) {
+                known.vanish(now);
+                self.ended.insert(id.clone());
+            }
+        }
+    }
 
-        let mut decisions = self.leave(ours());
-        let known = self.current.take().filter(|current| most_urgent.is_none() || !current.has_passed);
-        let doomed = doomed(document, identity, known.as_ref().filter(|_| !knows_all));
-        self.current = match (known, most_urgent) {
-            (None, None) => None,
-            (None, Some(event)) => {
-                let notice = fresh(event, doomed, now);
-                decisions.push(Decision::Begin(notice.clone()));
-                Some(Current::met(notice))
+    /// Azure was told to go ahead with this event: when it goes, its time had come.
+    pub fn acknowledged(&mut self, event_id: &str) {
+        if let Some(known) = self.events.get_mut(event_id) {
+            known.acknowledged = true;
+        }
+    }
+
+    /// Decides what is to be done now, and when to look again.
+    pub fn decide(&mut self, vm: &Vm<'_>, now: Timestamp) -> (Vec<Decision>, Option<Timestamp>) {
+        let mut decisions = Vec::new();
+        let mut look_again = self.listen(vm, now);
+        let mut soonest =
+            |time: Timestamp| look_again = Some(look_again.map_or(time, |known| known.min(time)));
+
+        let mut ends = BTreeMap::new();
+        self.events.retain(|id, known| {
+            if let Some(begins) = known.begin(vm, now) {
+                soonest(begins);
             }
-            (Some(known), Some(event)) => {
-                let last = known.notice;
-                // Its first event counts until it is gone, or another is sooner.
-                let same = preempts().filter(|event| event.id == last.event_id).min_by_key(urgency);
-                let event =
-                    same.filter(|same| due(same, now).min(last.deadline) <= due(event, now)).unwrap_or(event);
-                let notice = match same {
-                    Some(_) => nearer(&last, event, doomed, now),
-                    None => fresh(event, doomed, now),
-                };
-                if known.is_hearsay {
-                    decisions.push(Decision::Begin(notice.clone()));
-                } else if notice != last {
-                    decisions.push(Decision::Change(notice.clone()));
+            if known.is_met() && known.told == Told::Nothing {
+                known.told = Told::Met;
+                decisions.push(known.tell(id, vm.policy));
+            }
+            match known.end(vm, now) {
+                known::End::Not => true,
+                known::End::Perhaps(time) => {
+                    if known.told != Told::Passed {
+                        known.told = Told::Passed;
+                        decisions.push(Decision::Pass { event_id: id.clone() });
+                    }
+                    // Of what is asked for again and again, nothing is due before the next poll.
+                    soonest(time.max(later(now, GLANCE)));
+                    true
                 }
-                Some(Current::met(notice))
-            }
-            (Some(known), None) if known.has_passed || !knows_all || is_unreadable(document, &known) => {
-                Some(known)
-            }
-            (Some(known), None) => {
-                let event_id = known.notice.event_id.clone();
-                let is_due =
-                    known.notice.started || now >= known.notice.not_before.unwrap_or(known.notice.deadline);
-                if is_due && !known.has_rebooted {
-                    decisions.push(Decision::Pass { event_id });
-                    Some(Current { has_passed: true, ..known })
-                } else {
-                    decisions.push(Decision::Cancel { event_id });
-                    None
+                known::End::Now(phase) => {
+                    ends.insert(id.clone(), phase);
+                    false
                 }
+            }
+        });
+        decisions.extend(self.follow(&ends));
+        (decisions, look_again)
+    }
+
+    /// Takes in what the node problem detector says. Gives back when its word may be worth something else.
+    fn listen(&mut self, vm: &Vm<'_>, now: Timestamp) -> Option<Timestamp> {
+        let mut look_again = None;
+        let (mut counts, mut may_count) = (BTreeSet::new(), BTreeSet::new());
+        for claim in vm.claims.iter().filter(|claim| !self.ended.contains(&claim.id)) {
+            match claim.worth(&vm.hearing, now) {
+                Worth::Nothing => {}
+                Worth::WaitUntil(time) => {
+                    look_again = Some(look_again.map_or(time, |known: Timestamp| known.min(time)));
+                    may_count.insert(claim.id.as_str());
+                }
+                Worth::Counts => {
+                    look_again =
+                        Some(look_again.map_or(later(now, GLANCE), |known| known.min(later(now, GLANCE))));
+                    counts.insert(claim.id.as_str());
+                    match self.events.get_mut(&claim.id) {
+                        Some(known) => known.confirm(claim),
+                        None => {
+                            self.events.insert(claim.id.clone(), Known::claimed(claim, now));
+                        }
+                    }
+                }
+            }
+        }
+        for (id, known) in &mut self.events {
+            let is_claimed = counts.contains(id.as_str()) || may_count.contains(id.as_str());
+            if known.source == Source::NodeProblemDetector && !is_claimed {
+                known.vanish(now);
+            }
+        }
+        self.ended.retain(|id| vm.claims.iter().any(|claim| claim.id == *id));
+        look_again
+    }
+
+    /// From the last notice to the one that holds now. `ends`: events that are over, and how.
+    fn follow(&mut self, ends: &BTreeMap<String, Phase>) -> Vec<Decision> {
+        let preempts = || {
+            let in_force = self.events.values().filter(|known| known.is_met() && known.kind == Kind::Preempt);
+            in_force.filter_map(Known::observed_at).min()
+        };
+        let most_urgent =
+            self.events.iter().filter(|(_, known)| known.begun.is_some()).min_by_key(|(id, known)| {
+                known.urgency(id.as_str(), self.last.as_ref().map(|last| last.event_id.as_str()))
+            });
+        let next = most_urgent.and_then(|(id, known)| {
+            // What a document no longer names has no news of others either.
+            let last = self.last.as_ref().filter(|last| known.is_gone() && last.event_id == *id);
+            let mut notice = known.notice(id, last.map_or(&self.doomed, |last| &last.doomed))?;
+            if notice.kind == Kind::Preempt {
+                // That the VM goes is known since the first of them.
+                notice.observed_at =
+                    preempts().map_or(notice.observed_at, |first| first.min(notice.observed_at));
+            }
+            Some((known.standing, notice))
+        });
+        let last = self.last.take();
+        let (decision, has_begun) = match (&last, &next) {
+            // Nothing begins for what nobody says now.
+            (_, Some((Standing::Hearsay, _))) | (None, None) => (None, false),
+            (_, Some((Standing::Gone(_), _))) if !self.has_begun => (None, false),
+            (_, Some((_, next))) if !self.has_begun => (Some(Decision::Begin(next.clone())), true),
+            (Some(last), Some((_, next))) if next != last => (Some(Decision::Change(next.clone())), true),
+            (_, Some(_)) => (None, true),
+            (Some(last), None) => {
+                let phase = ends.get(&last.event_id).copied().unwrap_or(Phase::Cancelled);
+                (Some(Decision::End { event_id: last.event_id.clone(), phase }), false)
             }
         };
-        decisions
-    }
-
-    /// Tells each event of this VM that is not acted upon once.
-    fn leave<'a>(&mut self, ours: impl Iterator<Item = &'a Event>) -> Vec<Decision> {
-        let others: BTreeSet<(String, Kind)> = ours
-            .filter(|event| event.kind != Kind::Preempt)
-            .map(|event| (event.id.clone(), event.kind.clone()))
-            .collect();
-        let told = std::mem::replace(&mut self.left, others.clone());
-        others
-            .into_iter()
-            .filter(|event| !told.contains(event))
-            .map(|(event_id, kind)| Decision::Leave { event_id, kind })
-            .collect()
+        (self.last, self.has_begun) = (next.map(|(_, notice)| notice), has_begun);
+        decision.into_iter().collect()
     }
 }
 
-impl Current {
-    fn met(notice: Notice) -> Self {
-        Self { notice, is_hearsay: false, has_rebooted: false, has_passed: false }
-    }
-}
-
-/// The event stands in the document, but what it says cannot be read: it is not gone.
-fn is_unreadable(document: &Document, known: &Current) -> bool {
-    document.events.iter().any(|event| event.id == known.notice.event_id && event.resources.is_empty())
-}
-
-fn fresh(event: &Event, doomed: Vec<Doomed>, now: Timestamp) -> Notice {
-    Notice {
-        event_id: event.id.clone(),
-        observed_at: now,
-        not_before: event.not_before,
-        started: event.started,
-        deadline: due(event, now),
-        doomed,
-    }
-}
-
-/// The notice as `event`, a newer word on it or a more urgent event, changes it: earlier wins.
-fn nearer(last: &Notice, event: &Event, doomed: Vec<Doomed>, now: Timestamp) -> Notice {
-    let is_same = event.id == last.event_id;
-    let started = event.started || (is_same && last.started);
-    let announced = match (event.not_before, last.not_before.filter(|_| is_same)) {
-        (Some(this), Some(last)) => Some(this.min(last)),
-        (this, last) => this.or(last),
-    };
-    // A date that nobody gives does not move with the clock.
-    let is_vague = is_same && !event.started && event.not_before.is_none();
-    Notice {
-        event_id: event.id.clone(),
-        observed_at: last.observed_at,
-        not_before: announced.filter(|_| !started),
-        started,
-        deadline: if is_vague { last.deadline } else { last.deadline.min(due(event, now)) },
-        doomed,
-    }
-}
-
-/// When the VM goes: never before now, now if it has started, soon if nobody says.
-fn due(event: &Event, now: Timestamp) -> Timestamp {
-    if event.started {
-        return now;
-    }
-    match event.not_before {
-        Some(time) => time.max(now),
-        None => SignedDuration::try_from(ASSUMED_LEAD)
-            .ok()
-            .and_then(|lead| now.checked_add(lead).ok())
-            .unwrap_or(now),
+/// The response that `policy` wants to events of this type.
+fn response(policy: &Events, kind: &Kind) -> EventResponse {
+    match kind {
+        Kind::Preempt => policy.preempt,
+        Kind::Terminate => policy.terminate,
+        Kind::Reboot => policy.reboot,
+        Kind::Redeploy => policy.redeploy,
+        Kind::Freeze => policy.freeze,
+        Kind::Rebalance => policy.rebalance,
+        Kind::Other(_) => EventResponse::Ignore,
     }
 }
 
 /// The VMs of this scale set that Preempts name. What `known` named stays where the document may not be whole.
-fn doomed(document: &Document, identity: &ProviderId, known: Option<&Current>) -> Vec<Doomed> {
+fn doomed(document: &Document, identity: &ProviderId, known: &[Doomed], knows_all: bool) -> Vec<Doomed> {
     let mut named: BTreeMap<&str, (Option<Timestamp>, BTreeSet<u64>)> = BTreeMap::new();
     for event in document.events.iter().filter(|event| event.kind == Kind::Preempt) {
         let instances: BTreeSet<u64> = event.resources.iter().filter_map(|vm| identity.sibling(vm)).collect();
@@ -253,10 +336,21 @@ fn doomed(document: &Document, identity: &ProviderId, known: Option<&Current>) -
             (id, Doomed { event_id: id.to_owned(), not_before, instances })
         })
         .collect();
-    for known in known.into_iter().flat_map(|known| &known.notice.doomed) {
+    let is_unreadable =
+        |id: &str| document.events.iter().any(|event| event.id == id && event.resources.is_empty());
+    for known in known.iter().filter(|known| !knows_all || is_unreadable(&known.event_id)) {
         doomed.entry(&known.event_id).or_insert_with(|| known.clone());
     }
     doomed.into_values().collect()
+}
+
+/// The heavier response first.
+fn weight(response: EventResponse) -> Reverse<u8> {
+    Reverse(match response {
+        EventResponse::Ignore => 0,
+        EventResponse::Cordon => 1,
+        EventResponse::Drain => 2,
+    })
 }
 
 #[cfg(test)]

@@ -2,11 +2,16 @@
 
 use super::*;
 use crate::document::parse;
+use jiff::SignedDuration;
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use spotpool_crds::eviction::{Claimant, Phase, PodCounts, Source};
+use spotpool_crds::eviction::{Claimant, PodCounts};
+
+mod planned;
+mod second_source;
 
 const ME: &str = "aks-spot-12345678-vmss_13";
+const MINUTE: i64 = 60;
 
 fn identity() -> ProviderId {
     "azure:///subscriptions/s/resourceGroups/g/providers/Microsoft.Compute/virtualMachineScaleSets/aks-spot-12345678-vmss/virtualMachines/13"
@@ -27,13 +32,18 @@ fn scheduled(id: &str, kind: &str, vms: &[&str], not_before: i64) -> Value {
 }
 
 fn started(id: &str, vms: &[&str]) -> Value {
-    json!({"EventId": id, "EventType": "Preempt", "EventStatus": "Started", "Resources": vms, "NotBefore": ""})
+    begun(id, "Preempt", vms)
+}
+
+fn begun(id: &str, kind: &str, vms: &[&str]) -> Value {
+    json!({"EventId": id, "EventType": kind, "EventStatus": "Started", "Resources": vms, "NotBefore": ""})
 }
 
 fn document(incarnation: i64, events: &[Value]) -> Document {
     parse(json!({"DocumentIncarnation": incarnation, "Events": events}).to_string().as_bytes()).unwrap()
 }
 
+/// A Preempt of this VM.
 fn notice(
     id: &str,
     observed: i64,
@@ -43,10 +53,16 @@ fn notice(
 ) -> Notice {
     Notice {
         event_id: id.into(),
+        kind: Kind::Preempt,
+        source: Source::Imds,
+        response: EventResponse::Drain,
+        acknowledge: false,
         observed_at: at(observed),
         not_before: not_before.map(at),
         started: not_before.is_none(),
         deadline: at(deadline),
+        boot_id: "boot-1".into(),
+        resources: [ME.to_owned()].into(),
         doomed: doomed
             .iter()
             .map(|(id, not_before, instances)| Doomed {
@@ -59,20 +75,43 @@ fn notice(
 }
 
 fn cancel(id: &str) -> Decision {
-    Decision::Cancel { event_id: id.into() }
+    Decision::End { event_id: id.into(), phase: Phase::Cancelled }
+}
+
+fn over(id: &str) -> Decision {
+    Decision::End { event_id: id.into(), phase: Phase::Over }
 }
 
 fn pass(id: &str) -> Decision {
     Decision::Pass { event_id: id.into() }
 }
 
+fn hearing(heard: i64) -> Hearing {
+    Hearing {
+        heard_at: Some(at(heard)),
+        since: at(-3600),
+        patience: Duration::from_secs(4),
+        booted_at: Some(at(-7200)),
+    }
+}
+
+/// What is decided at `second`, the last good poll being of that second, but for what is merely told.
+fn decide(seen: &mut Seen, policy: &Events, boot: &str, second: i64) -> (Vec<Decision>, Option<Timestamp>) {
+    let vm = Vm { policy, boot_id: boot, claims: &[], hearing: hearing(second) };
+    let (decisions, look_again) = seen.decide(&vm, at(second));
+    let acts = decisions.into_iter().filter(|decision| !matches!(decision, Decision::Tell { .. }));
+    (acts.collect(), look_again)
+}
+
 /// Reads the documents in order, each at its second, and compares what is decided about each.
 fn follow(mut seen: Seen, story: &[(i64, Document, Vec<Decision>)]) {
+    let policy = Events::default();
     for (second, document, wanted) in story {
-        let decided = seen.read(document, &identity(), at(*second));
-        assert_eq!(&decided, wanted, "at {second}");
+        seen.read(document, &identity(), at(*second));
+        assert_eq!(&decide(&mut seen, &policy, "boot-1", *second).0, wanted, "at {second}");
         // Whatever a document says, saying it again changes nothing.
-        assert_eq!(seen.read(document, &identity(), at(*second)), [], "again at {second}");
+        seen.read(document, &identity(), at(*second));
+        assert_eq!(decide(&mut seen, &policy, "boot-1", *second).0, [], "again at {second}");
     }
 }
 
@@ -89,6 +128,9 @@ fn a_preemption_from_announcement_to_the_end() {
             (27, document(3, &[now]), vec![Decision::Change(due)]),
             (29, document(4, &[]), vec![pass("A")]),
             (31, document(5, &[]), vec![]),
+            // The VM should be gone. A node that plainly lives on must not stay closed, and paid for, for ever.
+            (29 + 10 * MINUTE - 1, document(5, &[]), vec![]),
+            (29 + 10 * MINUTE, document(5, &[]), vec![over("A")]),
         ],
     );
 }
@@ -220,7 +262,7 @@ fn of_several_events_the_most_urgent_counts() {
             (
                 2,
                 document(3, &[scheduled("A", "Preempt", &[ME], 30)]),
-                vec![Decision::Change(notice("A", 2, Some(30), 30, &both[..1]))],
+                vec![Decision::Change(notice("A", 0, Some(30), 30, &both[..1]))],
             ),
             (3, document(4, &[]), vec![cancel("A")]),
         ],
@@ -228,11 +270,14 @@ fn of_several_events_the_most_urgent_counts() {
 }
 
 #[test]
-fn other_vms_and_other_events_are_told_and_left_alone() {
+fn other_vms_and_events_without_a_response_are_left_alone() {
     let sibling = "AKS-SPOT-12345678-VMSS_40";
     let others =
         ["aks-spot-12345678-vmss_1", "aks-spot-12345678-vmss_130", "vmss_13", "aks-other-12345678-vmss_13"];
-    let leave = |id: &str, kind| Decision::Leave { event_id: id.into(), kind };
+    let preempt = |doomed: &[(&str, Option<i64>, &str)], vms: &[&str]| Notice {
+        resources: vms.iter().map(|vm| (*vm).to_owned()).collect(),
+        ..notice("A", 3, Some(30), 30, doomed)
+    };
     follow(
         Seen::default(),
         &[
@@ -243,18 +288,12 @@ fn other_vms_and_other_events_are_told_and_left_alone() {
                     2,
                     &[scheduled("F", "Freeze", &[ME], 900), scheduled("G", "Freeze", &[sibling], 900)],
                 ),
-                vec![leave("F", Kind::Freeze)],
+                vec![],
             ),
             (
                 2,
-                document(
-                    3,
-                    &[
-                        scheduled("F", "Freeze", &[ME], 900),
-                        scheduled("S", "SpotRebalanceRecommendation", &[ME], 9),
-                    ],
-                ),
-                vec![leave("S", Kind::Other("SpotRebalanceRecommendation".into()))],
+                document(3, &[scheduled("F", "Freeze", &[ME], 900), scheduled("T", "Teleport", &[ME], 9)]),
+                vec![],
             ),
             // A freeze before it delays no preemption.
             (
@@ -266,7 +305,7 @@ fn other_vms_and_other_events_are_told_and_left_alone() {
                         scheduled("A", "Preempt", &[others[0], sibling, ME], 30),
                     ],
                 ),
-                vec![Decision::Begin(notice("A", 3, Some(30), 30, &[("A", Some(30), "1,13,40")]))],
+                vec![Decision::Begin(preempt(&[("A", Some(30), "1,13,40")], &[others[0], sibling, ME]))],
             ),
             (
                 4,
@@ -277,18 +316,12 @@ fn other_vms_and_other_events_are_told_and_left_alone() {
                         scheduled("B", "Preempt", &[sibling, others[3]], 34),
                     ],
                 ),
-                vec![Decision::Change(notice(
-                    "A",
-                    3,
-                    Some(30),
-                    30,
-                    &[("A", Some(30), "13"), ("B", Some(34), "40")],
-                ))],
+                vec![Decision::Change(preempt(&[("A", Some(30), "13"), ("B", Some(34), "40")], &[ME]))],
             ),
             (
                 5,
                 document(6, &[scheduled("A", "Preempt", &[ME], 30)]),
-                vec![Decision::Change(notice("A", 3, Some(30), 30, &[("A", Some(30), "13")]))],
+                vec![Decision::Change(preempt(&[("A", Some(30), "13")], &[ME]))],
             ),
         ],
     );
@@ -307,7 +340,7 @@ fn written(not_before: Option<i64>, phase: Phase) -> EvictionNotice {
         phase,
         pods: PodCounts::default(),
         cordoned: true,
-        boot_id: "b".into(),
+        boot_id: "boot-1".into(),
         traceparent: None,
         doomed: Vec::new(),
         unfinished: Vec::new(),
@@ -317,35 +350,82 @@ fn written(not_before: Option<i64>, phase: Phase) -> EvictionNotice {
 #[test]
 fn an_agent_that_starts_anew_goes_on_from_the_node() {
     let soon = [scheduled("A", "Preempt", &[ME], 30)];
-    let resumed = Seen::resuming(&written(Some(30), Phase::Draining), false);
+    let resumed = Seen::resuming(&written(Some(30), Phase::Draining));
     let goes_on = Decision::Begin(notice("A", -5, Some(30), 30, &[("A", Some(30), "13")]));
     follow(resumed.clone(), &[(0, document(9, &soon), vec![goes_on])]);
     // Gone meanwhile: before its time it was taken back, after it it is simply over …
     follow(resumed.clone(), &[(0, document(9, &[]), vec![cancel("A")])]);
     follow(resumed, &[(40, document(9, &[]), vec![pass("A")])]);
-    follow(Seen::resuming(&written(None, Phase::Draining), false), &[(0, document(9, &[]), vec![pass("A")])]);
-    // … unless the node has booted since: it is back, and the marks come off.
+    let due = Seen::resuming(&written(None, Phase::Draining));
     follow(
-        Seen::resuming(&written(Some(-60), Phase::Drained), true),
-        &[(0, document(9, &[]), vec![cancel("A")])],
+        due,
+        &[
+            (0, document(9, &[]), vec![pass("A")]),
+            // … and its clock starts again with the agent.
+            (10 * MINUTE, document(9, &[]), vec![over("A")]),
+        ],
     );
     // Another event since: a notice of its own, with its own time.
     let other = [scheduled("B", "Preempt", &[ME], 25)];
     follow(
-        Seen::resuming(&written(Some(-600), Phase::Incomplete), false),
+        Seen::resuming(&written(Some(-600), Phase::Incomplete)),
         &[(
             0,
             document(9, &other),
-            vec![Decision::Begin(notice("B", 0, Some(25), 25, &[("B", Some(25), "13")]))],
+            vec![pass("A"), Decision::Begin(notice("B", 0, Some(25), 25, &[("B", Some(25), "13")]))],
         )],
     );
+}
+
+#[test]
+fn a_node_that_has_booted_since_is_given_back_once_no_document_names_it() {
+    let policy = Events::default();
+    let mut seen = Seen::resuming(&written(Some(-60), Phase::Drained));
+    assert_eq!(decide(&mut seen, &policy, "boot-2", 0).0, [], "nobody has said yet that it is gone");
+    let mut still = seen.clone();
+    still.read(&document(9, &[started("A", &[ME])]), &identity(), at(1));
+    let (decisions, _) = decide(&mut still, &policy, "boot-2", 1);
+    assert!(
+        matches!(&decisions[..], [Decision::Begin(notice)] if notice.boot_id == "boot-1"),
+        "{decisions:?}"
+    );
+    still.read(&document(10, &[]), &identity(), at(2));
+    assert_eq!(decide(&mut still, &policy, "boot-2", 2).0, [over("A")]);
+
+    seen.read(&document(9, &[]), &identity(), at(1));
+    assert_eq!(decide(&mut seen, &policy, "boot-2", 1).0, [over("A")]);
+}
+
+#[test]
+fn a_vm_that_lives_on_is_not_believed_to_be_spared_while_the_metadata_service_is_silent() {
+    let policy = Events::default();
+    let mut seen = Seen::default();
+    seen.read(&document(1, &[started("A", &[ME])]), &identity(), at(0));
+    decide(&mut seen, &policy, "boot-1", 0);
+    seen.read(&document(2, &[]), &identity(), at(1));
+    let vm = Vm { policy: &policy, boot_id: "boot-1", claims: &[], hearing: hearing(1) };
+    let (decisions, look_again) = seen.decide(&vm, at(1));
+    assert_eq!((decisions, look_again), (vec![pass("A")], Some(at(1 + 10 * MINUTE))));
+    let (decisions, look_again) = seen.decide(&vm, at(60 * MINUTE));
+    assert_eq!(
+        (decisions, look_again),
+        (vec![], Some(at(60 * MINUTE + 1))),
+        "the last document is an hour old"
+    );
+    assert_eq!(decide(&mut seen, &policy, "boot-1", 60 * MINUTE + 1).0, [over("A")]);
 }
 
 fn any_event() -> impl Strategy<Value = Event> {
     let id = prop::sample::select(vec!["A", "B", "C"]);
     let vm = prop::sample::select(vec![ME, "aks-spot-12345678-vmss_40", "aks-other-12345678-vmss_13", ""]);
-    let kind = prop::sample::select(vec![Kind::Preempt, Kind::Freeze, Kind::Other("New".into())]);
-    (id, kind, any::<bool>(), prop::collection::vec(vm, 0..3), prop::option::of(-50i64..100)).prop_map(
+    let kind = prop::sample::select(vec![
+        Kind::Preempt,
+        Kind::Freeze,
+        Kind::Reboot,
+        Kind::Rebalance,
+        Kind::Other("New".into()),
+    ]);
+    (id, kind, any::<bool>(), prop::collection::vec(vm, 0..3), prop::option::of(-50i64..1_000)).prop_map(
         |(id, kind, started, vms, not_before)| Event {
             id: id.into(),
             kind,
@@ -367,47 +447,139 @@ fn any_document() -> impl Strategy<Value = Document> {
     )
 }
 
+fn any_response() -> impl Strategy<Value = EventResponse> {
+    prop::sample::select(vec![EventResponse::Ignore, EventResponse::Cordon, EventResponse::Drain])
+}
+
+fn any_policy() -> impl Strategy<Value = Events> {
+    (any_response(), any_response(), any_response(), any_response(), 0u64..900, any::<bool>()).prop_map(
+        |(preempt, freeze, reboot, rebalance, lead, acknowledge)| Events {
+            preempt,
+            freeze,
+            reboot,
+            rebalance,
+            lead_time: spotpool_crds::Duration::from_secs(lead),
+            acknowledge,
+            ..Events::default()
+        },
+    )
+}
+
+/// Reads and decides, document after document, so many seconds apart.
+fn tell(seen: &mut Seen, policy: &Events, documents: &[Document], apart: i64) -> Vec<Vec<Decision>> {
+    let all = documents.iter().enumerate().map(|(place, document)| {
+        let second = place as i64 * apart;
+        seen.read(document, &identity(), at(second));
+        decide(seen, policy, "boot-1", second).0
+    });
+    all.collect()
+}
+
 proptest! {
     #[test]
-    fn a_document_that_repeats_changes_nothing(documents in prop::collection::vec(any_document(), 1..6), later in 0i64..100) {
+    fn a_document_that_repeats_changes_nothing(
+        documents in prop::collection::vec(any_document(), 1..6), policy in any_policy(), apart in 0i64..400,
+    ) {
         let mut seen = Seen::default();
-        for (second, document) in documents.iter().enumerate() {
-            seen.read(document, &identity(), at(second as i64));
-        }
+        tell(&mut seen, &policy, &documents, apart);
         let before = seen.clone();
-        let decisions = seen.read(&documents[documents.len() - 1], &identity(), at(documents.len() as i64 - 1));
-        prop_assert_eq!(decisions, vec![]);
+        let last = (documents.len() - 1) as i64 * apart;
+        seen.read(&documents[documents.len() - 1], &identity(), at(last));
+        prop_assert_eq!(decide(&mut seen, &policy, "boot-1", last).0, vec![]);
         prop_assert_eq!(&seen, &before);
-        // Nor does time alone move a deadline.
-        let deadline = |seen: &Seen| seen.current.as_ref().map(|current| current.notice.deadline);
-        seen.read(&documents[documents.len() - 1], &identity(), at(later + 6));
-        prop_assert!(deadline(&seen) <= deadline(&before));
     }
 
     #[test]
     fn the_order_of_events_is_irrelevant(
-        first in any_document(), second in any_document(), shuffled in Just(()).prop_perturb(|(), rng| rng),
+        first in any_document(), second in any_document(), policy in any_policy(),
+        shuffled in Just(()).prop_perturb(|(), rng| rng),
     ) {
         let mut rng = shuffled;
         let mut turned = second.clone();
         for i in (1..turned.events.len()).rev() {
             turned.events.swap(i, rng.random_range(0..=i));
         }
-        let mut one = Seen::default();
-        one.read(&first, &identity(), at(0));
-        let mut other = one.clone();
-        prop_assert_eq!(one.read(&second, &identity(), at(1)), other.read(&turned, &identity(), at(1)));
+        let (mut one, mut other) = (Seen::default(), Seen::default());
+        let decided = tell(&mut one, &policy, &[first.clone(), second], 1);
+        prop_assert_eq!(decided, tell(&mut other, &policy, &[first, turned], 1));
         prop_assert_eq!(one, other);
     }
 
     #[test]
-    fn nothing_begins_without_a_preempt_of_this_vm(documents in prop::collection::vec(any_document(), 1..6)) {
+    fn a_deadline_only_ever_comes_nearer_while_its_event_is_acted_upon(
+        documents in prop::collection::vec(any_document(), 1..8), policy in any_policy(), apart in 0i64..400,
+    ) {
         let mut seen = Seen::default();
-        for (second, document) in documents.iter().enumerate() {
-            let names_us = document.events.iter().any(|event| event.kind == Kind::Preempt && event.resources.iter().any(|vm| vm == ME));
-            let decisions = seen.read(document, &identity(), at(second as i64));
-            let begins = decisions.iter().any(|decision| matches!(decision, Decision::Begin(_) | Decision::Change(_)));
-            prop_assert!(names_us || !begins);
+        let mut last: Option<Notice> = None;
+        for decision in tell(&mut seen, &policy, &documents, apart).into_iter().flatten() {
+            match decision {
+                Decision::Begin(notice) => last = Some(notice),
+                Decision::Change(notice) => {
+                    let before = last.replace(notice.clone()).expect("a change follows a beginning");
+                    // The same one, and not one that went and came again.
+                    let is_same = before.event_id == notice.event_id && notice.observed_at <= before.observed_at;
+                    prop_assert!(!is_same || notice.deadline <= before.deadline, "{:?} {:?}", before, notice);
+                }
+                Decision::End { event_id, .. } => {
+                    prop_assert_eq!(last.take().map(|last| last.event_id), Some(event_id));
+                }
+                Decision::Pass { .. } | Decision::Tell { .. } => {}
+            }
         }
+    }
+
+    #[test]
+    fn nothing_begins_without_an_event_of_this_vm_and_what_begins_is_as_the_policy_says(
+        documents in prop::collection::vec(any_document(), 1..6), policy in any_policy(), apart in 0i64..400,
+    ) {
+        let mut seen = Seen::default();
+        for (place, document) in documents.iter().enumerate() {
+            let second = place as i64 * apart;
+            let names_us = document.events.iter().any(|event| event.resources.iter().any(|vm| vm == ME));
+            seen.read(document, &identity(), at(second));
+            for decision in decide(&mut seen, &policy, "boot-1", second).0 {
+                let Decision::Begin(notice) = decision else { continue };
+                prop_assert!(names_us || place > 0);
+                prop_assert_eq!(notice.response, response(&policy, &notice.kind));
+                prop_assert!(!matches!(notice.kind, Kind::Other(_)));
+                prop_assert!(!notice.kind.is_planned() || notice.response != EventResponse::Ignore);
+                // Neither a Preempt nor a hint is ever acknowledged, nor anything that nobody drains for.
+                let may = policy.acknowledge && notice.kind.is_planned() && notice.response == EventResponse::Drain;
+                prop_assert_eq!(notice.acknowledge, may);
+                if notice.kind.is_planned() && let Some(not_before) = notice.not_before {
+                    let lead: Duration = policy.lead_time.into();
+                    prop_assert!(later(at(second), lead) >= not_before, "not before it is time");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_document_that_is_not_whole_gives_no_node_back(
+        known in any_document(), broken in any_document(), policy in any_policy(), older in any::<bool>(),
+    ) {
+        let mut seen = Seen::default();
+        let known = Document { incarnation: Some(5), ..known };
+        let broken = Document {
+            incarnation: Some(if older { 4 } else { 6 }),
+            has_nameless: !older,
+            events: Vec::new(),
+            ..broken
+        };
+        let decided = tell(&mut seen, &policy, &[known, broken], 1).pop().unwrap();
+        prop_assert!(!decided.iter().any(|it| matches!(it, Decision::End { .. } | Decision::Pass { .. })), "{:?}", decided);
+    }
+
+    #[test]
+    fn a_preempt_goes_before_anything(
+        documents in prop::collection::vec(any_document(), 1..6), policy in any_policy(), apart in 0i64..400,
+    ) {
+        let mut seen = Seen::default();
+        tell(&mut seen, &policy, &documents, apart);
+        let last = &documents[documents.len() - 1];
+        let is_preempted = last.events.iter().any(|event| {
+            event.kind == Kind::Preempt && event.resources.iter().any(|vm| vm == ME)
+        });
+        prop_assert!(!is_preempted || seen.notice().is_some_and(|notice| notice.kind == Kind::Preempt));
     }
 }

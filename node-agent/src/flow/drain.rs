@@ -1,0 +1,161 @@
+//! Draining the node by the deadline, and again what still comes.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use spotpool_crds::Reason;
+use spotpool_crds::eviction::{MOST_UNFINISHED, Phase, PodCounts};
+use spotpool_drain::{Answer, Budget, Drain, Ending, Observer, Pod, Progress, Terms};
+use tokio_util::sync::CancellationToken;
+
+use super::Flow;
+use crate::document::Kind;
+use crate::telling::Telling;
+
+/// The first eviction waits this long for the first try of the cordon, so that successors of evicted pods do not
+/// come back; not longer, since a dying VM is the worse of the two.
+const CORDON_FIRST: Duration = Duration::from_millis(250);
+
+impl Flow {
+    /// Drains, and drains again what still comes, until the event is over.
+    pub async fn drain(&self, tried: &CancellationToken, telling: &Telling) {
+        // Elapsed or tried: both are a go.
+        let _ = tokio::time::timeout(CORDON_FIRST, tried.cancelled()).await;
+        let mut told = None;
+        while !self.stop.is_cancelled() {
+            let hears = Hears { flow: self, before: self.wanted.borrow().pods };
+            let report = Drain {
+                client: &self.context.client,
+                pods: self.context.pods.clone(),
+                terms: self.terms.subscribe(),
+                holds: telling.holds(),
+                stop: self.stop.clone(),
+                observer: &hears,
+            }
+            .run()
+            .await;
+            let (phase, reason) = match report.ending {
+                Ending::Stopped => return,
+                Ending::Drained => (Phase::Drained, Reason::DrainCompleted),
+                Ending::TimeOver => (Phase::Incomplete, Reason::DrainIncomplete),
+            };
+            hears.progressed(&report.progress);
+            self.wanted.send_modify(|wanted| {
+                wanted.phase = phase;
+                wanted.unfinished = match phase {
+                    Phase::Incomplete => report.left.iter().take(MOST_UNFINISHED).cloned().collect(),
+                    _ => Vec::new(),
+                };
+            });
+            let wanted = self.wanted.borrow().clone();
+            let margin = wanted.deadline.duration_since(Timestamp::now()).as_secs_f64();
+            let PodCounts { evicted, escalated, left } = wanted.pods;
+            tracing::info!(
+                event_id = wanted.event_id, node = self.context.node.name(), %reason, evicted, escalated, left,
+                took_ms = self.began.elapsed().as_millis() as u64, margin_s = margin, "drain over"
+            );
+            for pod in &report.left {
+                tracing::warn!(event_id = wanted.event_id, node = self.context.node.name(), %reason, pod, "left on the node");
+            }
+            // Once for each event; what comes later goes without saying.
+            if told.as_ref() != Some(&wanted.event_id) {
+                let kind = Kind::read(&wanted.event_type);
+                self.context.metrics.drained(&kind, phase, self.began.elapsed(), margin);
+                let note = format!(
+                    "{evicted} pods evicted, {escalated} deleted past their disruption budget, {left} left (event {})",
+                    wanted.event_id
+                );
+                self.announce(phase == Phase::Incomplete, reason, note);
+                told = Some(wanted.event_id);
+            }
+            self.until_there_is_more(phase).await;
+        }
+    }
+
+    /// After a drain that ended well: until pods come. After one that did not: until there is new time.
+    async fn until_there_is_more(&self, phase: Phase) {
+        let (mut pods, mut terms) = (self.context.pods.clone(), self.terms.subscribe());
+        let more = async {
+            let lives = if phase == Phase::Drained {
+                pods.wait_for(|pods| pods.complete && pods.left() > 0).await.is_ok()
+            } else {
+                let now = Timestamp::now();
+                terms.wait_for(|terms| time_of(terms) > now).await.is_ok()
+            };
+            if !lives {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            () = more => {}
+            () = self.stop.cancelled() => return,
+        }
+        if phase == Phase::Incomplete {
+            self.wanted.send_modify(|wanted| {
+                wanted.phase = Phase::Draining;
+                wanted.unfinished.clear();
+            });
+        }
+    }
+}
+
+fn time_of(terms: &Terms) -> Timestamp {
+    match terms {
+        Terms::Preempt { deadline, .. } | Terms::Planned { deadline, .. } => *deadline,
+        Terms::Voluntary { not_after } => *not_after,
+    }
+}
+
+/// Turns what happens in a drain into numbers, log lines and Events.
+struct Hears<'a> {
+    flow: &'a Flow,
+    before: PodCounts,
+}
+
+impl Observer for Hears<'_> {
+    fn answered(&self, pod: &Pod, deleted: bool, answer: &Answer) {
+        self.flow.context.metrics.answered(answer);
+        tracing::debug!(pod = format_args!("{}/{}", pod.namespace, pod.name), deleted, ?answer, "answer");
+    }
+
+    fn escalated(&self, pod: &Pod, budgets: &[Budget]) {
+        let (context, reason) = (&self.flow.context, Reason::DisruptionBudgetOverridden);
+        context.metrics.escalated();
+        let event_id = self.flow.wanted.borrow().event_id.clone();
+        let names: Vec<&str> = budgets.iter().map(|budget| budget.name.as_str()).collect();
+        let budget = match names.as_slice() {
+            [] => "a disruption budget".to_owned(),
+            names => format!("disruption budget {}", names.join(" and ")),
+        };
+        tracing::warn!(
+            event_id, node = context.node.name(), %reason, pod = format_args!("{}/{}", pod.namespace, pod.name), budget,
+            "deleted past its disruption budget"
+        );
+        let note = format!("Deleted although held by {budget}: its VM is about to go (event {event_id})");
+        context.announcer.pod(pod, reason, note);
+        for budget in budgets {
+            let note = format!(
+                "Pod {} was deleted all the same: its VM is about to go (event {event_id})",
+                pod.name
+            );
+            context.announcer.budget(&pod.namespace, budget, reason, note);
+        }
+    }
+
+    fn progressed(&self, progress: &Progress) {
+        self.flow.wanted.send_if_modified(|wanted| {
+            let pods = PodCounts {
+                evicted: self.before.evicted + progress.evicted,
+                escalated: self.before.escalated + progress.escalated,
+                left: progress.left,
+            };
+            let phase = match wanted.phase {
+                Phase::Noticed if progress.all_asked => Phase::Draining,
+                phase => phase,
+            };
+            let changed = (pods, phase) != (wanted.pods, wanted.phase);
+            (wanted.pods, wanted.phase) = (pods, phase);
+            changed
+        });
+    }
+}
