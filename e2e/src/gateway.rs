@@ -105,6 +105,11 @@ impl Gateway {
         self.now.send_replace(None);
     }
 
+    /// How many requests and watches it has struck since it began.
+    pub fn times(&self) -> usize {
+        *self.struck.borrow()
+    }
+
     /// Waits until the trouble has struck this often since it began.
     pub async fn struck(&self, times: usize) -> Result<()> {
         let mut struck = self.struck.subscribe();
@@ -191,7 +196,7 @@ impl Passage {
             _ => {}
         }
         let (head, body) = answer.into_parts();
-        let body = troubled(body.into_data_stream(), now, asked);
+        let body = troubled(body.into_data_stream(), now, asked, self.struck);
         Ok(Response::from_parts(head, Body::from_stream(body)))
     }
 }
@@ -201,37 +206,44 @@ fn troubled<E: std::error::Error + Send + Sync + 'static>(
     frames: impl Stream<Item = Result<Bytes, E>> + Send + Unpin + 'static,
     now: watch::Receiver<Now>,
     asked: Asked,
+    struck: watch::Sender<usize>,
 ) -> impl Stream<Item = Result<Bytes, io::Error>> + Send {
-    stream::unfold(Flow::On(frames, now, asked), |flow| async move {
-        let (mut frames, mut now, asked) = match flow {
-            Flow::On(frames, now, asked) => (frames, now, asked),
-            Flow::Breaks => return Some((Err(broken()), Flow::Ended)),
-            Flow::Ended => return None,
-        };
-        loop {
-            let trouble = asked.meets(&now.borrow_and_update());
-            match trouble {
-                Some(Trouble::Expire) => return Some((Ok(expired()), Flow::Ended)),
-                Some(Trouble::Break) if asked.is_watch => return Some((Err(broken()), Flow::Ended)),
-                Some(Trouble::Mute) => {
-                    now.changed().await.ok()?;
-                    continue;
+    stream::unfold(Flow::On(frames, now, asked), move |flow| {
+        let struck = struck.clone();
+        async move {
+            let (mut frames, mut now, asked) = match flow {
+                Flow::On(frames, now, asked) => (frames, now, asked),
+                Flow::Breaks => return Some((Err(broken()), Flow::Ended)),
+                Flow::Ended => return None,
+            };
+            loop {
+                let trouble = asked.meets(&now.borrow_and_update());
+                match trouble {
+                    Some(Trouble::Expire) => return Some((Ok(expired()), Flow::Ended)),
+                    Some(Trouble::Break) if asked.is_watch => return Some((Err(broken()), Flow::Ended)),
+                    Some(Trouble::Mute) => {
+                        struck.send_modify(|struck| *struck += 1);
+                        now.changed().await.ok()?;
+                        continue;
+                    }
+                    _ => {}
                 }
-                _ => {}
+                let frame = tokio::select! {
+                    biased;
+                    changed = now.changed() => {
+                        changed.ok()?;
+                        continue;
+                    }
+                    frame = frames.next() => frame?,
+                };
+                return match (frame, trouble) {
+                    (Ok(frame), Some(Trouble::Break)) => {
+                        Some((Ok(frame.slice(..frame.len() / 2)), Flow::Breaks))
+                    }
+                    (Ok(frame), _) => Some((Ok(frame), Flow::On(frames, now, asked))),
+                    (Err(error), _) => Some((Err(io::Error::other(error)), Flow::Ended)),
+                };
             }
-            let frame = tokio::select! {
-                biased;
-                changed = now.changed() => {
-                    changed.ok()?;
-                    continue;
-                }
-                frame = frames.next() => frame?,
-            };
-            return match (frame, trouble) {
-                (Ok(frame), Some(Trouble::Break)) => Some((Ok(frame.slice(..frame.len() / 2)), Flow::Breaks)),
-                (Ok(frame), _) => Some((Ok(frame), Flow::On(frames, now, asked))),
-                (Err(error), _) => Some((Err(io::Error::other(error)), Flow::Ended)),
-            };
         }
     })
 }

@@ -1,7 +1,5 @@
-//! A wire between one agent and the apiserver that can be slow, dead, or torn: bytes, not requests, so that the agent's own
+//! A wire between one agent and the apiserver that can be dead or torn: bytes, not requests, so that the agent's own
 //! connection, encrypted and with all its requests side by side, is what suffers.
-
-use std::time::Duration;
 
 use anyhow::Result;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -13,8 +11,6 @@ use tokio::sync::watch;
 pub enum Wire {
     /// As a wire should be.
     Sound,
-    /// Whatever the apiserver says arrives so much later.
-    Slow(Duration),
     /// Nothing arrives, in either direction, and nobody hangs up.
     Dead,
     /// Torn in the middle of whatever the apiserver says; a new connection fares no better.
@@ -73,7 +69,6 @@ async fn carry(
         let Ok(read @ 1..) = from.read(&mut bytes).await else { return };
         let wire = *state.borrow_and_update();
         match wire {
-            Wire::Slow(time) if is_answer => tokio::time::sleep(time).await,
             Wire::Dead => {
                 if state.wait_for(|wire| *wire != Wire::Dead).await.is_err() {
                     return;
@@ -83,7 +78,7 @@ async fn carry(
                 let _ = to.write_all(&bytes[..read / 2]).await;
                 return;
             }
-            Wire::Sound | Wire::Slow(_) | Wire::Torn => {}
+            Wire::Sound | Wire::Torn => {}
         }
         if to.write_all(&bytes[..read]).await.is_err() {
             return;

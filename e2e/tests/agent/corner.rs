@@ -24,6 +24,7 @@ use spotpool_crds::voluntary_drain::DrainStatus;
 use spotpool_crds::{EvictionNotice, Reason, names};
 use spotpool_e2e::gateway::Gateway;
 use spotpool_e2e::objects::{create, is_ready};
+use spotpool_e2e::wire::OpenWire;
 use spotpool_e2e::world::SYSTEM_NAMESPACE;
 use spotpool_e2e::{Agents, Stage, World, WorldOptions, eventually};
 use spotpool_e2e_cluster::STOP_AFTER_ANNOTATION;
@@ -87,6 +88,7 @@ pub struct Asked {
     pub namespace: String,
     pub name: String,
     pub at: Timestamp,
+    pub answered_at: Timestamp,
     pub code: u64,
     pub body: Value,
 }
@@ -209,6 +211,21 @@ impl<'a> Corner<'a> {
         let gateway = Gateway::start(self.stage.world.cluster.admin_kubeconfig()).await.unwrap();
         self.agents().lead_through(node, &gateway.url).await.unwrap();
         gateway
+    }
+
+    /// The same with a bare wire.
+    pub async fn wire(&self, node: &str) -> OpenWire {
+        let wire = OpenWire::to(self.stage.world.cluster.server_url()).await.unwrap();
+        self.agents().lead_through(node, &wire.url).await.unwrap();
+        wire
+    }
+
+    /// The memory that a node's agent has now.
+    pub fn resident_kib(&self, node: &str) -> u64 {
+        let process = self.agents().process(node).unwrap().id();
+        let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
     /// A budget for the pods of this label `app`, once it counts `healthy` of them.
@@ -366,6 +383,7 @@ impl Asked {
             namespace: text(&object["namespace"]),
             name: text(&object["name"]),
             at: line["requestReceivedTimestamp"].as_str()?.parse().ok()?,
+            answered_at: line["stageTimestamp"].as_str()?.parse().ok()?,
             code: line["responseStatus"]["code"].as_u64().unwrap_or_default(),
             body: line["requestObject"].clone(),
         })

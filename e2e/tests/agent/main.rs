@@ -5,6 +5,8 @@
 
 mod budgets;
 mod corner;
+mod crowd;
+mod faults;
 mod matrix;
 mod metadata;
 mod notice;

@@ -28,10 +28,10 @@ const BY_POLICY: Terms = Terms { reserve: Duration::from_secs(4), ..Terms::PLAIN
 const NEVER: Duration = Duration::from_mins(10);
 
 /// Pods of every kind on a node: two that just go, one that a budget holds, and those that are no business of a drain.
-struct Pods {
-    free: Vec<Pod>,
-    held: Pod,
-    staying: Vec<Pod>,
+pub struct Pods {
+    pub free: Vec<Pod>,
+    pub held: Pod,
+    pub staying: Vec<Pod>,
 }
 
 impl Pods {
@@ -54,7 +54,7 @@ impl Pods {
         Self { free: vec![a, b], held, staying: vec![mirror, finished] }
     }
 
-    async fn on_each(corner: &Corner<'_>) -> Vec<Self> {
+    pub async fn on_each(corner: &Corner<'_>) -> Vec<Self> {
         join_all(corner.nodes.iter().enumerate().map(|(row, node)| Self::on(corner, node, row))).await
     }
 }
@@ -68,7 +68,7 @@ async fn free(corner: &Corner<'_>, held: &Pod) {
 }
 
 /// Gives notice, and says when.
-async fn evict(corner: &Corner<'_>, node: &str, notice: Duration) -> Timestamp {
+pub async fn evict(corner: &Corner<'_>, node: &str, notice: Duration) -> Timestamp {
     corner.evict(&[node], notice).await.remove(0).scheduled_at
 }
 
@@ -435,8 +435,7 @@ fn the_fate_of_a_thousand_other_vms_is_read_and_no_more() {
         let oracle = Oracle::watching(&corner).await;
         let vm = world.sim.state().await.unwrap().vm(node).unwrap().name.clone();
         let (set, _) = vm.rsplit_once('_').unwrap();
-        let process = corner.agents().process(node).unwrap().id();
-        let before = resident_kib(process);
+        let before = corner.resident_kib(node);
         let read = corner.metric(node, "spotpool_agent_polls", "\"changed\"").await;
         let asked = corner.asked(node).len();
         let target = FaultTarget::scheduled_events(Some(node));
@@ -460,7 +459,7 @@ fn the_fate_of_a_thousand_other_vms_is_read_and_no_more() {
             world.sim.add_fault(&fault).await.unwrap();
         }
         corner.counted(node, "spotpool_agent_polls", "\"changed\"", read + f64::from(documents)).await;
-        let after = resident_kib(process);
+        let after = corner.resident_kib(node);
         println!("{before} KiB before, {after} KiB after {documents} documents of 1,000 events");
         // Of a program built without optimization; what one document takes, and not twelve.
         assert!(after < before + 12 * 1024, "from {before} to {after} KiB");
@@ -476,12 +475,6 @@ fn the_fate_of_a_thousand_other_vms_is_read_and_no_more() {
         assert_eq!(finding.ended.len(), 2);
         no_promise_is_broken(&corner, &[("after 12,000 foreign events", finding)]).await;
     });
-}
-
-fn resident_kib(process: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
 #[test]
@@ -504,12 +497,13 @@ fn a_preempt_in_a_drain_that_was_asked_for_wins_and_taken_back_gives_way_to_it_a
         let oracle = Oracle::watching(&corner).await;
         let event = evict(&corner, wins, Duration::from_secs(30)).await;
         let taken_back = evict(&corner, yields, Duration::from_mins(2)).await;
-        let won = oracle.judge(wins, event, BY_POLICY).await;
+        let terms = Terms { is_wanted_empty: true, ..BY_POLICY };
+        let won = oracle.judge(wins, event, terms).await;
         assert_eq!(won.ended.len(), 1, "the held pod: {won:?}");
 
         corner.phase_is(yields, Phase::Draining).await;
         corner.sim().cancel(yields).await.unwrap();
-        let yielded = oracle.judge_cancelled(yields, taken_back, BY_POLICY).await;
+        let yielded = oracle.judge_cancelled(yields, taken_back, terms).await;
         corner.node_is(yields, "the marks to come off", |looks| looks.taint.is_none()).await;
         assert!(corner.is_untouched(&all[1].held).await);
         let versions = oracle.versions(yields);
