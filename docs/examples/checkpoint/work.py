@@ -157,7 +157,7 @@ def listen_to_relay(work):
                 notice = None
                 time.sleep(1)
             # Only what empties the node concerns its pods.
-            if notice and notice["response"] == "Drain" and notice["eventId"] != last:
+            if notice and notice.get("response", "Drain") == "Drain" and notice["eventId"] != last:
                 last = notice["eventId"]
                 say(f"heard of {notice['type']} {last}")
                 work.pause(when_over(notice["deadline"]))

@@ -14,6 +14,7 @@ use spotpool_crds::spot_pool::{BlockedByPdb, EventResponse};
 use spotpool_crds::voluntary_drain::DrainReason;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio::sync::Barrier;
 use tokio::task::JoinHandle;
 
 use super::*;
@@ -23,9 +24,11 @@ use crate::hooks::Reach;
 const PATIENCE: Duration = Duration::from_mins(1);
 
 /// How a hook behaves.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 enum Manner {
     Answers,
+    /// When all have been asked.
+    AnswersTogether(Arc<Barrier>),
     Fails,
     Hangs,
 }
@@ -52,7 +55,7 @@ impl Service {
         let task = tokio::spawn(async move {
             loop {
                 let (mut stream, _) = listener.accept().await.unwrap();
-                let heard = heard.clone();
+                let (heard, manner) = (heard.clone(), manner.clone());
                 tokio::spawn(async move {
                     let mut request = Vec::new();
                     let body = loop {
@@ -66,8 +69,13 @@ impl Service {
                         }
                     };
                     heard.lock().unwrap().push(body);
+                    if let Manner::AnswersTogether(all) = &manner {
+                        all.wait().await;
+                    }
                     let answer = match manner {
-                        Manner::Answers => "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+                        Manner::Answers | Manner::AnswersTogether(_) => {
+                            "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+                        }
                         Manner::Fails => "HTTP/1.1 500 Oh\r\nContent-Length: 4\r\n\r\nfull",
                         Manner::Hangs => return std::future::pending().await,
                     };
@@ -273,6 +281,17 @@ async fn a_hook_that_hangs_holds_its_own_pod_and_no_other() {
     let time = |key: &str| told["pod"][key].as_str().unwrap().parse::<Timestamp>().unwrap();
     assert_eq!(time("deadline"), gone_by(&scene.terms.borrow()));
     assert!(time("answerBy") < time("deadline") && time("answerBy") > Timestamp::now());
+}
+
+#[tokio::test]
+async fn all_pods_of_a_full_node_are_asked_at_the_same_time() {
+    const PODS: usize = 250;
+    let hook = Service::start(Manner::AnswersTogether(Arc::new(Barrier::new(PODS)))).await;
+    let pods = (0..PODS).map(|index| hook.pod(&index.to_string(), "10m")).collect();
+    let mut scene = Scene::set(pods, preempt(3600), None, Some(200));
+    scene.run();
+    scene.held(&[]).await;
+    assert_eq!(scene.hooks("answered"), PODS as u64);
 }
 
 #[tokio::test]
