@@ -12,9 +12,9 @@ use serde::Deserialize;
 
 use crate::pods::Pod;
 
-/// An API server that hangs must not swallow a pod. Longer than most waits of the server itself, which
-/// retries conflicts on a disruption budget in steps of half a second.
-const TIMEOUT: Duration = Duration::from_secs(5);
+/// Longer than the server takes to give up on conflicts over a disruption budget, twenty times half a second. To
+/// hang up on it sooner may cost the budget a disruption that never comes.
+const TIMEOUT: Duration = Duration::from_secs(12);
 const JSON: &str = "application/json";
 /// Refusals are small; what is larger is not read.
 const LARGEST_ANSWER: usize = 64 * 1024;

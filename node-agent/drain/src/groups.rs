@@ -18,17 +18,23 @@ use crate::pods::Pod;
 
 /// Requests in flight at a time in all: only against absurdity, since a node has 250 pods at most.
 pub const MOST_IN_FLIGHT: usize = 200;
-/// Requests of a group that may be in flight before anything is known of it.
-const FIRST_WINDOW: usize = 8;
+/// Requests of one controller's pods that may be in flight before anything is known of them.
+const FIRST_WINDOW: usize = 4;
+/// The same for pods of no controller, which seldom share a budget.
+const FIRST_WINDOW_OF_BARE: usize = 8;
 /// An answer after this is no quick one.
 const QUICK: Duration = Duration::from_millis(100);
 /// An answer after this is worth a look at the budgets.
 pub const SLOW: Duration = Duration::from_millis(300);
-/// How long a request under a budget is fresh: longer than an answer takes that met nobody.
-const FRESH: Duration = Duration::from_millis(25);
-/// Requests under one budget that may sit out the server's waits.
-const MOST_PARKED: usize = 24;
-/// A budget that lets nobody go is asked this often when its VM is about to go: at most three times a second.
+/// How long a request under a budget is fresh, in answers that met nobody, and its limits.
+const FRESH: (u32, Duration, Duration) = (3, Duration::from_millis(20), Duration::from_millis(250));
+/// Requests under one budget that may sit out the server's waits. Those that once met come back together and meet
+/// again, while there is much room for others in between.
+const MOST_PARKED: usize = 32;
+/// A budget that is followed and lets nobody go is asked this often when its VM is about to go: with one more when
+/// it changes, a pod is asked three times a second at most.
+const EXHAUSTED_PRESSING: Duration = Duration::from_millis(700);
+/// The same for a pod whose budget is not known.
 pub const BLOCKED_PRESSING: Duration = Duration::from_millis(420);
 /// First and longest wait where nothing presses.
 pub const BLOCKED_PATIENT: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
@@ -76,9 +82,9 @@ pub struct Load {
 }
 
 impl Load {
-    /// Counts a request that was sent at `sent`.
-    pub fn count(&mut self, sent: Instant, now: Instant) {
-        let ages = sent + FRESH;
+    /// Counts a request that was sent at `sent` and is fresh for as long as `fresh`.
+    pub fn count(&mut self, sent: Instant, fresh: Duration, now: Instant) {
+        let ages = sent + fresh;
         if ages > now {
             self.fresh += 1;
             self.ages = Some(self.ages.map_or(ages, |first| first.min(ages)));
@@ -97,12 +103,24 @@ struct Group {
     shrunk: Option<Instant>,
     /// The last answer was that a budget holds the pod: until when nobody asks again.
     exhausted: Option<Instant>,
+    /// When its budget last changed for the better: answers to earlier requests say nothing.
+    freed: Option<Instant>,
     pause: Duration,
 }
 
 /// All groups of a drain.
-#[derive(Debug, Default)]
-pub struct Groups(BTreeMap<Key, Group>);
+#[derive(Debug)]
+pub struct Groups {
+    by_key: BTreeMap<Key, Group>,
+    /// How long an answer takes that meets nobody, smoothed.
+    latency: Duration,
+}
+
+impl Default for Groups {
+    fn default() -> Self {
+        Self { by_key: BTreeMap::new(), latency: FRESH.1 / FRESH.0 }
+    }
+}
 
 /// Whether a pod of a group may be asked now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,12 +135,18 @@ pub enum Room {
 
 impl Groups {
     fn get(&mut self, key: &Key) -> &mut Group {
-        self.0.entry(key.clone()).or_insert_with(|| Group {
-            window: FIRST_WINDOW,
+        self.by_key.entry(key.clone()).or_insert_with(|| Group {
+            window: if matches!(key, Key::Namespace(_)) { FIRST_WINDOW_OF_BARE } else { FIRST_WINDOW },
             shrunk: None,
             exhausted: None,
+            freed: None,
             pause: Duration::ZERO,
         })
+    }
+
+    /// How long a request is fresh.
+    pub fn fresh(&self) -> Duration {
+        (self.latency * FRESH.0).clamp(FRESH.1, FRESH.2)
     }
 
     /// Whether one more may be asked.
@@ -153,22 +177,29 @@ impl Groups {
     pub fn probed(&mut self, key: &Key, pressing: bool, now: Instant) {
         let group = self.get(key);
         if group.exhausted.is_some() {
-            group.pause = blocked_pause(group.pause, pressing);
+            group.pause = if pressing { EXHAUSTED_PRESSING } else { blocked_pause(group.pause, false) };
             group.exhausted = Some(now + jittered(group.pause));
         }
     }
 
-    /// An answer came for a pod of this group, `took` after its request.
-    pub fn heard(&mut self, key: &Key, answer: &Answer, took: Duration, pressing: bool, now: Instant) {
+    /// An answer came to what was asked of a pod of this group at `sent`.
+    pub fn heard(&mut self, key: &Key, answer: &Answer, sent: Instant, pressing: bool, now: Instant) {
+        let took = now.duration_since(sent);
         let group = self.get(key);
         match answer {
             Answer::Accepted => (group.exhausted, group.pause) = (None, Duration::ZERO),
-            Answer::Blocked { .. } if group.exhausted.is_none() => {
-                group.pause = blocked_pause(group.pause, pressing);
+            Answer::Blocked { .. }
+                if group.exhausted.is_none() && group.freed.is_none_or(|freed| sent > freed) =>
+            {
+                group.pause = if pressing { EXHAUSTED_PRESSING } else { blocked_pause(group.pause, false) };
                 group.exhausted = Some(now + jittered(group.pause));
             }
             _ => {}
         }
+        if took < SLOW {
+            self.latency = (self.latency * 7 + took) / 8;
+        }
+        let group = self.get(key);
         let is_trouble = matches!(answer, Answer::Throttled { .. } | Answer::Unavailable(_));
         if is_trouble || took >= SLOW {
             // Once for all that were in flight together.
@@ -181,13 +212,13 @@ impl Groups {
     }
 
     /// A budget may let pods go now.
-    pub fn freed(&mut self, namespace: &str, name: &str) {
-        for (key, group) in &mut self.0 {
+    pub fn freed(&mut self, namespace: &str, name: &str, now: Instant) {
+        for (key, group) in &mut self.by_key {
             if let Key::Budgets(of, names) = key
                 && of == namespace
                 && names.iter().any(|it| it == name)
             {
-                (group.exhausted, group.pause) = (None, Duration::ZERO);
+                (group.exhausted, group.freed, group.pause) = (None, Some(now), Duration::ZERO);
             }
         }
     }

@@ -15,6 +15,7 @@ pub mod follow;
 mod groups;
 pub mod holds;
 mod jitter;
+mod known;
 pub mod plan;
 pub mod pods;
 pub mod report;

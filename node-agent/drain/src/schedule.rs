@@ -11,22 +11,15 @@ use tokio::time::Instant;
 
 use crate::answer::Answer;
 use crate::budgets::Budgets;
-use crate::groups::{Groups, Key, Load, MOST_IN_FLIGHT, Room, SLOW, blocked_pause};
+use crate::groups::{Groups, Key, Load, MOST_IN_FLIGHT, Room, SLOW};
 use crate::holds::Holds;
-use crate::jitter::jittered;
+use crate::known::{Deletion, Known, names};
 use crate::plan::{self, Action, Asked, Standing, Terms};
 use crate::pods::{Pod, Pods};
 use crate::report::{Budget, Progress};
 
-/// First and longest wait after no answer, and after a refusal.
-const UNAVAILABLE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
-/// Longest wait that flow control may ask for where the deadline presses.
-const LONGEST_THROTTLE: Duration = Duration::from_secs(1);
-/// An accepted pod that does not begin to end is asked for again: the watch may be behind, or a webhook
-/// may have answered.
-const ACCEPTED: Duration = Duration::from_secs(5);
-/// However often its budget changes, a pod is asked three times in this at most.
-const THREE_IN: Duration = Duration::from_secs(1);
+/// An eviction that is not answered in this is sent again.
+const HANGS: Duration = Duration::from_secs(5);
 /// As good as any later time, and cannot overflow an instant.
 const ABOUT_A_YEAR: Duration = Duration::from_secs(1 << 25);
 /// Budgets named in reports.
@@ -57,116 +50,13 @@ impl Clock {
     }
 }
 
-/// What is known of a pod beside what the API shows.
-#[derive(Default)]
-pub struct Known {
-    key: Option<Key>,
-    /// An eviction that was sent and not answered.
-    evicting: Option<Instant>,
-    deletion: Deletion,
-    /// The last three requests, the latest first.
-    sent: [Option<Instant>; 3],
-    answers: u32,
-    accepted: bool,
-    /// It carries the condition that tells Jobs of the disruption.
-    marked: bool,
-    last: Option<Answer>,
-    pause: Duration,
-    next: Option<Instant>,
-}
-
-/// How far the deletion of a pod past its budget is.
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
-enum Deletion {
-    #[default]
-    None,
-    Sent,
-    Answered,
-}
-
-impl Known {
-    fn in_flight(&self) -> bool {
-        self.evicting.is_some() || self.deletion == Deletion::Sent
-    }
-
-    fn asked(&self, tick: Instant) -> Asked {
-        match &self.last {
-            Some(Answer::Gone) => Asked::Gone,
-            Some(Answer::Blocked { .. } | Answer::Refused(_)) => Asked::Refused,
-            _ if self.evicting.is_some_and(|sent| tick.duration_since(sent) >= SLOW) => Asked::Silent,
-            _ if self.sent[0].is_some() => Asked::Yes,
-            _ => Asked::Never,
-        }
-    }
-
-    fn is_blocked(&self) -> bool {
-        matches!(self.last, Some(Answer::Blocked { .. }))
-    }
-
-    /// From when on it may be asked again, of its own.
-    fn next(&self) -> Option<Instant> {
-        self.next.max(self.after_three())
-    }
-
-    fn after_three(&self) -> Option<Instant> {
-        self.sent[2].map(|third| third + THREE_IN)
-    }
-
-    fn heard(&mut self, answer: Answer, pressing: bool, now: Instant) {
-        let doubled =
-            |(first, longest): (Duration, Duration), last: Duration| (last * 2).clamp(first, longest);
-        self.answers += 1;
-        self.pause = match &answer {
-            Answer::Accepted | Answer::Gone => ACCEPTED,
-            Answer::Blocked { .. } => blocked_pause(self.pause, pressing),
-            Answer::Throttled { after } if pressing => after.unwrap_or(UNAVAILABLE.1).min(LONGEST_THROTTLE),
-            Answer::Throttled { after } => after.unwrap_or(LONGEST_THROTTLE),
-            Answer::Unavailable(_) | Answer::Refused(_) => doubled(UNAVAILABLE, self.pause),
-        };
-        self.next = Some(now + jittered(self.pause));
-        // Silence is not a no, and does not undo one.
-        let is_silence = matches!(answer, Answer::Unavailable(_) | Answer::Throttled { .. });
-        if !(is_silence && self.asked(now) == Asked::Refused) {
-            self.last = Some(answer);
-        }
-    }
-
-    /// Why a pod that could not be seen off is still there.
-    fn why(&self, budgets: &Budgets, pod: &Pod) -> String {
-        match &self.last {
-            Some(Answer::Blocked { .. }) => match names(&self.held_by(budgets, pod)).as_slice() {
-                [] => "held by a disruption budget".to_owned(),
-                [one] => format!("held by disruption budget {one}"),
-                many => format!("held by disruption budgets {}", many.join(" and ")),
-            },
-            Some(Answer::Refused(why) | Answer::Unavailable(why)) => why.clone(),
-            Some(Answer::Throttled { .. }) => "the API server asked to wait".to_owned(),
-            Some(Answer::Accepted | Answer::Gone) => "not seen to end".to_owned(),
-            None if self.sent[0].is_some() => "no answer".to_owned(),
-            None => "never asked".to_owned(),
-        }
-    }
-
-    /// The budgets that held the pod at last, as far as is known.
-    fn held_by(&self, budgets: &Budgets, pod: &Pod) -> Vec<Budget> {
-        let Some(Answer::Blocked { pdb }) = &self.last else { return Vec::new() };
-        let of_pod = budgets.of(pod).unwrap_or_default();
-        if of_pod.is_empty() {
-            return pdb.iter().map(|name| Budget { name: name.clone(), uid: None }).collect();
-        }
-        of_pod
-    }
-}
-
-fn names(budgets: &[Budget]) -> Vec<&str> {
-    budgets.iter().map(|budget| budget.name.as_str()).collect()
-}
-
 /// All that a drain remembers.
 #[derive(Default)]
 pub struct Schedule {
     pods: BTreeMap<String, Known>,
     groups: Groups,
+    /// When it was last found which pods are under which budget.
+    regrouped: Option<Instant>,
 }
 
 /// A request to send.
@@ -247,6 +137,7 @@ impl Schedule {
         let asked = |uid: &str| self.pods.get(uid).map_or(Asked::Never, |known| known.asked(tick));
         let turn = plan::turn(pods.iter().map(|pod| (pod.as_ref(), asked(&pod.uid))));
         let mut loads: BTreeMap<Key, Load> = BTreeMap::new();
+        let fresh = self.groups.fresh();
         let (mut in_flight, mut candidates) = (0, Vec::new());
         for pod in pods.iter().filter(|pod| pod.exempt.is_none()) {
             let known = self.pods.entry(pod.uid.clone()).or_default();
@@ -259,11 +150,13 @@ impl Schedule {
             if let Some(sent) = known.evicting {
                 in_flight += 1;
                 let key = known.key.get_or_insert_with(|| Key::of(pod, budgets));
-                loads.entry(key.clone()).or_default().count(sent, tick);
+                loads.entry(key.clone()).or_default().count(sent, fresh, tick);
                 if tick.duration_since(sent) >= SLOW {
                     view.curious.push(pod.namespace.clone());
-                } else {
-                    view.wakes_at(sent + SLOW);
+                }
+                if let Some(next) = [SLOW, HANGS].map(|age| sent + age).into_iter().find(|next| *next > tick)
+                {
+                    view.wakes_at(next);
                 }
             }
             match action {
@@ -294,7 +187,12 @@ impl Schedule {
                 view.wakes_at(clock.instant(time));
             }
             let deletes = matches!(action, Action::Escalate { .. });
-            if known.deletion == Deletion::Sent || (known.evicting.is_some() && !deletes) {
+            // Only a budget makes the server take so long; anything else is asked anew.
+            let is_under_way = known.evicting.is_some_and(|sent| {
+                let hangs = tick.duration_since(sent) >= HANGS;
+                !hangs || matches!(known.key, Some(Key::Budgets(..)))
+            });
+            if known.deletion == Deletion::Sent || (is_under_way && !deletes) {
                 continue;
             }
             let candidate = Candidate {
@@ -357,7 +255,7 @@ impl Schedule {
                     self.groups.probed(key, pressing, tick);
                 }
                 known.evicting = Some(tick);
-                load.count(tick, tick);
+                load.count(tick, fresh, tick);
                 in_flight += 1;
                 view.wakes_at(tick + SLOW);
             }
@@ -382,16 +280,21 @@ impl Schedule {
         let Heard { pod, deleted, marked, answer } = heard;
         let known = self.pods.entry(pod.uid.clone()).or_default();
         known.marked |= marked;
+        let mut is_outdated = false;
         if deleted {
             known.deletion = Deletion::Answered;
         } else if let Some(sent) = known.evicting.take() {
             let key = known.key.get_or_insert_with(|| Key::of(&pod, budgets));
-            self.groups.heard(key, &answer, now.duration_since(sent), pressing, now);
+            self.groups.heard(key, &answer, sent, pressing, now);
+            is_outdated = self.regrouped.is_some_and(|last| sent <= last);
         }
         let held_by = known.held_by(budgets, &pod);
         let goes = answer == Answer::Accepted && !known.accepted;
         known.accepted |= goes;
         known.heard(answer, pressing, now);
+        if is_outdated && known.is_blocked() {
+            known.next = None; // by a budget that may hold it no more
+        }
         match (goes, deleted) {
             (false, _) => Outcome::Nothing,
             (true, false) => Outcome::Evicted,
@@ -401,13 +304,17 @@ impl Schedule {
 
     /// A budget may let pods go now.
     pub fn freed(&mut self, namespace: &str, budget: &str) {
-        self.groups.freed(namespace, budget);
+        self.groups.freed(namespace, budget, Instant::now());
     }
 
     /// Which pods are under which budget has to be looked at again; those that were held are asked at once.
     pub fn regroup(&mut self) {
+        self.regrouped = Some(Instant::now());
         for known in self.pods.values_mut() {
             known.key = None;
+            if known.is_blocked() {
+                known.next = None;
+            }
         }
     }
 
