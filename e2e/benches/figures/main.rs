@@ -3,8 +3,10 @@
 
 mod arm;
 mod audit;
+mod budgets;
 mod idle;
 mod machine;
+mod mass;
 mod nodes;
 mod notice;
 mod raw;
@@ -85,9 +87,15 @@ async fn figures(report: &mut Report) -> Result<()> {
     spotpool_e2e::objects::apply(&world.client, nodes::NAMESPACE_MANIFEST, |_| ()).await?;
     let nodes = Nodes::watch(world.cluster.client().await?);
 
-    idle::measure(&world, report).await?;
+    let idle = idle::measure(&world, report).await?;
     storm::measure(&world, report).await?;
+    budgets::measure(&world, report).await?;
     notice::measure(&world, &nodes, report).await?;
+    // All this time it had nothing to do.
+    if let Some(idle) = idle {
+        idle.finish(&world, report).await?;
+    }
+    mass::measure(&world, &nodes, report).await?;
 
     nodes.stop();
     world.stop().await?;

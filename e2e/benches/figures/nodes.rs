@@ -1,6 +1,7 @@
 //! Nodes, their pods, and what a watch tells of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -37,6 +38,8 @@ pub struct Seen {
     pub ready: Option<Timestamp>,
     /// First seen unschedulable.
     pub cordoned: Option<Timestamp>,
+    /// Whether it was unschedulable at last.
+    pub is_cordoned: bool,
     /// The notice on it at last.
     pub notice: Option<EvictionNotice>,
 }
@@ -65,6 +68,16 @@ impl Nodes {
         lock(&self.seen).get(node).cloned().unwrap_or_default()
     }
 
+    /// Forgets that these were cordoned, so that it is seen again.
+    pub fn forget_cordons(&self, nodes: &[String]) {
+        let mut seen = lock(&self.seen);
+        for node in nodes {
+            if let Some(seen) = seen.get_mut(node) {
+                seen.cordoned = None;
+            }
+        }
+    }
+
     /// What was seen of all.
     pub fn all(&self) -> BTreeMap<String, Seen> {
         lock(&self.seen).clone()
@@ -86,7 +99,8 @@ async fn follow(client: Client, seen: Arc<Mutex<BTreeMap<String, Seen>>>) {
         if objects::takes_pods(&node) {
             entry.ready.get_or_insert(now);
         }
-        if node.spec.as_ref().and_then(|spec| spec.unschedulable) == Some(true) {
+        entry.is_cordoned = node.spec.as_ref().and_then(|spec| spec.unschedulable) == Some(true);
+        if entry.is_cordoned {
             entry.cordoned.get_or_insert(now);
         }
         let notice = node.annotations().get(names::EVICTION_ANNOTATION);
@@ -109,14 +123,17 @@ pub async fn fill(
     count: usize,
     group: impl Fn(usize) -> Option<String>,
 ) -> Result<Vec<Pod>> {
+    static FILLED: AtomicUsize = AtomicUsize::new(0);
     let pods: Api<Pod> = Api::namespaced(world.client.clone(), NAMESPACE);
+    // KWOK may take a pod for its predecessor of the same name.
+    let turn = FILLED.fetch_add(1, Ordering::Relaxed);
     let manifests = (0..count).map(|index| {
         let mut labels = json!({"node": node});
         if let Some(group) = group(index) {
             labels["group"] = group.into();
         }
         json!({
-            "metadata": {"name": format!("{node}-{index:03}"), "labels": labels},
+            "metadata": {"name": format!("{node}-{turn}-{index:03}"), "labels": labels},
             "spec": {"nodeName": node, "containers": [{"name": "app", "image": "app"}]},
         })
     });
@@ -177,6 +194,17 @@ pub async fn told(world: &World, event: &EventState, node: &str) -> Result<Times
         .wait_until("the agent to be told", Duration::from_secs(30), |state| when(&state.events).is_some())
         .await?;
     when(&state.events).context("the simulator forgot an event")
+}
+
+/// Waits until none of these pods is there any more.
+pub async fn gone(world: &World, names: &[String]) -> Result<()> {
+    let pods: Api<Pod> = Api::namespaced(world.client.clone(), NAMESPACE);
+    let names: HashSet<&str> = names.iter().map(String::as_str).collect();
+    eventually(&format!("{} pods to be gone", names.len()), async || {
+        let there = pods.list_metadata(&ListParams::default()).await?;
+        Ok((!there.iter().any(|pod| names.contains(pod.name_any().as_str()))).then_some(()))
+    })
+    .await
 }
 
 /// The names of pods.

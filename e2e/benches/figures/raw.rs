@@ -1,13 +1,14 @@
 //! The bare program that evictions are compared with: it does nothing but post evictions that were prepared before,
-//! over one HTTP/2 connection that is already there, a fixed number of them at a time.
+//! over one HTTP/2 connection that is already there, a fixed number of them at a time, and to wait as flow control asks.
 
 use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use futures::StreamExt;
-use http::{Method, Request, header};
+use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -150,12 +151,23 @@ pub async fn run(kubeconfig: &Path, concurrency: usize) -> Result<()> {
     std::io::stdout().flush()?;
     lines.next().context("not to go")??;
 
-    let answers =
-        futures::stream::iter(requests).map(|request| client.request(request)).buffer_unordered(concurrency);
-    let accepted = answers
-        .filter(|answer| std::future::ready(answer.as_ref().is_ok_and(|answer| answer.status().is_success())))
-        .count()
-        .await;
+    let client = &client;
+    let post = |request: Request<Full<bytes::Bytes>>| async move {
+        loop {
+            let Ok(answer) = client.request(request.clone()).await else { return false };
+            let header = answer.headers().get(header::RETRY_AFTER);
+            let after = header.and_then(|seconds| seconds.to_str().ok()?.parse().ok());
+            match (answer.status(), after) {
+                // Flow control.
+                (StatusCode::TOO_MANY_REQUESTS, Some(seconds)) => {
+                    tokio::time::sleep(Duration::from_secs(seconds)).await;
+                }
+                (status, _) => return status.is_success(),
+            }
+        }
+    };
+    let answers = futures::stream::iter(requests).map(post).buffer_unordered(concurrency);
+    let accepted = answers.filter(|accepted| std::future::ready(*accepted)).count().await;
     println!("{accepted}");
     Ok(())
 }

@@ -1,0 +1,191 @@
+//! Fifty nodes whose VMs Azure takes back in the same instant, an agent process for each.
+//!
+//! What is the limit of that? The requests come from 50 machines, so the bare program runs 50 times too, one for each
+//! node, each with a connection of its own that is already there and all evictions of its node in flight at once; all
+//! are let go in the same instant. One process over one connection spares the apiserver 49 connections, and us 49
+//! processes on a machine that they share with the apiserver; it is measured beside it, and the faster of the two is
+//! the limit.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use futures::future::try_join_all;
+use futures::{StreamExt, TryStreamExt};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use spotpool_e2e::{World, eventually};
+
+use crate::audit::{Audit, millis};
+use crate::machine;
+use crate::nodes::{self, Nodes};
+use crate::raw::Raw;
+use crate::report::{Figure, Goal, Report, median, rounded};
+
+const FIGURES: [&str; 4] = ["mass_cordon_50", "mass_evict_50x20", "mass_evict_raw", "mass_evict_vs_raw"];
+const POOL: &str = "mass";
+const NODES: u32 = 50;
+const PODS: usize = 20;
+const ROUNDS: usize = 3;
+const POLL: Duration = Duration::from_secs(1);
+/// What the agents have beyond the wait for their next poll.
+const CORDON: Duration = Duration::from_millis(500);
+/// Longer than a run: the events are taken back after it, and the nodes serve again.
+const NOTICE: Duration = Duration::from_mins(3);
+/// As a kubelet asks, unless told.
+const PROBE: Duration = Duration::from_secs(10);
+/// Evictions in flight of each node's bare program.
+const IN_FLIGHT: usize = 6;
+/// Evictions in flight where all nodes share one connection.
+const ONE_CONNECTION: usize = 100;
+/// Nodes that are set up at a time.
+const SET_UP: usize = 4;
+
+/// Who evicts.
+#[derive(Clone, Copy)]
+enum Who {
+    Agents,
+    Processes,
+    OneConnection,
+}
+
+/// What the runs showed, in milliseconds.
+#[derive(Default)]
+struct Runs {
+    /// The event's appearance until the last node is cordoned.
+    cordoned: Vec<f64>,
+    /// The event's appearance until the first agent hears of it.
+    told: Vec<f64>,
+    /// The event's appearance until the last eviction is accepted.
+    whole: Vec<f64>,
+    /// First eviction received to last accepted, by the agents, by 50 processes, over one connection.
+    agents: Vec<f64>,
+    processes: Vec<f64>,
+    one: Vec<f64>,
+    busy: Vec<f64>,
+}
+
+/// Measures, if any of it is asked for.
+pub async fn measure(world: &World, nodes: &Nodes, report: &mut Report) -> Result<()> {
+    if !report.wants(&FIGURES) {
+        return Ok(());
+    }
+    let wants_raw = report.wants(&FIGURES[2..]);
+    let agents = world.agents.as_ref().context("no agents run")?;
+    eprintln!("{NODES} nodes with an agent each …");
+    let fresh = nodes::fresh(world, POOL, NODES).await?;
+    agents.probe_every(PROBE);
+    let mut runs = Runs::default();
+    for round in 0..ROUNDS {
+        eprintln!("{PODS} pods on each of {NODES} nodes, round {} of {ROUNDS} …", round + 1);
+        // Who is first changes with each round.
+        let mut order = [Who::Processes, Who::Agents, Who::OneConnection];
+        order.rotate_left(round % 3);
+        for who in order {
+            match who {
+                Who::Agents => by_agents(world, nodes, &fresh, &mut runs).await?,
+                Who::Processes | Who::OneConnection if wants_raw => {
+                    by_raw(world, &fresh, who, &mut runs).await?;
+                }
+                Who::Processes | Who::OneConnection => {}
+            }
+        }
+    }
+    agents.probe_every(Duration::ZERO);
+    world.sim.remove_pool(POOL).await?;
+    print(report, runs, wants_raw);
+    Ok(())
+}
+
+fn print(report: &mut Report, runs: Runs, wants_raw: bool) {
+    let busy = rounded(median(&runs.busy));
+    let goal = Goal::Max((POLL + CORDON).as_millis() as f64);
+    report.print(
+        Figure::new(FIGURES[0], "ms", goal, runs.cordoned)
+            .with("first_told", rounded(median(&runs.told)))
+            .with("busy_before", busy),
+    );
+    let span = median(&runs.agents);
+    report.print(
+        Figure::new(FIGURES[1], "ms", Goal::None, runs.whole.clone())
+            .with("from_first_request", rounded(span))
+            .with("busy_before", busy),
+    );
+    if !wants_raw {
+        return;
+    }
+    let (processes, one) = (median(&runs.processes), median(&runs.one));
+    let limit = if one < processes { &runs.one } else { &runs.processes };
+    report.print(
+        Figure::new(FIGURES[2], "ms", Goal::None, limit.clone())
+            .with("processes", rounded(processes))
+            .with("one_connection", rounded(one)),
+    );
+    let ratios = runs.agents.iter().zip(limit).map(|(agents, raw)| agents / raw).collect();
+    report.print(
+        Figure::new(FIGURES[3], "ratio", Goal::Max(1.2), ratios)
+            .value(span / median(limit))
+            .with("from_notice", rounded(median(&runs.whole) / median(limit))),
+    );
+}
+
+/// Fills all nodes.
+async fn fill(world: &World, nodes: &[String]) -> Result<Vec<Vec<Pod>>> {
+    let filled = nodes.iter().map(|node| nodes::fill(world, node, PODS, nodes::alone));
+    futures::stream::iter(filled).buffered(SET_UP).try_collect().await
+}
+
+async fn by_raw(world: &World, fresh: &[String], who: Who, runs: &mut Runs) -> Result<()> {
+    let pods = fill(world, fresh).await?;
+    let names = nodes::names(&pods.concat());
+    let account = Raw::sign_in(world).await?;
+    let raw: Vec<Raw> = match who {
+        Who::OneConnection => vec![Raw::prepare(&account, &pods.concat(), ONE_CONNECTION).await?],
+        Who::Agents | Who::Processes => {
+            let all = pods.iter().map(|pods| Raw::prepare(&account, pods, IN_FLIGHT));
+            futures::stream::iter(all).buffered(SET_UP).try_collect().await?
+        }
+    };
+    machine::settle().await?;
+    let mut audit = Audit::from_now(world)?;
+    try_join_all(raw.into_iter().map(Raw::go)).await?;
+    let took = audit.evictions(&names).await?.millis();
+    match who {
+        Who::OneConnection => runs.one.push(took),
+        Who::Agents | Who::Processes => runs.processes.push(took),
+    }
+    nodes::gone(world, &names).await
+}
+
+async fn by_agents(world: &World, nodes: &Nodes, fresh: &[String], runs: &mut Runs) -> Result<()> {
+    let pods = fill(world, fresh).await?;
+    nodes.forget_cordons(fresh);
+    runs.busy.push(machine::settle().await?);
+    let mut audit = Audit::from_now(world)?;
+    let events = world.sim.evict(fresh, NOTICE).await?;
+    let appeared = events.first().context("nothing was evicted")?.scheduled_at;
+    let names = nodes::names(&pods.concat());
+    let evictions = audit.evictions(&names).await?;
+    let cordoned: Vec<Timestamp> = eventually("all nodes to be cordoned", async || {
+        Ok(fresh.iter().map(|node| nodes.seen(node).cordoned).collect())
+    })
+    .await?;
+    let state = world.sim.state().await?;
+    let of = |id: &str| events.iter().any(|event| event.event_id == id);
+    let told =
+        state.events.iter().filter(|event| of(&event.event_id)).flat_map(|event| event.told_at.values());
+
+    runs.told.push(millis(appeared, *told.min().context("no agent was told")?));
+    runs.cordoned.push(millis(appeared, cordoned.into_iter().max().context("no node was cordoned")?));
+    runs.whole.push(millis(appeared, evictions.last));
+    runs.agents.push(evictions.millis());
+
+    nodes::gone(world, &names).await?;
+    for event in &events {
+        world.sim.cancel(&event.event_id).await?;
+    }
+    eventually("all nodes to serve again", async || {
+        let serve = fresh.iter().all(|node| !nodes.seen(node).is_cordoned);
+        Ok(serve.then_some(()))
+    })
+    .await
+}
