@@ -189,6 +189,13 @@ impl<'a> Stage<'a> {
         Api::namespaced(self.world.client.clone(), &self.name)
     }
 
+    /// Asks for so many nodes, as an HPA does.
+    pub async fn replicas(&self, name: &str, replicas: i32) -> Result<()> {
+        let patch = Patch::Merge(json!({"spec": {"replicas": replicas}}));
+        self.spot_pools().patch_scale(name, &PatchParams::default(), &patch).await?;
+        Ok(())
+    }
+
     /// The status of a SpotPool.
     pub async fn status(&self, name: &str) -> Result<SpotPoolStatus> {
         Ok(self.spot_pools().get(name).await?.status.unwrap_or_default())

@@ -227,11 +227,11 @@ impl AgentPools {
         }
     }
 
-    /// Sizes of the agent pools that SpotPools name, and what they are sold as.
-    pub fn followed_sizes(&self) -> BTreeSet<(String, Priority)> {
+    /// The agent pools that SpotPools name, as Azure last answered.
+    pub fn named(&self) -> Vec<AgentPool> {
         let state = self.state();
         let named = state.entries.iter().flatten().filter(|(name, _)| state.wanted.contains(*name));
-        named.map(|(_, entry)| (entry.pool.vm_size.clone(), entry.pool.priority)).collect()
+        named.map(|(_, entry)| entry.pool.clone()).collect()
     }
 
     fn known(&self, entry: &Entry) -> Known {

@@ -144,9 +144,11 @@ async fn run(args: Args) -> Result<(), Exit> {
         };
         tokio::select! {
             ended = keep => ended,
-            () = trigger.run(listeners) => Err(Exit::Died("the trigger has ended".into())),
+            () = trigger.clone().run(listeners) => Err(Exit::Died("the trigger has ended".into())),
             () = agent_pools.keep_fresh() => Err(Exit::Died("the agent pool cache has ended".into())),
-            () = market.keep_fresh(&nodes, &agent_pools) => Err(Exit::Died("the market has ended".into())),
+            () = market.keep_fresh(&nodes, &agent_pools, &trigger) => {
+                Err(Exit::Died("the reading of prices has ended".into()))
+            }
             () = pool::run(client, nodes.clone(), agent_pools.clone(), market.clone(), metrics, namespaces) => {
                 Err(Exit::Died("the SpotPool controller has ended".into()))
             }

@@ -12,7 +12,7 @@ use spotpool_azure::{
 use spotpool_core::{Market as View, Score};
 
 use crate::agent_pools::AgentPools;
-use crate::watches::Nodes;
+use crate::watches::{Nodes, Trigger};
 
 /// How often the sources are given a chance; each asks Azure far more rarely.
 const EVERY: Duration = Duration::from_mins(1);
@@ -44,7 +44,7 @@ pub struct Market {
 }
 
 /// What is known of one agent pool.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
     /// What a machine costs.
     pub price: Option<Price>,
@@ -88,21 +88,21 @@ impl Market {
         }
     }
 
-    /// Reads what is unknown or old of the agent pools that SpotPools name, for ever.
-    pub async fn keep_fresh(&self, nodes: &Nodes, agent_pools: &AgentPools) {
+    /// Reads what is unknown or old of the agent pools that SpotPools name, for ever. News wakes the plans.
+    pub async fn keep_fresh(&self, nodes: &Nodes, agent_pools: &AgentPools, trigger: &Trigger) {
+        let mut last = Vec::new();
         loop {
             let Some(sources) = self.sources(nodes) else {
                 tokio::time::sleep(UNTIL_REGION).await;
                 continue;
             };
-            let wanted = agent_pools.followed_sizes();
-            let sizes: Vec<String> =
-                wanted.iter().map(|(size, _)| size.clone()).collect::<BTreeSet<_>>().into_iter().collect();
-            let spot: Vec<String> = wanted
-                .into_iter()
-                .filter(|(_, priority)| *priority == Priority::Spot)
-                .map(|(size, _)| size)
-                .collect();
+            let followed = agent_pools.named();
+            let sizes_of = |wanted: fn(&AgentPool) -> bool| -> Vec<String> {
+                let wanted = followed.iter().filter(|pool| wanted(pool));
+                wanted.map(|pool| pool.vm_size.clone()).collect::<BTreeSet<_>>().into_iter().collect()
+            };
+            let sizes = sizes_of(|_| true);
+            let spot = sizes_of(|pool| pool.priority == Priority::Spot);
             let prices = async {
                 match &sources.prices {
                     Some(prices) => prices.refresh(&sizes).await,
@@ -120,6 +120,11 @@ impl Market {
                     // Each source pauses by itself; what was known stays.
                     tracing::info!(what, class = %error.class, %error, "not read; decisions go on without news");
                 }
+            }
+            let facts: Vec<_> = agent_pools.named().iter().map(|pool| self.of(pool)).collect();
+            if facts != last {
+                last = facts;
+                trigger.fire();
             }
             let pause = if sizes.is_empty() { UNTIL_REGION } else { EVERY };
             tokio::time::sleep(pause).await;

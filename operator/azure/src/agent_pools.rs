@@ -130,7 +130,7 @@ impl AgentPool {
 }
 
 /// What an agent pool sells.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Priority {
     /// Spot VMs.
     Spot,
