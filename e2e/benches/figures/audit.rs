@@ -1,6 +1,6 @@
 //! The apiserver's own account of the requests it had: one clock for everybody's.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::PathBuf;
@@ -164,13 +164,19 @@ impl Audit {
         eventually(&format!("{} pods to be evicted", pods.len()), async || {
             let requests = self.requests()?.iter();
             let requests = requests.filter(|it| it.eviction_of().is_some_and(|name| pods.contains(name)));
-            let accepted = requests.clone().filter(|it| it.evicted().is_some());
-            let evicted: HashSet<_> = accepted.clone().filter_map(Request::evicted).collect();
-            if evicted.len() < pods.len() {
+            // One that is accepted a second time was evicted by the first.
+            let mut accepted = HashMap::<&str, Timestamp>::new();
+            for request in requests.clone() {
+                if let Some(pod) = request.evicted() {
+                    let done = accepted.entry(pod).or_insert(request.done);
+                    *done = request.done.min(*done);
+                }
+            }
+            if accepted.len() < pods.len() {
                 return Ok(None);
             }
             let first = requests.map(|request| request.received).min();
-            let last = accepted.map(|request| request.done).max();
+            let last = accepted.into_values().max();
             Ok(first.zip(last).map(|(first, last)| Evictions { first, last }))
         })
         .await

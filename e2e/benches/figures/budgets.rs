@@ -57,7 +57,7 @@ pub async fn measure(world: &World, report: &mut Report) -> Result<()> {
             let budgets = if let Kind::Agent { budgets } = kind { budgets } else { 1 };
             let pods = fill(world, node, budgets).await?;
             busy.push(machine::settle().await?);
-            let audit = Audit::from_now(world)?;
+            let mut audit = Audit::from_now(world)?;
             match kind {
                 Kind::Fixed(concurrency) => Raw::prepare(&kubeconfig, &pods, concurrency).await?.go().await?,
                 Kind::Agent { .. } => {
