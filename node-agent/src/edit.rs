@@ -48,14 +48,19 @@ impl Edit {
     pub fn json_patch(&self, node: &Node) -> Vec<Value> {
         let test = |path: &str, value: &Value| json!({"op": "test", "path": path, "value": value});
         let mut patch = vec![test("/metadata/uid", &json!(node.metadata.uid))];
-        if let Some(taints) = self.taints(node) {
+        // What is to stay as it is is tested as well: a write of ours whose answer never came may have changed it.
+        if self.taint != Taint::Keep {
             // An absent list is tested as null.
             patch.push(test("/spec/taints", &json!(node.spec.taints)));
+        }
+        if let Some(taints) = self.taints(node) {
             patch.push(put_or_remove("/spec/taints", (!taints.is_empty()).then(|| taints.into())));
         }
-        if let Some(cordon) = self.cordon(node) {
+        if self.unschedulable.is_some() {
             let last = if node.spec.unschedulable { json!(true) } else { Value::Null };
             patch.push(test("/spec/unschedulable", &last));
+        }
+        if let Some(cordon) = self.cordon(node) {
             patch.push(put_or_remove("/spec/unschedulable", cordon.then(|| true.into())));
         }
         let annotations: Vec<_> = self.annotations(node).collect();
@@ -198,8 +203,24 @@ mod tests {
         let patch = mark().json_patch(&spot);
         assert_eq!(patch[1]["value"], json!([other]));
         assert_eq!(patch[2]["value"][0], other);
-        assert!(patch.iter().all(|op| op["path"] != "/spec/unschedulable"), "cordoned already");
+        let of_cordon: Vec<_> = patch.iter().filter(|op| op["path"] == "/spec/unschedulable").collect();
+        assert_eq!(
+            of_cordon,
+            [&json!({"op": "test", "path": "/spec/unschedulable", "value": true})],
+            "cordoned already"
+        );
         assert!(patch.contains(&json!({"op": "test", "path": "/metadata/annotations", "value": null})));
+    }
+
+    #[test]
+    fn marks_that_seem_to_be_there_are_tested_before_others_are_built_on_them() {
+        let ours = json!({"key": "spotpool.dev/evicting", "value": "Preempt", "effect": "NoSchedule"});
+        let seems_marked = node(&json!({"taints": [ours], "unschedulable": true}), &json!({}));
+        let patch = mark().json_patch(&seems_marked);
+        for (path, value) in [("/spec/taints", json!([ours])), ("/spec/unschedulable", json!(true))] {
+            assert!(patch.contains(&json!({"op": "test", "path": path, "value": value})), "{patch:?}");
+            assert!(!patch.iter().any(|op| op["path"] == path && op["op"] != "test"), "{patch:?}");
+        }
     }
 
     #[test]

@@ -280,6 +280,33 @@ fn a_notice_taken_back_at_any_moment_costs_no_pod_more_and_the_node_is_whole_aga
 }
 
 #[test]
+fn a_notice_right_after_one_that_was_taken_back_is_not_built_on_marks_that_are_gone() {
+    run(async {
+        let world = shared().await;
+        let corner = Corner::set(&world, "rebuilt", 1).await;
+        let node = corner.nodes[0].as_str();
+        let gateway = corner.gateway(node).await;
+        let oracle = Oracle::watching(&corner).await;
+        evict(&corner, node, Duration::from_mins(2)).await;
+        corner.phase_is(node, Phase::Drained).await;
+        // The marks come off, and the agent hears nothing of it: neither an answer nor by its watch.
+        gateway.begin(On::Everything, Trouble::Mute);
+        corner.sim().cancel(node).await.unwrap();
+        corner.node_is(node, "no marks", Looks::is_clean).await;
+        let notices = corner.metric(node, "spotpool_agent_notices_total", "\"Preempt\"").await;
+        let pods = corner.pods(node, &["a"]).await;
+        let noticed = evict(&corner, node, Duration::from_secs(30)).await;
+        corner.counted(node, "spotpool_agent_notices_total", "\"Preempt\"", notices + 1.0).await;
+        gateway.end();
+        corner.gone(&pods).await;
+        let terms = Terms { may_ask_again: true, ..Terms::PLAIN };
+        let finding = oracle.judge(node, noticed, terms).await;
+        assert!(corner.look(node).await.is_marked());
+        no_promise_is_broken(&corner, &[("the second notice", finding)]).await;
+    });
+}
+
+#[test]
 fn an_agent_that_ends_at_any_moment_leaves_nothing_undone() {
     run(async {
         let world = shared().await;
