@@ -236,14 +236,12 @@ impl Agent {
                 self.context.metrics.announced(&kind);
                 tracing::info!(event_id, node, kind = %kind, ?response, %begins, "an event of this VM");
             }
-            Decision::Begin(notice) => {
-                if notice.kind == Kind::Preempt {
-                    self.context.metrics.noticed(until(notice.deadline, Timestamp::now()));
-                }
-                self.begin(notice);
-            }
+            Decision::Begin(notice) => self.begin(notice),
             Decision::Change(notice) => match &self.running {
                 Some((running, _)) if running.notice.borrow().response == notice.response => {
+                    if running.notice.borrow().kind != notice.kind {
+                        self.measure(&notice);
+                    }
                     running.notice.send_replace(notice);
                 }
                 _ => self.begin(notice),
@@ -264,7 +262,15 @@ impl Agent {
         }
     }
 
+    /// How much time Azure gives.
+    fn measure(&self, notice: &Notice) {
+        if notice.kind == Kind::Preempt {
+            self.context.metrics.noticed(until(notice.deadline, Timestamp::now()));
+        }
+    }
+
     fn begin(&mut self, notice: Notice) {
+        self.measure(&notice);
         if notice.response == EventResponse::Drain
             && let Some((_, stop)) = &self.voluntary
         {

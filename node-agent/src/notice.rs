@@ -39,7 +39,7 @@ pub struct Notice {
     pub event_id: String,
     /// What will happen.
     pub kind: Kind,
-    /// Who said so first.
+    /// Who says so; the metadata service before the detector.
     pub source: Source,
     /// What is done about it.
     pub response: EventResponse,
