@@ -12,11 +12,11 @@ use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use kube::api::{ListParams, Patch, PatchParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
-use spotpool_azure_sim::api::{EventState, PoolSpec, SettingsPatch};
+use spotpool_azure_sim::api::{EventRequest, EventState, PoolSpec, SettingsPatch, Targets};
 use spotpool_azure_sim::client::SimClient;
 use spotpool_crds::eviction::Phase;
 use spotpool_crds::spot_pool::BlockedByPdb;
@@ -95,8 +95,13 @@ pub struct Asked {
 
 impl<'a> Corner<'a> {
     pub async fn set(world: &'a World, name: &str, nodes: u32) -> Self {
+        Self::of(world, name, PoolSpec::spot(name, "Standard_D4s_v5", nodes)).await
+    }
+
+    /// With an agent pool of this kind.
+    pub async fn of(world: &'a World, name: &str, pool: PoolSpec) -> Self {
         let stage = Stage::set(world, name).await.unwrap();
-        stage.agent_pools(&[PoolSpec::spot(name, "Standard_D4s_v5", nodes)]).await.unwrap();
+        stage.agent_pools(&[pool]).await.unwrap();
         let nodes = stage.nodes(name).await.unwrap().iter().map(ResourceExt::name_any).collect();
         Self { stage, nodes }
     }
@@ -242,6 +247,13 @@ impl<'a> Corner<'a> {
         .unwrap();
     }
 
+    /// Takes that budget away: whatever it held may go.
+    pub async fn no_budget(&self, app: &str) {
+        let budgets: Api<PodDisruptionBudget> =
+            Api::namespaced(self.stage.world.client.clone(), &self.stage.name);
+        budgets.delete(app, &DeleteParams::default()).await.unwrap();
+    }
+
     /// Waits until all of these pods are gone.
     pub async fn gone(&self, pods: &[Pod]) {
         for pod in pods {
@@ -353,13 +365,43 @@ impl<'a> Corner<'a> {
         history
     }
 
-    /// No pod of this corner has died with its VM, and no event was ever acknowledged.
+    /// What Azure does about events other than a Preempt is up to a policy: writes one for a node.
+    pub async fn events(&self, node: &str, events: Value) {
+        let policy = json!({"pool": "p", "namespace": self.stage.name, "mode": "Enforce", "hash": "h", "events": events,
+            "drain": {"blockedByPdb": "DeleteAtDeadline", "escalateAfter": "3s", "reserve": "2s"}});
+        self.annotate(node, json!({names::POLICY_ANNOTATION: policy.to_string()})).await;
+    }
+
+    /// Schedules one event that names all of these nodes.
+    pub async fn schedule(&self, kind: &str, nodes: &[&str], notice: Duration) -> EventState {
+        let mut request = EventRequest::new(kind, Targets::named(nodes), notice);
+        request.together = true;
+        self.sim().schedule(&request).await.unwrap().remove(0)
+    }
+
+    /// Sets a condition of a node, as the kubelet or the node problem detector does.
+    pub async fn condition(&self, node: &str, kind: &str, status: &str, message: &str) {
+        let now = format!("{:.0}", Timestamp::now());
+        let condition = json!({"type": kind, "status": status, "reason": "SpotEvictionIncoming", "message": message,
+            "lastHeartbeatTime": now, "lastTransitionTime": now});
+        let patch = Patch::Strategic(json!({"status": {"conditions": [condition]}}));
+        self.node_api().patch_status(node, &PatchParams::default(), &patch).await.unwrap();
+    }
+
+    /// Acknowledgements of this event.
+    pub async fn acknowledged(&self, event_id: &str) -> usize {
+        let state = self.sim().state().await.unwrap();
+        state.acks.iter().filter(|ack| ack.event_id.eq_ignore_ascii_case(event_id)).count()
+    }
+
+    /// No pod of this corner has died with its VM, and no event of its was ever acknowledged.
     pub async fn nothing_was_lost(&self) {
         let state = self.sim().state().await.unwrap();
         let killed: Vec<_> =
             state.killed_pods.iter().filter(|pod| pod.namespace == self.stage.name).collect();
         assert!(killed.is_empty(), "{killed:?}");
-        assert!(state.acks.is_empty(), "{:?}", state.acks);
+        let acks: Vec<_> = state.acks.iter().filter(|ack| self.nodes.contains(&ack.node)).collect();
+        assert!(acks.is_empty(), "{acks:?}");
     }
 }
 

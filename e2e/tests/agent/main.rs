@@ -4,13 +4,16 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod budgets;
+mod coexistence;
 mod corner;
 mod crowd;
 mod faults;
 mod matrix;
 mod metadata;
 mod notice;
+mod npd;
 mod oracle;
+mod planned;
 mod restarts;
 mod rights;
 mod telling;

@@ -136,7 +136,7 @@ fn a_node_that_survives_its_notice_is_given_back_when_it_has_booted_again() {
         let boot = Patch::Merge(json!({"status": {"nodeInfo": {"bootID": "another"}}}));
         corner.node_api().patch_status(node, &PatchParams::default(), &boot).await.unwrap();
         corner.agents().signal(node, Signal::SIGKILL).unwrap();
-        corner.phase_is(node, Phase::Cancelled).await;
+        corner.phase_is(node, Phase::Over).await;
         let looks = corner.node_is(node, "no condition", |looks| looks.condition.is_none()).await;
         assert!(looks.is_clean(), "{looks:?}");
     });
