@@ -1,13 +1,20 @@
 //! The condition `EvictionNoticed`, kept by one task that looks at what stands on the Node: writes follow one
 //! another, so one that is under way when its event is taken back does not outlive it.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use spotpool_crds::{Reason, names};
+use spotpool_drain::jittered;
 use tokio::sync::watch;
 
 use crate::node::{Node, OwnNode};
 use crate::npd::Condition;
+
+/// First and longest wait after a write that failed. Nothing waits for the condition.
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 /// What the condition should say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -57,16 +64,27 @@ impl Told {
 
 /// Keeps the condition on `node` as it should be. Never ends before whoever says how it should be.
 pub async fn keep(mut node: OwnNode, mut told: watch::Receiver<Told>) {
+    let mut wait = Duration::ZERO;
     loop {
         let wanted = told.borrow_and_update().clone();
-        if let Some(change) = node.latest().and_then(|node| wanted.change(&node)) {
-            node.write_status(&change).await;
+        let written = match node.latest().and_then(|node| wanted.change(&node)) {
+            Some(change) => node.write_status(&change).await,
+            None => Ok(()),
+        };
+        if let Err(error) = &written {
+            if wait.is_zero() {
+                tracing::warn!(node = node.name(), error, "cannot write the Node's condition, trying again");
+            }
+            wait = (wait * 2).clamp(FIRST_WAIT, LONGEST_WAIT);
+        } else {
+            wait = Duration::ZERO;
         }
         tokio::select! {
             changed = told.changed() => if changed.is_err() {
                 return;
             },
             () = node.changed() => {}
+            () = tokio::time::sleep(jittered(wait)), if written.is_err() => {}
         }
     }
 }

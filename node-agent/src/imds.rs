@@ -238,7 +238,7 @@ pub async fn poll(
                 } else {
                     tracing::debug!(%error, "still no document");
                 }
-                pause = (pause * 2).min(LONGEST_PAUSE.max(interval));
+                pause = longer(pause, interval);
                 if good_at.0.elapsed() > STALE {
                     gate.close(match good_at.1 {
                         Some(since) => format!("no document since {since:.0}"),
@@ -289,6 +289,11 @@ impl TimerSlots {
         let slots = since.as_millis() / Self::LENGTH.as_millis();
         self.began + Self::LENGTH * u32::try_from(slots).unwrap_or(u32::MAX)
     }
+}
+
+/// The pause after one more error.
+fn longer(pause: Duration, interval: Duration) -> Duration {
+    (pause * 2).min(LONGEST_PAUSE.max(interval))
 }
 
 /// A tenth of spread at most: the service allows five requests a second, and notices must not wait.
@@ -359,6 +364,48 @@ mod tests {
         }
         let soon = Instant::now() + Duration::from_millis(100);
         assert_eq!(slots.near(soon, Duration::from_millis(100)), soon);
+    }
+
+    #[test]
+    fn errors_never_slow_polling_down_beyond_five_seconds() {
+        for (millis, wanted) in [(100, 5_000), (1_000, 5_000), (4_999, 5_000), (60_000, 60_000)] {
+            let interval = Duration::from_millis(millis);
+            let pauses: Vec<_> =
+                std::iter::successors(Some(interval), |pause| Some(longer(*pause, interval)))
+                    .take(20)
+                    .collect();
+            assert!(pauses.is_sorted(), "{pauses:?}");
+            assert_eq!(pauses.last(), Some(&Duration::from_millis(wanted)));
+        }
+    }
+
+    #[tokio::test]
+    async fn an_event_is_approved_in_azures_words_and_a_refusal_is_told() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url: Url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let approver = Imds::new(&url).unwrap().approver();
+        let answers = tokio::spawn(async move {
+            let mut asked = Vec::new();
+            let (mut stream, _) = listener.accept().await.unwrap();
+            for status in ["200 OK", "400 Bad Request"] {
+                let mut request = vec![0; 4096];
+                let mut length = 0;
+                // Head and body may come apart.
+                while !request[..length].ends_with(b"]}") {
+                    length += stream.read(&mut request[length..]).await.unwrap();
+                }
+                asked.push(String::from_utf8_lossy(&request[..length]).to_lowercase());
+                stream.write_all(answer(status, "{}").as_bytes()).await.unwrap();
+            }
+            asked
+        });
+        approver.approve("A-1").await.unwrap();
+        assert!(matches!(approver.approve("A-1").await, Err(PollError::Status(400))));
+        for asked in answers.await.unwrap() {
+            assert!(asked.starts_with("post /metadata/scheduledevents?api-version=2020-07-01 "), "{asked}");
+            assert!(asked.contains("metadata: true"), "{asked}");
+            assert!(asked.ends_with(r#"{"startrequests":[{"eventid":"a-1"}]}"#), "{asked}");
+        }
     }
 
     async fn ask(imds: &mut Imds) -> Result<Option<Document>, PollError> {

@@ -284,28 +284,18 @@ impl OwnNode {
         }
     }
 
-    /// Merges `status` into the Node's status, a few times if need be. Says whether it worked.
-    pub async fn write_status(&self, status: &Value) -> bool {
-        let mut wait = LONGEST_WAIT;
-        for _ in 0..8 {
-            let patch = Patch::Strategic(status);
-            let parameters = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
-            match tokio::time::timeout(TIMEOUT, self.api.patch_status(&self.name, &parameters, &patch)).await
-            {
-                Ok(Ok(node)) => {
-                    self.wrote(node);
-                    return true;
-                }
-                Ok(Err(error)) => {
-                    tracing::debug!(node = %self.name, %error, "cannot write the Node's status");
-                }
-                Err(_) => tracing::debug!(node = %self.name, "no answer to a write of the Node's status"),
+    /// Merges `status` into the Node's status.
+    pub async fn write_status(&self, status: &Value) -> Result<(), String> {
+        let patch = Patch::Strategic(status);
+        let parameters = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
+        match tokio::time::timeout(TIMEOUT, self.api.patch_status(&self.name, &parameters, &patch)).await {
+            Ok(Ok(node)) => {
+                self.wrote(node);
+                Ok(())
             }
-            tokio::time::sleep(jittered(wait)).await;
-            wait *= 2;
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!("no answer in {TIMEOUT:?}")),
         }
-        tracing::warn!(node = %self.name, "the condition on the Node could not be written");
-        false
     }
 
     /// Waits until the watch shows another Node.
