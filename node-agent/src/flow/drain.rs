@@ -52,6 +52,7 @@ impl Flow {
             let PodCounts { evicted, escalated, left } = wanted.pods;
             tracing::info!(
                 event_id = wanted.event_id, node = self.context.node.name(), %reason, evicted, escalated, left,
+                local_storage = report.local_storage, unmanaged = report.unmanaged,
                 took_ms = self.began.elapsed().as_millis() as u64, margin_s = margin, "drain over"
             );
             for pod in &report.left {
@@ -61,8 +62,15 @@ impl Flow {
             if told.as_ref() != Some(&wanted.event_id) {
                 let kind = Kind::read(&wanted.event_type);
                 self.context.metrics.drained(&kind, phase, self.began.elapsed(), margin);
+                // What a user of `kubectl drain` has to agree to beforehand; the VM does not ask.
+                let lost = match (report.local_storage, report.unmanaged) {
+                    (0, 0) => String::new(),
+                    (disk, bare) => {
+                        format!("; {disk} had data on the node's disk, {bare} belong to no controller")
+                    }
+                };
                 let note = format!(
-                    "{evicted} pods evicted, {escalated} deleted past their disruption budget, {left} left (event {})",
+                    "{evicted} pods evicted, {escalated} deleted past their disruption budget, {left} left{lost} (event {})",
                     wanted.event_id
                 );
                 self.announce(phase == Phase::Incomplete, reason, note);
