@@ -8,6 +8,7 @@ mod coexistence;
 mod corner;
 mod crowd;
 mod faults;
+mod jobs;
 mod matrix;
 mod metadata;
 mod notice;
