@@ -97,7 +97,7 @@ fn whatever_the_notice_and_the_budget_every_pod_ends_in_time_or_is_named() {
         let greedy = json!({"metadata": {"annotations": {STOP_AFTER_ANNOTATION: "10m"}},
             "spec": {"terminationGracePeriodSeconds": 600}});
         // Somebody deletes this one already.
-        let early = json!({"metadata": {"annotations": {STOP_AFTER_ANNOTATION: "4s"}}});
+        let early = json!({"metadata": {"annotations": {STOP_AFTER_ANNOTATION: "2s"}}});
         join_all(corner.nodes.iter().enumerate().map(|(row, node)| {
             let (corner, greedy, early) = (&corner, &greedy, &early);
             async move {
@@ -366,7 +366,8 @@ fn an_apiserver_that_is_away_at_any_moment_costs_no_pod() {
         // The fault itself: this long, and neither longer nor shorter.
         tokio::time::sleep(Duration::from_secs(5)).await;
         world.cluster.start_apiserver().await.unwrap();
-        let terms = Terms { may_ask_again: true, ..BY_POLICY };
+        // An apiserver that has just started is slow.
+        let terms = Terms { may_ask_again: true, slack: Duration::from_secs(9), ..BY_POLICY };
         let findings = corner.nodes.iter().zip(&events).zip(Moment::ALL).map(|((node, &event), moment)| {
             let oracle = &oracle;
             async move { (moment, oracle.judge(node, event, terms).await) }
