@@ -158,6 +158,10 @@ impl Groups {
                 None if load.young + load.slow >= MOST_PARKED => Room::Full,
                 None => Room::Yes,
             },
+            // Pods of one controller are likely to share a budget: one that is late already stands for that.
+            Key::Controller(_) if load.young + load.slow > 0 && load.ages.is_some() => {
+                load.ages.map_or(Room::Yes, Room::Until)
+            }
             Key::Controller(_) | Key::Namespace(_) => {
                 if load.fresh + load.young < self.get(key).window {
                     Room::Yes
