@@ -17,6 +17,7 @@ const CRD: &str = include_str!("../../crds/yaml/spotpools.yaml");
 const AGENT_RBAC: &str = include_str!("../../charts/spotpool/rbac/agent.yaml");
 const AGENT_OWN_NODE: &str = include_str!("../../charts/spotpool/rbac/agent-own-node.yaml");
 const AGENT_OWN_PODS: &str = include_str!("../../charts/spotpool/rbac/agent-own-pods.yaml");
+const FLOW_CONTROL: &str = include_str!("../../charts/spotpool/flow-control.yaml");
 const AGENT_DAEMON_SET: &str = include_str!("../manifests/agent-daemonset.yaml");
 
 /// Namespace of the agents.
@@ -111,7 +112,7 @@ impl World {
 async fn install(client: &Client) -> Result<()> {
     let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SYSTEM_NAMESPACE}});
     apply(client, &namespace.to_string(), |_| ()).await?;
-    for manifest in [CRD, AGENT_RBAC, AGENT_OWN_NODE, AGENT_OWN_PODS] {
+    for manifest in [CRD, AGENT_RBAC, AGENT_OWN_NODE, AGENT_OWN_PODS, FLOW_CONTROL] {
         apply(client, manifest, |_| ()).await?;
     }
     Ok(())

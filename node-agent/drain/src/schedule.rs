@@ -238,7 +238,11 @@ impl Schedule {
                 match self.groups.room(key, load) {
                     Room::Yes => {}
                     Room::Full => {
-                        view.hurries |= !matches!(key, Key::Budgets(..));
+                        if !matches!(key, Key::Budgets(..)) {
+                            view.hurries = true;
+                            // More pods than may go unseen: where there is no budget they may all go at once.
+                            view.curious.push(candidate.pod.namespace.clone());
+                        }
                         continue;
                     }
                     Room::Until(time) => {
