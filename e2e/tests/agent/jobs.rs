@@ -54,7 +54,7 @@ fn a_job_that_ignores_disruptions_does_not_pay_with_its_backoff_limit() {
         let first = pods_of("ignores").await.remove(0);
         corner.budget("jobs", 2, 2).await;
 
-        corner.evict(&[node], Duration::from_secs(60)).await;
+        corner.evict(&[node], Duration::from_mins(1)).await;
         let failed_of = async |job: &str| {
             let status = jobs.get(job).await.unwrap().status.unwrap_or_default();
             let failed = status.conditions.unwrap_or_default().into_iter().any(|it| it.type_ == "Failed");
