@@ -101,7 +101,7 @@ fn share_zones(one: &AgentPoolView, other: &AgentPoolView) -> bool {
     one.zones.iter().any(|zone| other.zones.contains(zone))
 }
 
-/// Losses that still count at `now`: halved every [`LOSSES_HALVE`], in whole steps, so that nothing changes in between.
+/// Losses that still count at `now`: halved every six hours, in whole steps, so that nothing changes in between.
 pub fn remaining_losses(losses: &Losses, now: Timestamp) -> u32 {
     let halvings = now.duration_since(losses.at).as_secs().max(0) / LOSSES_HALVE.as_secs();
     losses.count.checked_shr(u32::try_from(halvings).unwrap_or(u32::MAX)).unwrap_or(0)
