@@ -47,8 +47,8 @@ pub struct EvictionNotice {
     /// that one notice tells the operator of all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub doomed: Vec<Doomed>,
-    /// In phase `Incomplete`: pods that the drain could not see off, `namespace/name: why`, at most
-    /// [`MOST_UNFINISHED`].
+    /// Pods that are left shortly before the deadline, and in phase `Incomplete` those that the drain could not see off:
+    /// `namespace/name: why`, at most [`MOST_UNFINISHED`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unfinished: Vec<String>,
 }

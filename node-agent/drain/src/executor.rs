@@ -58,6 +58,7 @@ impl<O: Observer> Drain<'_, O> {
         let (mut local_storage, mut unmanaged) = (0, 0);
         // Whoever keeps these up to date may go away; what is known then still holds.
         let (mut pods_live, mut terms_live, mut holds_live) = (true, true, true);
+        let mut has_said = false;
         loop {
             let terms = self.terms.borrow_and_update().clone();
             let (view, complete) = {
@@ -84,6 +85,12 @@ impl<O: Observer> Drain<'_, O> {
                 return Report { ending, progress, left, local_storage, unmanaged };
             }
 
+            let says_at = terms.says_what_is_left_at(clock.began).map(|time| clock.instant(time));
+            if !has_said && says_at.is_some_and(|time| time <= Instant::now()) {
+                has_said = true;
+                let left = schedule.left(&self.pods.borrow(), &self.holds.borrow(), &budgets);
+                self.observer.nearly_over(&left);
+            }
             for namespace in &view.curious {
                 budgets.follow(self.client, namespace);
             }
@@ -95,6 +102,7 @@ impl<O: Observer> Drain<'_, O> {
 
             let now = Instant::now();
             let wake = view.wake.map_or(gives_up, |wake| wake.min(gives_up));
+            let wake = says_at.filter(|_| !has_said).map_or(wake, |time| wake.min(time));
             let wake = if view.hurries { wake.min(now + HURRY) } else { wake };
             tokio::select! {
                 Some(heard) = flying.next() => {

@@ -16,6 +16,8 @@ const LAST_CALL: Duration = Duration::from_secs(5);
 /// A drain with a deadline goes on this long even if that is nearer or past: the VM often lives a little longer,
 /// and pods that hear of it late are better off than pods that never do.
 pub const LEAST_EFFORT: Duration = Duration::from_secs(10);
+/// The first answers of the API are there after this, unless it is ill.
+const FIRST_ANSWERS: Duration = Duration::from_millis(750);
 /// This long before its deadline a planned event becomes as pressing as a Preempt.
 const NEAR: Duration = Duration::from_mins(1);
 
@@ -54,6 +56,13 @@ impl Terms {
             }
             Self::Voluntary { not_after } => *not_after,
         }
+    }
+
+    /// When to say which pods will be left, so that it is written before the VM goes: half of `reserve` before the
+    /// deadline, but not before their first answers can be there.
+    pub fn says_what_is_left_at(&self, began: Timestamp) -> Option<Timestamp> {
+        let (deadline, policy) = self.deadline()?;
+        Some(earlier(deadline, reserve(policy) / 2).max(later(began, FIRST_ANSWERS)))
     }
 
     /// Whether a blocked pod is asked for as often as can be.

@@ -15,6 +15,11 @@ pub trait Observer {
     fn escalated(&self, pod: &Pod, budgets: &[Budget]) {
         let _ = (pod, budgets);
     }
+    /// Nearly all time is over, and these are still there, `namespace/name: why`: what has to be written before the
+    /// VM goes must be written now. The drain goes on.
+    fn nearly_over(&self, left: &[String]) {
+        let _ = left;
+    }
     /// The numbers changed.
     fn progressed(&self, progress: &Progress) {
         let _ = progress;

@@ -131,15 +131,15 @@ impl Observer for Hears<'_> {
         context.metrics.escalated();
         let event_id = self.flow.wanted.borrow().event_id.clone();
         let names: Vec<&str> = budgets.iter().map(|budget| budget.name.as_str()).collect();
-        let budget = match names.as_slice() {
-            [] => "a disruption budget".to_owned(),
-            names => format!("disruption budget {}", names.join(" and ")),
+        let why = match names.as_slice() {
+            [] => "its eviction was refused or not answered".to_owned(),
+            names => format!("held by disruption budget {}", names.join(" and ")),
         };
         tracing::warn!(
-            event_id, node = context.node.name(), %reason, pod = format_args!("{}/{}", pod.namespace, pod.name), budget,
-            "deleted past its disruption budget"
+            event_id, node = context.node.name(), %reason, pod = format_args!("{}/{}", pod.namespace, pod.name), why,
+            "deleted in place of an eviction"
         );
-        let note = format!("Deleted although held by {budget}: its VM is about to go (event {event_id})");
+        let note = format!("Deleted although {why}: its VM is about to go (event {event_id})");
         context.announcer.pod(pod, reason, note);
         for budget in budgets {
             let note = format!(
@@ -148,6 +148,12 @@ impl Observer for Hears<'_> {
             );
             context.announcer.budget(&pod.namespace, budget, reason, note);
         }
+    }
+
+    fn nearly_over(&self, left: &[String]) {
+        self.flow.wanted.send_modify(|wanted| {
+            wanted.unfinished = left.iter().take(MOST_UNFINISHED).cloned().collect();
+        });
     }
 
     fn progressed(&self, progress: &Progress) {

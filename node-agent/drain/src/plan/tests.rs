@@ -372,3 +372,18 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_is_left_is_said_before_the_vm_goes() {
+    let at_ms = |ms: i64| Timestamp::from_millisecond(NOTICE * 1000 + ms).unwrap();
+    for (deadline, says) in [
+        (30, 29_000), // half of the reserve of 2 s before it
+        (3, 2_000),
+        (1, 750), // not before the first answers can be there
+        (0, 750),
+        (-60, 750),
+    ] {
+        assert_eq!(preempt(deadline).says_what_is_left_at(at(0)), Some(at_ms(says)), "deadline {deadline}");
+    }
+    assert_eq!(Terms::Voluntary { not_after: at(900) }.says_what_is_left_at(at(0)), None);
+}
