@@ -318,8 +318,14 @@ impl<'a> Corner<'a> {
         let events: Api<Event> = Api::all(self.stage.world.client.clone());
         eventually(&format!("an Event {reason} about {about}"), async || {
             let events = events.list(&ListParams::default().fields(&format!("reason={reason}"))).await?;
+            // Other corners have pods of the same names.
+            let is_here = |namespace: &Option<String>| {
+                namespace.as_ref().is_none_or(|namespace| *namespace == self.stage.name)
+            };
             let is_about = |event: &Event| {
-                event.regarding.as_ref().and_then(|regarding| regarding.name.as_deref()) == Some(about)
+                event.regarding.as_ref().is_some_and(|regarding| {
+                    regarding.name.as_deref() == Some(about) && is_here(&regarding.namespace)
+                })
             };
             Ok(events.into_iter().find(is_about))
         })
