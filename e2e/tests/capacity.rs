@@ -328,7 +328,15 @@ fn nodes_go_where_spot_is_cheap_and_calm_and_status_says_why() {
 
         // One more: to the calm one. Three more: none above its price, and the share is kept.
         stage.replicas("p", 2).await.unwrap();
-        stage.status_is("p", "2 ready", |status| status.ready_replicas == 2).await.unwrap();
+        // An agent pool with an operation running would be passed over.
+        let settled = |status: &SpotPoolStatus| {
+            let idle = status
+                .agent_pools
+                .iter()
+                .all(|pool| pool.operation.is_none() && pool.provisioning_state == "Succeeded");
+            idle && status.ready_replicas == 2
+        };
+        stage.status_is("p", "2 ready and nothing under way", settled).await.unwrap();
         assert_eq!(stage.nodes("marketd").await.unwrap().len(), 1);
         stage.replicas("p", 5).await.unwrap();
         let status = stage.status_is("p", "5 ready", |status| status.ready_replicas == 5).await.unwrap();
