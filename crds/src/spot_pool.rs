@@ -30,9 +30,9 @@ use crate::reason::Reason;
         label_selector_path = ".status.selector"
     ),
     printcolumn(name = "Wanted", type_ = "integer", json_path = ".status.replicas",
-        description = "Nodes that the pool keeps"),
+        description = "Units of capacity that the pool keeps"),
     printcolumn(name = "Ready", type_ = "integer", json_path = ".status.readyReplicas",
-        description = "Nodes that are ready for pods and not under notice"),
+        description = "Units that are ready for pods and not under notice"),
     printcolumn(name = "Spot", type_ = "integer", json_path = ".status.capacity.readySpot",
         description = "Of these, on spot VMs"),
     printcolumn(name = "OnDemand", type_ = "integer", json_path = ".status.capacity.readyOnDemand",
@@ -57,7 +57,8 @@ pub struct SpotPoolSpec {
     #[serde(default)]
     pub adoption: Adoption,
 
-    /// Nodes wanted, 0 to 5000. HPA and KEDA may set it through `/scale`.
+    /// Units of capacity wanted, 0 to 5000. A node is worth the `capacityUnits` of its agent pool, which is 1 if
+    /// nothing else is said: then this is the number of nodes. HPA and KEDA may set it through `/scale`.
     #[schemars(range(min = 0, max = 5000))]
     pub replicas: i32,
 
@@ -134,6 +135,14 @@ pub struct AgentPool {
     #[schemars(range(min = 0, max = 1000))]
     pub max_nodes: i32,
 
+    /// How many units of capacity one node of it is worth, 1 to 100. Where agent pools of several sizes take turns,
+    /// say what their nodes are worth to each other, such as 1 for 4 cores and 2 for 8. `replicas`,
+    /// `onDemand.baseline` and `standby.units` count units, and agent pools are compared by their price for a unit;
+    /// every `maxNodes` counts nodes.
+    #[serde(default = "default_capacity_units")]
+    #[schemars(range(min = 1, max = 100))]
+    pub capacity_units: i32,
+
     /// The most that one of its VMs may cost an hour, in the operator's currency, such as `"0.18"`. While its
     /// price is higher, or not known, no new node is asked of it. Azure's own maximum price cannot be changed
     /// once an agent pool exists; this can.
@@ -152,7 +161,7 @@ pub struct Placement {
     #[serde(default)]
     pub strategy: Strategy,
 
-    /// The most of the wanted spot nodes that one agent pool takes as long as another has room, in percent, 1
+    /// The most of the wanted spot capacity that one agent pool takes as long as another has room, in percent, 1
     /// to 100. Losses are correlated: what stands together goes together.
     #[serde(default = "default_max_share_per_pool")]
     #[schemars(range(min = 1, max = 100))]
@@ -177,9 +186,9 @@ pub enum Strategy {
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct OnDemand {
-    /// How many of the wanted nodes are on on-demand VMs, whatever spot does, 0 to 1000. Where more were found at
+    /// How many of the wanted units are on on-demand VMs, whatever spot does, 0 to 1000. Where more were found at
     /// adoption and `adoption` is `Keep`, these. They are no fallback: no limit of `fallback` counts them. If it is
-    /// more than `replicas`, so many nodes are wanted.
+    /// more than `replicas`, so many units are wanted.
     #[serde(default)]
     #[schemars(range(min = 0, max = 1000))]
     pub baseline: i32,
@@ -189,7 +198,7 @@ pub struct OnDemand {
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Standby {
-    /// How many, 0 to 1000. When they are lost, no on-demand is bought in their place, and on-demand is given back only
+    /// How many units, 0 to 1000. When they are lost, no on-demand is bought in their place, and on-demand is given back only
     /// once they are ready again.
     #[serde(default)]
     #[schemars(range(min = 0, max = 1000))]
@@ -359,6 +368,9 @@ pub enum EventResponse {
 fn no_time() -> Duration {
     Duration::from_secs(0)
 }
+fn default_capacity_units() -> i32 {
+    1
+}
 fn default_max_share_per_pool() -> i32 {
     60
 }
@@ -443,11 +455,11 @@ pub struct SpotPoolStatus {
     #[serde(default)]
     pub observed_generation: i64,
 
-    /// Nodes that the pool keeps: the effective wanted number, for `/scale`.
+    /// Units of capacity that the pool keeps: the effective wanted number, for `/scale`.
     #[serde(default)]
     pub replicas: i32,
 
-    /// Nodes that are ready for pods and not under notice.
+    /// Units on nodes that are ready for pods and not under notice.
     #[serde(default)]
     pub ready_replicas: i32,
 
@@ -479,7 +491,7 @@ pub struct SpotPoolStatus {
     pub conditions: Vec<Condition>,
 }
 
-/// Capacity in nodes.
+/// Capacity in units: a node is worth the `capacityUnits` of its agent pool.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Capacity {

@@ -56,6 +56,16 @@ fn what_cannot_be_meant_is_refused_with_what_to_change() {
             "should be less than or equal to 1000",
             spec(&[("agentPools", json!([{"name": "a", "maxNodes": 1001}]))]),
         ),
+        (
+            "p",
+            "should be greater than or equal to 1",
+            spec(&[("agentPools", json!([{"name": "a", "maxNodes": 1, "capacityUnits": 0}]))]),
+        ),
+        (
+            "p",
+            "should be less than or equal to 100",
+            spec(&[("agentPools", json!([{"name": "a", "maxNodes": 1, "capacityUnits": 101}]))]),
+        ),
         ("p", "Required value", spec(&[("fallback", json!({}))])),
         (
             "p",

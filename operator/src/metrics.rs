@@ -58,7 +58,11 @@ impl Metrics {
         registry.register("azure_requests", "Requests to Azure by result", metrics.azure_requests.clone());
         registry.register("actions", "Actions carried out by reason", metrics.actions.clone());
         registry.register("reconciles", "Reconciliations by result", metrics.reconciles.clone());
-        registry.register("pool_nodes", "Nodes of a SpotPool by state", metrics.pool_nodes.clone());
+        registry.register(
+            "pool_nodes",
+            "Capacity of a SpotPool by state, in units; fallback in nodes",
+            metrics.pool_nodes.clone(),
+        );
         registry.register_with_unit(
             "notice_to_request",
             "From an agent's notice to Azure's acceptance of replacement capacity",

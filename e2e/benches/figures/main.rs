@@ -9,6 +9,7 @@ mod machine;
 mod mass;
 mod nodes;
 mod notice;
+mod plan;
 mod raw;
 mod report;
 mod storm;
@@ -63,9 +64,11 @@ fn main() -> ExitCode {
 
 fn all(args: &Args) -> Result<bool> {
     let mut report = Report::new(args.filter.clone());
+    plan::measure(&mut report)?;
     arm::measure(&mut report)?;
     // These need no cluster.
-    if !args.filter.as_ref().is_some_and(|filter| filter.starts_with("arm_")) {
+    let bare = |filter: &String| filter.starts_with("arm_") || filter.starts_with("plan_");
+    if !args.filter.as_ref().is_some_and(bare) {
         spotpool_e2e::run(figures(&mut report))?;
     }
     Ok(report.missed() == 0)

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod units;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 

@@ -10,6 +10,7 @@ use spotpool_crds::voluntary_drain::{DrainPhase, DrainReason};
 use crate::plan::{Action, Draft, Memory, Relapses, Situation, kept, later};
 use crate::ranking::rank;
 use crate::snapshot::NodeView;
+use crate::units::removable;
 
 /// An agent that has not answered this long after `notAfter` does not live.
 const AGENT_SILENCE: SignedDuration = SignedDuration::from_secs(60);
@@ -53,7 +54,7 @@ fn stabilization(situation: &Situation<'_>, memory: &Memory) -> SignedDuration {
 /// The voluntary drains that are under way.
 pub(crate) struct Drains<'a> {
     /// Draining or drained, and still asked for.
-    open: Vec<(&'a NodeView, Role)>,
+    open: Vec<(&'a NodeView, Role, u32)>,
     failed: Vec<&'a NodeView>,
 }
 
@@ -75,25 +76,25 @@ impl<'a> Drains<'a> {
                 if given_up {
                     drains.failed.push(node);
                 } else {
-                    drains.open.push((node, role));
+                    drains.open.push((node, role, pool.units));
                 }
             }
         }
         // Those that have got least far are taken back first.
-        drains.open.sort_by_key(|(node, _)| {
+        drains.open.sort_by_key(|(node, ..)| {
             (node.drain.as_ref().map(|drain| drain.phase == Some(DrainPhase::Drained)), node.name.clone())
         });
         drains
     }
 
-    /// Takes back up to `needed` requests on nodes of `role`: quicker than any new machine.
+    /// Takes back requests on nodes of `role` until they are worth `needed` units: quicker than any new machine.
     pub fn withdraw(&mut self, role: Role, needed: u32, draft: &mut Draft) -> u32 {
         let mut taken = 0;
-        self.open.retain(|(node, of)| {
-            if *of != role || taken == needed {
+        self.open.retain(|(node, of, units)| {
+            if *of != role || taken >= needed {
                 return true;
             }
-            taken += 1;
+            taken += units;
             draft.step(
                 Reason::NodeNeededAgain,
                 Some(&node.agent_pool),
@@ -146,11 +147,11 @@ fn return_drained(situation: &Situation<'_>, drains: &Drains<'_>, draft: &mut Dr
         let mut nodes: Vec<String> = drains
             .open
             .iter()
-            .filter(|(node, _)| node.agent_pool == pool.name)
-            .filter(|(node, _)| {
+            .filter(|(node, ..)| node.agent_pool == pool.name)
+            .filter(|(node, ..)| {
                 node.drain.as_ref().is_some_and(|drain| drain.phase == Some(DrainPhase::Drained))
             })
-            .map(|(node, _)| node.name.clone())
+            .map(|(node, ..)| node.name.clone())
             .collect();
         if nodes.is_empty() {
             continue;
@@ -215,7 +216,7 @@ fn request_drains(situation: &Situation<'_>, fallback_wanted: u32, drains: &Drai
     let returned: usize = draft.actions.iter().map(Action::machines_deleted).sum();
     let under_way = drains.open.len() - returned;
     let mut slots = (spec.failback.max_concurrent.max(1) as usize).saturating_sub(under_way);
-    for (node, role) in candidates {
+    for (node, role, units) in candidates {
         if slots == 0 {
             break;
         }
@@ -234,10 +235,8 @@ fn request_drains(situation: &Situation<'_>, fallback_wanted: u32, drains: &Drai
             continue;
         }
         if node.ready {
-            if spare == 0 {
-                continue;
-            }
-            spare -= 1;
+            let Some(left) = spare.checked_sub(units) else { continue };
+            spare = left;
         }
         slots -= 1;
         if role == Role::OnDemand {
@@ -254,14 +253,16 @@ fn request_drains(situation: &Situation<'_>, fallback_wanted: u32, drains: &Drai
 }
 
 /// Nodes beyond need, in the order in which they go: bought on-demand nodes, oldest first, then spot nodes,
-/// those that do not work first, then those of the agent pool that ranks lowest, the youngest first.
-fn surplus<'a>(situation: &Situation<'a>, fallback_wanted: u32) -> Vec<(&'a NodeView, Role)> {
+/// those that do not work first, then those of the agent pool that ranks lowest, the youngest first. A node whose
+/// units are needed in part is needed.
+fn surplus<'a>(situation: &Situation<'a>, fallback_wanted: u32) -> Vec<(&'a NodeView, Role, u32)> {
     let Situation { spec, snapshot, tally, .. } = situation;
     let mut on_demand = Vec::new();
     let mut spot = Vec::new();
     for pool in &snapshot.agent_pools {
-        let mut nodes: Vec<_> = pool.nodes.iter().filter(|node| node.stays()).collect();
-        nodes.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
+        let staying = pool.nodes.iter().filter(|node| node.stays());
+        let mut nodes: Vec<_> = staying.map(|node| (node, pool.units)).collect();
+        nodes.sort_by(|(a, _), (b, _)| (a.created, &a.name).cmp(&(b.created, &b.name)));
         match pool.role {
             Ok(Role::OnDemand) => {
                 // Those found at adoption are the oldest.
@@ -271,17 +272,20 @@ fn surplus<'a>(situation: &Situation<'a>, fallback_wanted: u32) -> Vec<(&'a Node
             Err(_) => {}
         }
     }
-    on_demand.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
+    on_demand.sort_by(|(a, _), (b, _)| (a.created, &a.name).cmp(&(b.created, &b.name)));
     let places: HashMap<&str, usize> = rank(&spec.placement, snapshot, Role::Spot, situation.now)
         .into_iter()
         .map(|rank| (snapshot.agent_pools[rank.pool].name.as_str(), rank.position))
         .collect();
     let place = |node: &NodeView| places.get(node.agent_pool.as_str()).copied();
-    spot.sort_by(|a, b| {
+    spot.sort_by(|(a, _), (b, _)| {
         (a.ready, place(b), b.created, &a.name).cmp(&(b.ready, place(a), a.created, &b.name))
     });
-    let too_much_on_demand = tally.on_demand_have.saturating_sub(tally.base + fallback_wanted) as usize;
-    let too_much_spot = tally.spot_have.saturating_sub(tally.spot_target) as usize;
-    let on_demand = on_demand.into_iter().take(too_much_on_demand).map(|node| (node, Role::OnDemand));
-    on_demand.chain(spot.into_iter().take(too_much_spot).map(|node| (node, Role::Spot))).collect()
+    let too_much_on_demand = tally.on_demand_have.saturating_sub(tally.base + fallback_wanted);
+    let too_much_spot = tally.spot_have.saturating_sub(tally.spot_target);
+    let of = |nodes: Vec<(&'a NodeView, u32)>, role, too_much| {
+        let go = removable(nodes.into_iter(), |(_, units)| *units, too_much);
+        go.into_iter().map(move |(node, units)| (node, role, units))
+    };
+    of(on_demand, Role::OnDemand, too_much_on_demand).chain(of(spot, Role::Spot, too_much_spot)).collect()
 }

@@ -4,7 +4,7 @@ use spotpool_crds::Reason;
 
 use crate::plan::{Draft, Memory, Situation, later};
 
-/// What spot, and the on-demand that is always there, do not carry.
+/// What spot, and the on-demand that is always there, do not carry, in units.
 pub(crate) struct Shortfall {
     /// Was there once and is not ready now. A spot node on its way counts for nothing until it is Ready.
     pub lost: u32,
@@ -34,25 +34,25 @@ impl Shortfall {
 
 /// How much on-demand there should be beyond the base.
 pub(crate) struct Fallback {
-    /// Nodes that should stand in now.
-    pub nodes: u32,
+    /// Units that should stand in now.
+    pub units: u32,
     /// Nodes that may be bought without passing `fallback.maxNodes`, counting all that run or are on their
     /// way, those that leave included.
     pub may_buy: u32,
 }
 
 pub(crate) fn decide(situation: &Situation<'_>, shortfall: &Shortfall, draft: &mut Draft) -> Fallback {
-    let (tally, now) = (&situation.tally, situation.now);
+    let now = situation.now;
     let short = shortfall.lost + shortfall.growth_on_its_way + shortfall.growth_refused;
     let Some(fallback) = &situation.spec.fallback else {
         if shortfall.lost + shortfall.growth_refused > 0 {
             draft.step(
                 Reason::FallbackAtLimit,
                 None,
-                format!("{short} nodes short and no fallback configured: set spec.fallback.maxNodes to allow on-demand"),
+                format!("{short} units short and no fallback configured: set spec.fallback.maxNodes to allow on-demand"),
             );
         }
-        return Fallback { nodes: 0, may_buy: 0 };
+        return Fallback { units: 0, may_buy: 0 };
     };
 
     let mut due = 0;
@@ -61,27 +61,28 @@ pub(crate) fn decide(situation: &Situation<'_>, shortfall: &Shortfall, draft: &m
         (shortfall.growth_refused, draft.memory.growth_since, fallback.after, "refused"),
         (shortfall.growth_on_its_way, draft.memory.growth_since, fallback.growth_after, "growth"),
     ];
-    for (nodes, since, wait, what) in parts.into_iter().filter(|(nodes, ..)| *nodes > 0) {
+    for (units, since, wait, what) in parts.into_iter().filter(|(units, ..)| *units > 0) {
         let from = since.map_or(now, |since| later(since, wait));
         if from <= now {
-            due += nodes;
+            due += units;
         } else {
             draft.wake_at(from);
             draft.step(
                 Reason::WaitingForSpot,
                 None,
-                format!("{nodes} nodes short ({what}): on-demand from {from:.0} unless spot is ready before"),
+                format!("{units} units short ({what}): on-demand from {from:.0} unless spot is ready before"),
             );
         }
     }
 
     let limit = fallback.max_nodes.max(0) as u32;
-    if due > limit {
-        draft.step(
-            Reason::FallbackAtLimit,
-            None,
-            format!("{due} nodes should fall back, fallback.maxNodes is {limit}"),
-        );
-    }
-    Fallback { nodes: due.min(limit), may_buy: limit.saturating_sub(tally.fallback_committed()) }
+    Fallback { units: due, may_buy: limit.saturating_sub(situation.tally.fallback_nodes) }
+}
+
+/// Says what `fallback.maxNodes` keeps from being bought.
+pub(crate) fn explain_limit(situation: &Situation<'_>, units: u32, draft: &mut Draft) {
+    let Some(fallback) = situation.spec.fallback.as_ref().filter(|_| units > 0) else { return };
+    let limit = fallback.max_nodes;
+    let message = format!("{units} units more should fall back, fallback.maxNodes is {limit}");
+    draft.step(Reason::FallbackAtLimit, None, message);
 }

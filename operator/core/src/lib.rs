@@ -12,6 +12,7 @@ mod placement;
 mod plan;
 pub mod ranking;
 mod snapshot;
+mod units;
 
 pub use plan::{Action, Memory, Plan, Relapses, plan};
 pub use snapshot::{AgentPoolView, DrainView, Losses, Market, NodeView, Score, Snapshot};

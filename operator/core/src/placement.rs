@@ -1,5 +1,7 @@
 //! Which agent pools take new machines.
 
+use std::cmp::Ordering;
+
 use jiff::Timestamp;
 use rust_decimal::Decimal;
 use spotpool_crds::Reason;
@@ -7,6 +9,7 @@ use spotpool_crds::spot_pool::{Placement as Policy, Role};
 
 use crate::ranking::{Rank, likeness, rank, with_concentration};
 use crate::snapshot::{AgentPoolView, Snapshot};
+use crate::units::waste;
 
 /// New machines for one agent pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,73 +20,97 @@ pub(crate) struct Placed {
     pub new: u32,
 }
 
+/// What is missing of one role.
+#[derive(Clone, Debug)]
+pub(crate) struct Need {
+    role: Role,
+    /// Units that are missing.
+    units: u32,
+    /// Units of the role that there should be in all.
+    target: u32,
+    /// Units for which `most` does not hold.
+    exempt: u32,
+    /// Most machines beyond those.
+    most: u32,
+}
+
+impl Need {
+    /// Spot.
+    pub fn spot(units: u32, target: u32) -> Self {
+        Self { role: Role::Spot, units, target, exempt: u32::MAX, most: u32::MAX }
+    }
+
+    /// On-demand: `for_base` of the `units` whatever the limit, `may_buy` machines for the rest.
+    pub fn on_demand(units: u32, for_base: u32, may_buy: u32) -> Self {
+        Self { role: Role::OnDemand, units, target: units, exempt: for_base, most: may_buy }
+    }
+}
+
 /// What could be placed, and why not all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Placement {
     pub placed: Vec<Placed>,
-    /// What no agent pool can take now.
+    /// What the placed machines are worth.
+    pub units: u32,
+    /// Machines among them that count against the limit.
+    pub limited: u32,
+    /// Units that the limit leaves out.
+    pub over_limit: u32,
+    /// Units that no agent pool can take now.
     pub unplaced: u32,
     /// Agent pools that were passed over, with the reason.
     pub passed_over: Vec<(usize, Reason)>,
 }
 
-impl Placement {
-    pub fn total(&self) -> u32 {
-        self.placed.iter().map(|placed| placed.new).sum()
-    }
-}
-
 struct Candidate {
     rank: Rank,
+    /// Index among all of the role.
+    place: usize,
     losing: bool,
-    /// Machines that stay or are on their way, those placed here included.
+    /// What one machine is worth.
+    units: u32,
+    /// Units that stay or are on their way, those placed here included.
     stands: u32,
-    /// Machines of all agent pools, by how likely they go when one of these goes.
+    /// Units of all agent pools, by how likely they go when one of these goes.
     together: f64,
     room: u32,
     new: u32,
 }
 
-/// Gives `wanted` new machines of `role`, one after another, to the best agent pool that can take a write now;
-/// `target` is how many of the role there should be in all.
+/// Gives what is needed, machine after machine, to the best agent pool that can take a write now.
 ///
-/// An agent pool that is losing nodes right now comes last, and one that has its share of `target` comes after those
+/// An agent pool that is losing nodes right now comes last, and one that has its share of the target comes after those
 /// that have not. A busy or avoided agent pool is passed over, never waited for: an emergency cannot wait.
-pub(crate) fn place(
-    policy: &Policy,
-    snapshot: &Snapshot,
-    role: Role,
-    wanted: u32,
-    target: u32,
-    now: Timestamp,
-) -> Placement {
-    let mut placement = Placement { unplaced: wanted, ..Placement::default() };
-    if wanted == 0 {
+pub(crate) fn place(policy: &Policy, snapshot: &Snapshot, need: &Need, now: Timestamp) -> Placement {
+    let mut placement = Placement { unplaced: need.units, ..Placement::default() };
+    if need.units == 0 {
         return placement;
     }
     let pools = &snapshot.agent_pools;
-    let ranks = rank(policy, snapshot, role, now);
+    let ranks = rank(policy, snapshot, need.role, now);
     let standing: Vec<(usize, u32)> = ranks
         .iter()
         .map(|rank| {
             let pool = &pools[rank.pool];
-            let staying = pool.staying();
-            (rank.pool, staying + pool.creating())
+            (rank.pool, (pool.staying() + pool.creating()) * pool.units)
         })
         .collect();
-    let mut all: u32 = standing.iter().map(|(_, machines)| machines).sum();
+    // Asked again and again below, once for each machine.
+    let alike: Vec<Vec<f64>> = standing
+        .iter()
+        .map(|(one, _)| standing.iter().map(|(other, _)| likeness(&pools[*one], &pools[*other])).collect())
+        .collect();
+    let mut all: u32 = standing.iter().map(|(_, units)| units).sum();
     let mut candidates = Vec::new();
-    for (rank, (_, stands)) in ranks.into_iter().zip(&standing) {
+    for (place, (rank, (_, stands))) in ranks.into_iter().zip(&standing).enumerate() {
         let pool = &pools[rank.pool];
-        let committed = pool.committed();
-        match room(pool, committed, pool.creating(), now) {
+        match room(pool, pool.committed(), pool.creating(), now) {
             Ok(room) => candidates.push(Candidate {
                 losing: pool.nodes.iter().any(|node| node.noticed.is_some()),
+                units: pool.units,
                 stands: *stands,
-                together: standing
-                    .iter()
-                    .map(|(other, n)| likeness(pool, &pools[*other]) * f64::from(*n))
-                    .sum(),
+                place,
+                together: standing.iter().zip(&alike[place]).map(|((_, n), like)| like * f64::from(*n)).sum(),
                 room,
                 new: 0,
                 rank,
@@ -91,10 +118,19 @@ pub(crate) fn place(
             Err(reason) => placement.passed_over.push((rank.pool, reason)),
         }
     }
-    let share = share(policy, role, target);
+    let share = share(policy, need.role, need.target);
     while placement.unplaced > 0 {
-        let cost = |it: &Candidate| with_concentration(policy, it.rank.cost, it.together, all);
-        let class = |it: &Candidate| (it.losing, it.stands >= share);
+        let is_limited = placement.units >= need.exempt;
+        if is_limited && placement.limited == need.most {
+            placement.over_limit = std::mem::take(&mut placement.unplaced);
+            break;
+        }
+        let missing = placement.unplaced;
+        let cost = |it: &Candidate| {
+            let cost = with_concentration(policy, it.rank.cost, it.together, all);
+            cost * waste(policy.strategy, it.units, missing)
+        };
+        let class = |it: &Candidate| (it.losing, it.stands + it.units.min(missing) > share);
         let best =
             candidates.iter().enumerate().filter(|(_, it)| it.new < it.room).min_by(|(_, a), (_, b)| {
                 let by_class = class(a).cmp(&class(b));
@@ -102,15 +138,19 @@ pub(crate) fn place(
                 by_cost.then(a.stands.cmp(&b.stands)).then(a.rank.pool.cmp(&b.rank.pool))
             });
         let Some(chosen) = best.map(|(index, _)| index) else { break };
+        let units = candidates[chosen].units;
         candidates[chosen].new += 1;
-        candidates[chosen].stands += 1;
-        let own = &pools[candidates[chosen].rank.pool];
+        candidates[chosen].stands += units;
+        let like = &alike[candidates[chosen].place];
         for candidate in &mut candidates {
-            candidate.together += likeness(&pools[candidate.rank.pool], own);
+            candidate.together += like[candidate.place] * f64::from(units);
         }
-        all += 1;
-        placement.unplaced -= 1;
+        all += units;
+        placement.units += units;
+        placement.limited += u32::from(is_limited);
+        placement.unplaced = missing.saturating_sub(units);
     }
+    drop_needless(need, &mut candidates, &mut placement);
     placement.placed = candidates
         .into_iter()
         .filter(|candidate| candidate.new > 0)
@@ -121,7 +161,26 @@ pub(crate) fn place(
     placement
 }
 
-/// How many of `target` one agent pool takes before the others. On-demand is not taken back: no share there.
+/// The last machine may bring more than was missing: smaller ones that were placed before are not needed then, the
+/// dearest first.
+fn drop_needless(need: &Need, candidates: &mut [Candidate], placement: &mut Placement) {
+    let mut excess = placement.units.saturating_sub(need.units);
+    candidates.sort_by(|one, other| {
+        let by_cost = (one.losing, one.rank.cost).partial_cmp(&(other.losing, other.rank.cost));
+        by_cost.unwrap_or(Ordering::Equal).then(one.rank.pool.cmp(&other.rank.pool)).reverse()
+    });
+    let mut machines = 0;
+    for candidate in candidates {
+        let needless = (excess / candidate.units).min(candidate.new);
+        candidate.new -= needless;
+        machines += candidate.new;
+        excess -= needless * candidate.units;
+        placement.units -= needless * candidate.units;
+    }
+    placement.limited = placement.limited.min(machines);
+}
+
+/// How many units of `target` one agent pool takes before the others. On-demand is not taken back: no share there.
 fn share(policy: &Policy, role: Role, target: u32) -> u32 {
     match role {
         Role::OnDemand => u32::MAX,

@@ -10,9 +10,10 @@ use spotpool_crds::{Duration, Reason};
 use crate::counts;
 use crate::failback::{self, Drains};
 use crate::fallback::{self, Shortfall};
-use crate::placement::{Placement, place};
+use crate::placement::{Need, Placement, place};
 use crate::ranking::{Rank, losses, rank};
-use crate::snapshot::{AgentPoolView, Losses, Snapshot};
+use crate::snapshot::{AgentPoolView, Losses, NodeView, Snapshot};
+use crate::units;
 
 /// One thing to do. At most one write to an agent pool in a plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -135,7 +136,7 @@ pub struct Plan {
     pub steps: Vec<PlanStep>,
     /// The capacity in numbers.
     pub capacity: Capacity,
-    /// Spot nodes that should exist.
+    /// Units that should exist on spot.
     pub spot_target: u32,
     /// On-demand nodes beyond the kept ones, running or on their way.
     pub fallback_nodes: u32,
@@ -157,24 +158,25 @@ pub(crate) struct Situation<'a> {
     pub now: Timestamp,
 }
 
-/// Counts over the snapshot. Nodes under notice or asked to drain count in none but `evicting`.
+/// Counts over the snapshot, in units. Nodes under notice or asked to drain count in none but `evicting`.
 pub(crate) struct Tally {
     pub wanted: u32,
-    /// On-demand nodes that there should always be: the baseline, or those found at adoption if these are more.
+    /// On-demand that there should always be: the baseline, or what was found at adoption if that is more.
     pub base: u32,
-    /// Spot nodes beyond the wanted ones.
+    /// Spot beyond what is wanted.
     pub standby: u32,
     pub spot_target: u32,
-    /// Spot nodes that stay, and those on their way.
+    /// Spot that stays, and that is on its way.
     pub spot_have: u32,
     pub spot_ready: u32,
     /// The same for on-demand, those of the base included.
     pub on_demand_have: u32,
     pub on_demand_ready: u32,
-    /// On-demand machines that are asked for or boot.
+    /// On-demand that is asked for or boots.
     pub on_demand_coming: u32,
-    /// On-demand machines that may come to exist or still do, leaving ones included: what is paid for.
-    pub on_demand_committed: u32,
+    /// On-demand machines that stand in for spot, those that leave included as long as they are paid for. Machines,
+    /// not units.
+    pub fallback_nodes: u32,
     pub creating: u32,
     pub evicting: u32,
 }
@@ -182,7 +184,7 @@ pub(crate) struct Tally {
 impl Tally {
     fn of(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Self {
         let wanted = spec.replicas.max(spec.on_demand.baseline).max(0) as u32;
-        let mut kept_nodes = 0;
+        let mut kept_units = 0;
         let mut tally = Self {
             wanted,
             base: 0,
@@ -193,48 +195,41 @@ impl Tally {
             on_demand_have: 0,
             on_demand_ready: 0,
             on_demand_coming: 0,
-            on_demand_committed: 0,
+            fallback_nodes: 0,
             creating: 0,
             evicting: 0,
         };
         for pool in &snapshot.agent_pools {
-            let stay = pool.staying();
-            let ready = pool.nodes.iter().filter(|node| node.serves()).count() as u32;
-            let creating = pool.creating();
-            tally.evicting += pool.nodes.iter().filter(|node| node.noticed.is_some()).count() as u32;
+            let stay = pool.staying() * pool.units;
+            let ready = pool.units_of(NodeView::serves);
+            let creating = pool.creating() * pool.units;
+            tally.evicting += pool.units_of(|node| node.noticed.is_some());
             match pool.role {
                 Ok(Role::Spot) => {
                     tally.spot_have += stay + creating;
                     tally.spot_ready += ready;
                 }
                 Ok(Role::OnDemand) => {
-                    kept_nodes += kept(spec, pool).min(stay);
-                    let booting = pool.nodes.iter().filter(|node| node.is_booting(now)).count() as u32;
+                    kept_units += kept(spec, pool).min(pool.staying()) * pool.units;
+                    let booting = pool.units_of(|node| node.is_booting(now));
                     tally.on_demand_coming += creating + booting;
                     tally.on_demand_have += stay + creating;
                     tally.on_demand_ready += ready;
-                    tally.on_demand_committed += pool.committed();
                 }
                 Err(_) => continue,
             }
             tally.creating += creating;
         }
-        tally.base = kept_nodes.max(spec.on_demand.baseline.max(0) as u32);
+        tally.base = kept_units.max(spec.on_demand.baseline.max(0) as u32);
         tally.spot_target = wanted.saturating_sub(tally.base) + tally.standby;
+        let on_demand = snapshot.agent_pools.iter().filter(|pool| pool.role == Ok(Role::OnDemand));
+        tally.fallback_nodes = units::fallback_nodes(spec, on_demand, tally.base);
         tally
     }
 
-    /// On-demand machines that the base lacks.
+    /// On-demand that the base lacks.
     pub fn base_missing(&self) -> u32 {
         self.base.saturating_sub(self.on_demand_have)
-    }
-
-    /// On-demand machines that stand in for spot and are paid for. Of those that leave, as many as the base lacks were
-    /// of the base.
-    pub fn fallback_committed(&self) -> u32 {
-        let leaving = self.on_demand_committed.saturating_sub(self.on_demand_have);
-        let of_base = self.on_demand_have.min(self.base) + leaving.min(self.base_missing());
-        self.on_demand_committed.saturating_sub(of_base)
     }
 
     pub fn ready(&self) -> u32 {
@@ -294,30 +289,33 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
     let mut drains = Drains::of(&situation);
     let missing_spot = tally.spot_target.saturating_sub(tally.spot_have);
     let regained_spot = drains.withdraw(Role::Spot, missing_spot, &mut draft);
-    let spot =
-        place(&spec.placement, snapshot, Role::Spot, missing_spot - regained_spot, tally.spot_target, now);
+    let need = Need::spot(missing_spot.saturating_sub(regained_spot), tally.spot_target);
+    let spot = place(&spec.placement, snapshot, &need, now);
     let spot_reason = if tally.evicting > 0 { Reason::ReplaceEvicted } else { Reason::SpotBelowTarget };
     request(&situation, &spot, spot_reason, &mut draft);
 
-    let shortfall = Shortfall::of(&situation, spot.total() + regained_spot, &mut draft.memory);
+    let shortfall = Shortfall::of(&situation, spot.units + regained_spot, &mut draft.memory);
     let fallback = fallback::decide(&situation, &shortfall, &mut draft);
-    let missing_on_demand = (tally.base + fallback.nodes).saturating_sub(tally.on_demand_have);
+    let missing_on_demand = (tally.base + fallback.units).saturating_sub(tally.on_demand_have);
     let regained_on_demand = drains.withdraw(Role::OnDemand, missing_on_demand, &mut draft);
     let for_base = tally.base_missing().saturating_sub(regained_on_demand);
-    let to_buy = (missing_on_demand - regained_on_demand).min(for_base + fallback.may_buy);
-    let on_demand = place(&spec.placement, snapshot, Role::OnDemand, to_buy, to_buy, now);
-    let reason = if to_buy > for_base { Reason::FallbackForShortfall } else { Reason::OnDemandBelowBaseline };
+    let to_buy = missing_on_demand.saturating_sub(regained_on_demand);
+    let on_demand =
+        place(&spec.placement, snapshot, &Need::on_demand(to_buy, for_base, fallback.may_buy), now);
+    let is_fallback = on_demand.limited > 0;
+    let reason = if is_fallback { Reason::FallbackForShortfall } else { Reason::OnDemandBelowBaseline };
     request(&situation, &on_demand, reason, &mut draft);
+    fallback::explain_limit(&situation, on_demand.over_limit, &mut draft);
 
-    failback::decide(&situation, fallback.nodes, &drains, &mut draft);
+    failback::decide(&situation, fallback.units, &drains, &mut draft);
     counts::correct(&situation, &mut draft);
 
-    let fallback_nodes = tally.fallback_committed() + on_demand.total().saturating_sub(for_base);
-    if on_demand.total() > for_base || regained_on_demand > 0 {
+    let fallback_nodes = tally.fallback_nodes + on_demand.limited;
+    if is_fallback || regained_on_demand > 0 {
         failback::note_relapse(&situation, &mut draft);
     }
     draft.memory.fallback_since = (fallback_nodes > 0).then(|| draft.memory.fallback_since.unwrap_or(now));
-    let capacity = capacity(tally, &draft.memory, spot.total() + on_demand.total());
+    let capacity = capacity(tally, &draft.memory, spot.units + on_demand.units);
     conclude(spec, &capacity, &mut draft);
 
     let ranks = [Role::Spot, Role::OnDemand]
@@ -397,7 +395,7 @@ fn request(situation: &Situation<'_>, placement: &Placement, reason: Reason, dra
     draft.step(
         Reason::NoCandidateWithRoom,
         None,
-        format!("{} nodes wanted that no agent pool can take now", placement.unplaced),
+        format!("{} units wanted that no agent pool can take now", placement.unplaced),
     );
 }
 

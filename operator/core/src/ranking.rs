@@ -1,6 +1,6 @@
 //! Which agent pool is the better place for the next machine, and why.
 //!
-//! A candidate's *effective cost* is its price an hour times what evictions add to it:
+//! A candidate's *effective cost* is its price an hour for a unit of capacity times what evictions add to it:
 //! `price × (1 + evictions an hour × EVICTION_COSTS) × score`. Evictions an hour are Azure's band for the size,
 //! corrected by what was lost here lately. Losses are correlated, so `Balanced` also makes each further machine
 //! dearer the more of the capacity already stands where the same failure would take it.
@@ -50,7 +50,7 @@ pub struct Rank {
 /// Weighs the agent pools of `role`, best first.
 pub(crate) fn rank(policy: &Policy, snapshot: &Snapshot, role: Role, now: Timestamp) -> Vec<Rank> {
     let of_role = || snapshot.agent_pools.iter().enumerate().filter(move |(_, pool)| pool.role == Ok(role));
-    let dearest = of_role().filter_map(|(_, pool)| pool.market.hourly_price).max();
+    let dearest = of_role().filter_map(|(_, pool)| unit_price(pool)).max();
     let mut ranks: Vec<Rank> = of_role()
         .map(|(index, pool)| {
             let facts = Facts::of(snapshot, pool, role, dearest, now);
@@ -72,7 +72,12 @@ pub(crate) fn rank(policy: &Policy, snapshot: &Snapshot, role: Role, now: Timest
     ranks
 }
 
-/// What one more machine costs where `together` of `all` machines would go with it.
+/// Price of one unit an hour.
+fn unit_price(pool: &AgentPoolView) -> Option<Decimal> {
+    Some(pool.market.hourly_price? / Decimal::from(pool.units))
+}
+
+/// What one more unit costs where `together` of `all` units would go with it.
 pub(crate) fn with_concentration(policy: &Policy, cost: f64, together: f64, all: u32) -> f64 {
     if policy.strategy != Strategy::Balanced || all == 0 {
         return cost;
@@ -143,7 +148,7 @@ impl Facts {
         now: Timestamp,
     ) -> Self {
         // A price that nobody knows is the highest of those that are known, never zero.
-        let price = pool.market.hourly_price.or(dearest).and_then(|price| price.to_f64()).unwrap_or(1.0);
+        let price = unit_price(pool).or(dearest).and_then(|price| price.to_f64()).unwrap_or(1.0);
         let is_price_assumed = pool.market.hourly_price.is_none();
         if role == Role::OnDemand {
             return Self { price, is_price_assumed, rate: 0.0, lost: 0, score: 1.0, distrust: 1.0 };
@@ -182,6 +187,7 @@ impl Facts {
 
     fn words(&self, pool: &AgentPoolView, role: Role) -> String {
         let mut words = match pool.market.hourly_price {
+            Some(price) if pool.units > 1 => format!("{price} an hour for {} units", pool.units),
             Some(price) => format!("{price} an hour"),
             None if self.is_price_assumed => "price not known".to_owned(),
             None => String::new(),

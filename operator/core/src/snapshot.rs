@@ -28,6 +28,8 @@ pub struct AgentPoolView {
     pub name: String,
     /// Most machines that may exist in it.
     pub max_nodes: u32,
+    /// What one of its nodes is worth.
+    pub units: u32,
     /// What it sells, or why it must not be used.
     pub role: Result<Role, Reason>,
     /// Azure's `count`. May be stale after evictions: [`Self::machines`] is the truth.
@@ -60,6 +62,33 @@ pub struct AgentPoolView {
     pub refused_at: Option<Timestamp>,
     /// Its nodes, in any order.
     pub nodes: Vec<NodeView>,
+}
+
+impl Default for AgentPoolView {
+    /// Without a name, machines, room, or an answer of Azure's; its nodes are worth one unit.
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            max_nodes: 0,
+            units: 1,
+            role: Err(Reason::AzureUnreachable),
+            count: 0,
+            machines: Vec::new(),
+            count_stale_since: None,
+            listed: 0,
+            busy: false,
+            operation: None,
+            avoided_until: None,
+            kept: 0,
+            vm_size: String::new(),
+            zones: Vec::new(),
+            market: Market::default(),
+            max_hourly_price: None,
+            losses: None,
+            refused_at: None,
+            nodes: Vec::new(),
+        }
+    }
 }
 
 /// What is known of an agent pool's price, evictions and capacity.
@@ -152,6 +181,11 @@ impl AgentPoolView {
     /// Nodes that are neither under notice nor asked to leave.
     pub(crate) fn staying(&self) -> u32 {
         self.nodes.iter().filter(|node| node.stays()).count() as u32
+    }
+
+    /// What those of its nodes are worth that `count`.
+    pub(crate) fn units_of(&self, count: impl Fn(&NodeView) -> bool) -> u32 {
+        self.nodes.iter().filter(|node| count(node)).count() as u32 * self.units
     }
 
     /// Machines that exist: every node that is there, and every listed machine that is no node yet.

@@ -6,7 +6,7 @@ mod world;
 
 use proptest::prelude::*;
 use spotpool_core::plan;
-use spotpool_crds::spot_pool::Role::{OnDemand, Spot};
+use spotpool_crds::spot_pool::Role::{self, OnDemand, Spot};
 use world::World;
 
 const SPEC: &str = "
@@ -31,6 +31,21 @@ fn happens() -> impl Strategy<Value = Happens> {
     ]
 }
 
+/// What is there beyond need is less than any one node: each that could go is needed at least in part.
+fn carries_just(world: &World, role: Role, wanted: u32) -> Result<(), TestCaseError> {
+    let ready = world.ready(role);
+    prop_assert!(ready >= wanted, "{ready} of {wanted} {role:?} ready");
+    for pool in world.pools.iter().filter(|pool| pool.role == role && pool.machines.len() as u32 > pool.kept)
+    {
+        prop_assert!(
+            ready - pool.units < wanted,
+            "a node of {} is not needed: {ready} of {wanted}",
+            &pool.name
+        );
+    }
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
 
@@ -39,8 +54,14 @@ proptest! {
     #[test]
     fn limits_hold_and_the_pool_recovers(
         events in proptest::collection::vec(happens(), 1..40), follows: bool, baseline in 0i32..4, standby in 0i32..3,
+        units in prop_oneof![Just([1; 4]), prop::array::uniform4(1u32..6)], prices in prop::array::uniform4(0u32..4),
     ) {
         let mut world = World::new(SPEC, &[Spot, Spot, OnDemand, OnDemand]).with("rega", 1, 1);
+        for ((pool, units), price) in world.pools.iter_mut().zip(units).zip(prices) {
+            pool.units = units;
+            // 0 stands for a price that is not known.
+            pool.market.hourly_price = (price > 0).then_some(price.into());
+        }
         world.count_follows_evictions = follows;
         world.spec.on_demand.baseline = baseline;
         world.spec.standby.units = standby;
@@ -62,9 +83,10 @@ proptest! {
             world.pass(60);
             world.reconcile();
         }
-        let base = baseline.max(1) as u32;
-        let wanted = (world.spec.replicas as u32).max(base);
-        prop_assert_eq!((world.ready(Spot), world.ready(OnDemand)), (wanted - base + standby as u32, base));
+        let base = (baseline as u32).max(units[2]);
+        let wanted = world.spec.replicas.max(baseline) as u32;
+        carries_just(&world, Spot, wanted.saturating_sub(base) + standby as u32)?;
+        carries_just(&world, OnDemand, base)?;
         for pool in &world.pools {
             prop_assert_eq!(pool.count, pool.machines.len() as u32, "Azure's count of {} stays stale", &pool.name);
         }

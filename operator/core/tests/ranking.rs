@@ -18,14 +18,6 @@ fn spot(name: &str, price: Option<&str>, evictions: f64) -> AgentPoolView {
         name: name.to_owned(),
         max_nodes: 20,
         role: Ok(Role::Spot),
-        count: 0,
-        machines: Vec::new(),
-        count_stale_since: None,
-        listed: 0,
-        busy: false,
-        operation: None,
-        avoided_until: None,
-        kept: 0,
         vm_size: format!("size of {name}"),
         zones: vec![name.to_owned()],
         market: Market {
@@ -33,10 +25,7 @@ fn spot(name: &str, price: Option<&str>, evictions: f64) -> AgentPoolView {
             evictions_an_hour: Some(evictions),
             score: None,
         },
-        max_hourly_price: None,
-        losses: None,
-        refused_at: None,
-        nodes: Vec::new(),
+        ..AgentPoolView::default()
     }
 }
 

@@ -407,3 +407,71 @@ fn a_smaller_pool_gives_back_where_it_ranks_lowest() {
     let [Action::RequestDrain { node, .. }] = &plan.actions[..] else { panic!("{:?}", plan.actions) };
     assert!(node.starts_with("spota"), "{node} goes, though spota is dearer");
 }
+
+#[test]
+fn nodes_count_for_what_they_are_worth_and_the_cheapest_unit_is_bought() {
+    let mut world = world();
+    world.spec.replicas = 8;
+    for (pool, (units, price)) in world.pools.iter_mut().zip([(1, 10), (4, 36), (2, 50)]) {
+        pool.units = units;
+        pool.market.hourly_price = Some(price.into());
+    }
+    world.spec.placement.max_share_per_pool = 100;
+    world.spec.placement.strategy = spotpool_crds::spot_pool::Strategy::LowestPrice;
+    // 9 a unit is less than 10.
+    assert_eq!(asked(&world.reconcile().actions), [("spotb", 2, 2)]);
+    world.pass(BOOT);
+    assert_eq!(world.reconcile().capacity.ready_spot, 8);
+    // One more: of a node of four units three would be paid for and not needed.
+    world.spec.replicas = 9;
+    assert_eq!(asked(&world.reconcile().actions), [("spota", 1, 1)]);
+    world.pass(BOOT);
+    world.reconcile();
+    // A node of four units goes: two on-demand nodes of two units stand in.
+    world.notice("spotb", 1, 30);
+    let plan = world.reconcile();
+    assert_eq!(asked(&plan.actions), [("reg", 2, 2), ("spota", 4, 5)]);
+    assert_eq!((plan.capacity.evicting, plan.capacity.ready_spot, plan.capacity.on_the_way), (4, 5, 8));
+}
+
+#[test]
+fn a_node_that_is_needed_in_part_stays() {
+    let mut world = world().with("spota", 2, 0);
+    world.pools[0].units = 4;
+    world.spec.replicas = 5;
+    for _ in 0..40 {
+        assert!(world.reconcile().actions.is_empty(), "8 units of 5: none of the two nodes can go");
+        world.pass(60);
+    }
+    world.spec.replicas = 4;
+    for _ in 0..40 {
+        world.reconcile();
+        world.pass(60);
+    }
+    assert_eq!(world.ready(Spot), 4);
+}
+
+#[test]
+fn nothing_is_asked_for_that_the_last_node_makes_needless() {
+    let mut world = world();
+    world.pools[1].units = 4;
+    world.pools[0].max_nodes = 3;
+    world.spec.replicas = 5;
+    world.pools[1].max_nodes = 1;
+    // Three of one unit and one of four would be seven: two of the small ones are left out.
+    assert_eq!(asked(&world.reconcile().actions), [("spota", 1, 1), ("spotb", 1, 1)]);
+}
+
+#[test]
+fn fallback_counts_nodes_whatever_they_are_worth() {
+    let mut world = world().with("spota", 2, 0).with("spotb", 2, 0);
+    world.pools[2].units = 3;
+    world.spec.fallback.as_mut().unwrap().max_nodes = 1;
+    world.reconcile();
+    world.notice("spota", 2, 30);
+    world.notice("spotb", 2, 30);
+    let plan = world.reconcile();
+    assert!(asked(&plan.actions).contains(&("reg", 1, 1)), "{:?}", plan.actions);
+    let limit = plan.steps.iter().find(|step| step.reason == Reason::FallbackAtLimit).unwrap();
+    assert_eq!(limit.message, "1 units more should fall back, fallback.maxNodes is 1");
+}

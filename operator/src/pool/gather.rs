@@ -203,6 +203,7 @@ pub fn gather(
         snapshot.agent_pools.push(AgentPoolView {
             name: name.clone(),
             max_nodes: agent_pool.max_nodes.max(0) as u32,
+            units: agent_pool.capacity_units.max(1) as u32,
             role,
             count: known.map_or(0, |known| known.pool.count),
             count_stale_since: known.and_then(|known| known.count_stale_since),

@@ -208,7 +208,7 @@ fn conditions(
             } else {
                 Reason::CapacityShort
             },
-            message: format!("{} of {} spot nodes ready", status.capacity.ready_spot, plan.spot_target),
+            message: format!("{} of {} ready on spot", status.capacity.ready_spot, plan.spot_target),
         },
         Verdict {
             kind: "FallbackActive",

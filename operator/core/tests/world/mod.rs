@@ -27,11 +27,13 @@ pub struct Pool {
     pub name: String,
     pub role: Role,
     pub max_nodes: u32,
+    pub units: u32,
     pub kept: u32,
     pub machines: Vec<Machine>,
     pub operation: Option<(Operation, Timestamp)>,
     pub created: u32,
     pub count: u32,
+    pub market: Market,
     /// Since when `count` has been above the machines, with no operation running.
     pub stale_since: Option<Timestamp>,
 }
@@ -58,11 +60,13 @@ impl World {
                 name: pool.name.clone(),
                 role: *role,
                 max_nodes: pool.max_nodes as u32,
+                units: pool.capacity_units as u32,
                 kept: 0,
                 machines: Vec::new(),
                 operation: None,
                 created: 0,
                 count: 0,
+                market: Market::default(),
                 stale_since: None,
             })
             .collect();
@@ -116,6 +120,7 @@ impl World {
             snapshot.agent_pools.push(AgentPoolView {
                 name: pool.name.clone(),
                 max_nodes: pool.max_nodes,
+                units: pool.units,
                 role: Ok(pool.role),
                 count: pool.count,
                 machines: pool.machines.iter().map(|machine| machine.name.clone()).collect(),
@@ -123,15 +128,11 @@ impl World {
                 listed: pool.machines.len() as u32,
                 busy: pool.operation.is_some(),
                 operation: pool.operation.as_ref().map(|(operation, _)| operation.clone()),
-                avoided_until: None,
                 kept: pool.kept,
-                vm_size: String::new(),
-                zones: Vec::new(),
-                market: Market::default(),
-                max_hourly_price: None,
+                market: pool.market.clone(),
                 losses: self.losses.get(&pool.name).cloned(),
-                refused_at: None,
                 nodes,
+                ..AgentPoolView::default()
             });
         }
         snapshot
@@ -244,16 +245,25 @@ impl World {
                 pool.name
             );
         }
-        let bought: u32 = self
-            .pools
-            .iter()
-            .filter(|pool| pool.role == Role::OnDemand)
-            .map(|pool| pool.machines.len() as u32)
-            .sum();
-        let kept: u32 = self.pools.iter().map(|pool| pool.kept).sum();
-        let bought = bought.saturating_sub(kept.max(self.spec.on_demand.baseline as u32));
+        let bought = self.bought();
         let limit = self.spec.fallback.as_ref().map_or(0, |fallback| fallback.max_nodes);
         assert!(bought <= limit as u32, "{bought} bought, {limit} allowed");
+    }
+
+    /// On-demand machines beyond those kept and the smallest of the others that make up the baseline.
+    fn bought(&self) -> u32 {
+        let on_demand = || self.pools.iter().filter(|pool| pool.role == Role::OnDemand);
+        let kept: u32 = on_demand().map(|pool| pool.kept * pool.units).sum();
+        let mut baseline = (self.spec.on_demand.baseline as u32).saturating_sub(kept);
+        let others = |pool: &Pool| vec![pool.units; pool.machines.len().saturating_sub(pool.kept as usize)];
+        let mut others: Vec<u32> = on_demand().flat_map(others).collect();
+        others.sort_unstable();
+        let is_bought = |units: &&u32| {
+            let needed = baseline > 0;
+            baseline = baseline.saturating_sub(**units);
+            !needed
+        };
+        others.iter().filter(is_bought).count() as u32
     }
 
     /// A notice for up to `many` of the pool's nodes.
@@ -283,12 +293,13 @@ impl World {
         }
     }
 
+    /// Units that are ready.
     pub fn ready(&self, role: Role) -> u32 {
         let serving = |machine: &&Machine| {
             machine.node_at <= self.now && machine.dies_at.is_none() && machine.drain.is_none()
         };
         let pools = self.pools.iter().filter(|pool| pool.role == role);
-        pools.map(|pool| pool.machines.iter().filter(serving).count() as u32).sum()
+        pools.map(|pool| pool.machines.iter().filter(serving).count() as u32 * pool.units).sum()
     }
 }
 
