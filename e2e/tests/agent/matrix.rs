@@ -288,6 +288,9 @@ fn a_notice_right_after_one_that_was_taken_back_is_not_built_on_marks_that_are_g
         let oracle = Oracle::watching(&corner).await;
         evict(&corner, node, Duration::from_mins(2)).await;
         corner.phase_is(node, Phase::Drained).await;
+        corner.node_is(node, "the condition", |looks| looks.condition.is_some()).await;
+        // The answers to these writes have come.
+        tokio::time::sleep(Duration::from_secs(1)).await;
         // The marks come off, and the agent hears nothing of it: neither an answer nor by its watch.
         gateway.begin(On::Everything, Trouble::Mute);
         corner.sim().cancel(node).await.unwrap();

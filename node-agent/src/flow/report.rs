@@ -1,8 +1,13 @@
 //! Writing the Node: the first marks as fast as can be, then each phase.
 
+use std::time::Duration;
+
+use jiff::Timestamp;
 use spotpool_crds::EvictionNotice;
 use spotpool_crds::eviction::Phase;
 use spotpool_crds::spot_pool::EventResponse;
+use spotpool_drain::jittered;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{Flow, reason};
@@ -11,6 +16,9 @@ use crate::document::Kind;
 use crate::edit::Edit;
 use crate::marks;
 use crate::node::Node;
+
+/// How long Events, the condition and progress wait for evictions at most.
+const PEOPLE_WAIT: Duration = Duration::from_secs(5);
 
 impl Flow {
     /// Writes the Node until the event is over. `tried` is cancelled once the first write was tried.
@@ -34,19 +42,27 @@ impl Flow {
             cordoned,
             "the Node is marked"
         );
-        if !self.resumed {
-            if first.response != EventResponse::Ignore {
-                self.context.metrics.cordoned(took);
-            }
-            self.tell(&first);
+        if !self.resumed && first.response != EventResponse::Ignore {
+            self.context.metrics.cordoned(took);
         }
 
         let mut told = node.notice().unwrap_or(first);
-        let mut is_new = false;
+        let mut is_news = !self.resumed;
+        self.has_written(&told);
         loop {
+            self.after_the_evictions(&mut changes, &told).await;
+            if self.stop.is_cancelled() {
+                return;
+            }
+
             let wanted = changes.borrow_and_update().clone();
+            let is_new = wanted.event_id != told.event_id;
             self.context.tell(told_as(&wanted));
-            let kept = EvictionNotice { cordoned: told.cordoned, ..wanted.clone() };
+            if is_news || is_new {
+                self.tell(&wanted);
+                is_news = false;
+            }
+            let kept = EvictionNotice { cordoned: told.cordoned, ..wanted };
             // Numbers alone are no reason to write.
             if (EvictionNotice { pods: told.pods, ..kept.clone() }) != told {
                 let edit = |node: &Node| {
@@ -56,25 +72,51 @@ impl Flow {
                 let node = self.context.node.write(edit, || ()).await;
                 let cordoned = node.notice().is_some_and(|written| written.cordoned);
                 told = EvictionNotice { cordoned, ..kept };
-                if is_new {
-                    self.tell(&told);
-                }
+                self.has_written(&told);
             }
-            self.wanted.send_if_modified(|wanted| {
-                wanted.cordoned = told.cordoned;
-                false
-            });
-            self.relay();
-            let is_done = self.wanted.borrow().response != EventResponse::Drain
-                || matches!(told.phase, Phase::Drained | Phase::Incomplete);
-            self.settled.send_replace(is_done);
+            let is_said = |wanted: &EvictionNotice| {
+                EvictionNotice { pods: told.pods, cordoned: told.cordoned, ..wanted.clone() } == told
+            };
             tokio::select! {
                 () = self.stop.cancelled() => return,
-                changed = changes.changed() => if changed.is_err() {
+                changed = changes.wait_for(|wanted| !is_said(wanted)) => if changed.is_err() {
                     return;
                 },
             }
-            is_new = self.wanted.borrow().event_id != told.event_id;
+        }
+    }
+
+    /// What stands on the Node is what pods hear, and what an end of this process waits for.
+    fn has_written(&self, told: &EvictionNotice) {
+        self.wanted.send_if_modified(|wanted| {
+            wanted.cordoned = told.cordoned;
+            false
+        });
+        self.relay();
+        let is_done = told.response != EventResponse::Drain || is_final(told.phase);
+        self.settled.send_replace(is_done);
+    }
+
+    /// What people read can wait while pods are asked to go: where many nodes go at once, the apiserver has enough to
+    /// do. Until the drain is over, or there is other news, and never long.
+    async fn after_the_evictions(
+        &self,
+        changes: &mut watch::Receiver<EvictionNotice>,
+        told: &EvictionNotice,
+    ) {
+        let left = told.deadline.duration_since(Timestamp::now());
+        let longest = Duration::try_from(left).unwrap_or_default() / 4;
+        let cannot_wait = |wanted: &EvictionNotice| {
+            wanted.response != EventResponse::Drain
+                || is_final(wanted.phase)
+                || (wanted.event_id.as_str(), wanted.deadline, &wanted.unfinished)
+                    != (told.event_id.as_str(), told.deadline, &told.unfinished)
+        };
+        tokio::select! {
+            () = self.stop.cancelled() => {}
+            () = tokio::time::sleep(jittered(longest.min(PEOPLE_WAIT))) => {}
+            // An error means that the flow has ended.
+            _ = changes.wait_for(cannot_wait) => {}
         }
     }
 
@@ -95,6 +137,10 @@ impl Flow {
         let is_warning = kind == Kind::Preempt || notice.response == EventResponse::Drain;
         self.announce(is_warning, reason(&kind), note);
     }
+}
+
+fn is_final(phase: Phase) -> bool {
+    matches!(phase, Phase::Drained | Phase::Incomplete)
 }
 
 /// The notice as the Node's condition says it.
