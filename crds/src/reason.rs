@@ -33,6 +33,14 @@ pub enum Reason {
     ReplaceEvicted,
     /// On-demand is bought because `onDemand.baseline` asks for it.
     OnDemandBelowBaseline,
+    /// On-demand is bought because `onDemand.pdbFloor` asks for it.
+    OnDemandBelowFloor,
+    /// Disruption budgets need more on-demand than is kept, or less; the floor follows once that has lasted.
+    FloorChanging,
+    /// Disruption budgets need more on-demand than `onDemand.pdbFloor.maxUnits`, or the agent pools, allow.
+    FloorAtLimit,
+    /// What disruption budgets need cannot be told yet; the floor stays as it is.
+    FloorUnknown,
     /// On-demand is bought because spot was lost or refused.
     FallbackForShortfall,
     /// Growth waits for spot that is on its way before on-demand is bought.
@@ -53,6 +61,8 @@ pub enum Reason {
     Stabilizing,
     /// A node is asked to drain because spot can carry the load again.
     Failback,
+    /// What runs on a surplus on-demand node would find no room on the ready spot nodes; it is kept.
+    PodsDoNotFit,
     /// A surplus node is younger than `failback.minOnDemandLifetime`.
     MinimumLifetime,
     /// A node is asked to drain because fewer nodes are wanted.

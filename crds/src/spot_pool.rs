@@ -9,6 +9,10 @@ use serde::{Deserialize, Serialize};
 use crate::duration::Duration;
 use crate::reason::Reason;
 
+mod floor;
+
+pub use floor::{BlockedBudget, BudgetFloor, FloorStatus, NextFloor, PdbFloor};
+
 /// A SpotPool keeps a number of nodes ready, on spot VMs as far as Azure has them and on on-demand VMs
 /// for what is missing, out of AKS agent pools that exist.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -183,7 +187,7 @@ pub enum Strategy {
 }
 
 /// On-demand nodes that the pool always has.
-#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct OnDemand {
     /// How many of the wanted units are on on-demand VMs, whatever spot does, 0 to 1000. Where more were found at
@@ -192,6 +196,11 @@ pub struct OnDemand {
     #[serde(default)]
     #[schemars(range(min = 0, max = 1000))]
     pub baseline: i32,
+
+    /// On-demand nodes kept because disruption budgets ask for pods that must be healthy. Off by default. Like the
+    /// baseline they are part of what is wanted and no fallback; what counts is the more of the two.
+    #[serde(default)]
+    pub pdb_floor: PdbFloor,
 }
 
 /// Spot nodes kept ready beyond what is wanted.
@@ -479,6 +488,16 @@ pub struct SpotPoolStatus {
     /// On-demand nodes that stand in for spot, and their return.
     #[serde(default)]
     pub fallback: FallbackStatus,
+
+    /// The on-demand that disruption budgets need; absent unless `onDemand.pdbFloor` is enabled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub floor: Option<FloorStatus>,
+
+    /// Disruption budgets with pods on the pool's nodes that have let no pod go for a minute, at most 20. They hold up
+    /// failback and scale-down, and a node under notice loses its pods all the same.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["namespace".into(), "name".into()]))]
+    pub blocked_budgets: Vec<BlockedBudget>,
 
     /// What the last plan does and why, step by step.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -69,6 +69,16 @@ fn what_cannot_be_meant_is_refused_with_what_to_change() {
         ("p", "Required value", spec(&[("fallback", json!({}))])),
         (
             "p",
+            "onDemand.pdbFloor.enabled needs onDemand.pdbFloor.maxUnits: say how much on-demand it may keep",
+            spec(&[("onDemand", json!({"pdbFloor": {"enabled": true}}))]),
+        ),
+        (
+            "p",
+            "should be less than or equal to 1000",
+            spec(&[("onDemand", json!({"pdbFloor": {"enabled": true, "maxUnits": 1001}}))]),
+        ),
+        (
+            "p",
             "fallback.after must be at most 24h",
             spec(&[("fallback", json!({"maxNodes": 1, "after": "25h", "growthAfter": "24h"}))]),
         ),

@@ -7,4 +7,6 @@ pub mod leader;
 pub mod market;
 pub mod metrics;
 pub mod pool;
+mod quantity;
 pub mod watches;
+pub mod workloads;

@@ -18,6 +18,7 @@ use spotpool_operator::leader::{Elector, Leadership};
 use spotpool_operator::metrics::Metrics;
 use spotpool_operator::pool;
 use spotpool_operator::watches::{Nodes, Trigger};
+use spotpool_operator::workloads::Workloads;
 use spotpool_runtime::admin::{self, Readiness};
 use spotpool_runtime::args::{self, CommonArgs};
 use spotpool_runtime::exit::{self, ConfigError, Exit};
@@ -98,6 +99,7 @@ async fn run(args: Args) -> Result<(), Exit> {
 
     let trigger = Trigger::default();
     let (nodes, node_stream) = Nodes::watch(client.clone(), trigger.clone());
+    let (workloads, workload_watches) = Workloads::watch(client.clone(), nodes.clone());
     let agent_pools = Arc::new(AgentPools::new(
         azure.clone(),
         azure,
@@ -149,14 +151,24 @@ async fn run(args: Args) -> Result<(), Exit> {
             () = market.keep_fresh(&nodes, &agent_pools, &trigger) => {
                 Err(Exit::Died("the reading of prices has ended".into()))
             }
-            () = pool::run(client, nodes.clone(), agent_pools.clone(), market.clone(), metrics, namespaces) => {
-                Err(Exit::Died("the SpotPool controller has ended".into()))
+            () = workloads.keep_surveyed(&trigger) => {
+                Err(Exit::Died("the survey of workloads has ended".into()))
             }
+            () = pool::run(
+                client,
+                nodes.clone(),
+                agent_pools.clone(),
+                market.clone(),
+                workloads.clone(),
+                metrics,
+                namespaces,
+            ) => Err(Exit::Died("the SpotPool controller has ended".into())),
         }
     };
     tokio::select! {
         ended = lead => ended,
         ended = watch => ended,
+        never = workload_watches => match never {},
         ended = serve => ended,
     }
 }

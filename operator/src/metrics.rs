@@ -1,5 +1,7 @@
 //! The operator's metrics. Labels come from enums, SpotPool names and agent pool names only.
 
+use std::sync::atomic::AtomicU64;
+
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -32,6 +34,12 @@ struct PoolNodes {
     state: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PoolName {
+    namespace: String,
+    pool: String,
+}
+
 /// All of them. Cheap to clone; all clones are one.
 #[derive(Clone)]
 pub struct Metrics {
@@ -39,6 +47,9 @@ pub struct Metrics {
     actions: Family<Action, Counter>,
     reconciles: Family<Reconcile, Counter>,
     pool_nodes: Family<PoolNodes, Gauge>,
+    floor_units: Family<PoolNodes, Gauge>,
+    floor_hourly_cost: Family<PoolName, Gauge<f64, AtomicU64>>,
+    blocked_budgets: Family<PoolName, Gauge>,
     notice_to_request: Histogram,
     plan: Histogram,
 }
@@ -51,6 +62,9 @@ impl Metrics {
             actions: Family::default(),
             reconciles: Family::default(),
             pool_nodes: Family::default(),
+            floor_units: Family::default(),
+            floor_hourly_cost: Family::default(),
+            blocked_budgets: Family::default(),
             notice_to_request: Histogram::new(exponential_buckets(0.01, 2.0, 12)),
             plan: Histogram::new(exponential_buckets(0.000_1, 4.0, 8)),
         };
@@ -62,6 +76,21 @@ impl Metrics {
             "pool_nodes",
             "Capacity of a SpotPool by state, in units; fallback in nodes",
             metrics.pool_nodes.clone(),
+        );
+        registry.register(
+            "floor_units",
+            "On-demand for disruption budgets: what they need, and what is kept",
+            metrics.floor_units.clone(),
+        );
+        registry.register(
+            "floor_hourly_cost",
+            "What is kept on demand for disruption budgets alone costs an hour, by list prices",
+            metrics.floor_hourly_cost.clone(),
+        );
+        registry.register(
+            "blocked_budgets",
+            "Disruption budgets in status that let no pod go",
+            metrics.blocked_budgets.clone(),
         );
         registry.register_with_unit(
             "notice_to_request",
@@ -120,10 +149,41 @@ impl Metrics {
         }
     }
 
+    /// What disruption budgets mean for a SpotPool. `cost` is what the floor costs an hour beyond what is always there.
+    pub fn budgets(&self, namespace: &str, pool: &str, status: &SpotPoolStatus, cost: Option<f64>) {
+        let name = PoolName { namespace: namespace.into(), pool: pool.into() };
+        self.blocked_budgets.get_or_create(&name).set(status.blocked_budgets.len() as i64);
+        let labels = |state| PoolNodes { namespace: namespace.into(), pool: pool.into(), state };
+        let Some(floor) = &status.floor else {
+            self.forget_floor(&name);
+            return;
+        };
+        self.floor_units.get_or_create(&labels("kept")).set(i64::from(floor.units));
+        match floor.needed {
+            Some(needed) => drop(self.floor_units.get_or_create(&labels("needed")).set(i64::from(needed))),
+            None => drop(self.floor_units.remove(&labels("needed"))),
+        }
+        match cost {
+            Some(cost) => drop(self.floor_hourly_cost.get_or_create(&name).set(cost)),
+            None => drop(self.floor_hourly_cost.remove(&name)),
+        }
+    }
+
+    fn forget_floor(&self, name: &PoolName) {
+        for state in ["needed", "kept"] {
+            let (namespace, pool) = (name.namespace.clone(), name.pool.clone());
+            self.floor_units.remove(&PoolNodes { namespace, pool, state });
+        }
+        self.floor_hourly_cost.remove(name);
+    }
+
     /// The SpotPool is gone.
     pub fn forget(&self, namespace: &str, pool: &str) {
         for state in ["wanted", "ready_spot", "ready_on_demand", "on_the_way", "evicting", "fallback"] {
             self.pool_nodes.remove(&PoolNodes { namespace: namespace.into(), pool: pool.into(), state });
         }
+        let name = PoolName { namespace: namespace.into(), pool: pool.into() };
+        self.blocked_budgets.remove(&name);
+        self.forget_floor(&name);
     }
 }

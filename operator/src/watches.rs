@@ -155,7 +155,7 @@ pub fn agent_pool_of(node: &Node) -> Option<&str> {
 }
 
 /// Whether the kubelet says Ready.
-fn is_ready(node: &Node) -> bool {
+pub fn is_ready(node: &Node) -> bool {
     let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
     conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
@@ -169,6 +169,8 @@ fn slim(node: &mut Node) {
         status.volumes_attached = None;
         status.node_info = None;
         status.addresses = None;
+        status.capacity = None;
+        status.daemon_endpoints = None;
     }
 }
 

@@ -7,6 +7,7 @@ use spotpool_crds::Reason;
 use spotpool_crds::spot_pool::Role;
 use spotpool_crds::voluntary_drain::{DrainPhase, DrainReason};
 
+use crate::fit::{self, Fit};
 use crate::plan::{Action, Draft, Memory, Relapses, Situation, kept, later};
 use crate::ranking::rank;
 use crate::snapshot::NodeView;
@@ -216,6 +217,11 @@ fn request_drains(situation: &Situation<'_>, fallback_wanted: u32, drains: &Drai
     let returned: usize = draft.actions.iter().map(Action::machines_deleted).sum();
     let under_way = drains.open.len() - returned;
     let mut slots = (spec.failback.max_concurrent.max(1) as usize).saturating_sub(under_way);
+    let mut fit = Fit::of(
+        situation.snapshot,
+        candidates.iter().map(|(node, ..)| *node),
+        drains.open.iter().map(|(node, ..)| *node),
+    );
     for (node, role, units) in candidates {
         if slots == 0 {
             break;
@@ -234,10 +240,12 @@ fn request_drains(situation: &Situation<'_>, fallback_wanted: u32, drains: &Drai
             );
             continue;
         }
-        if node.ready {
-            let Some(left) = spare.checked_sub(units) else { continue };
-            spare = left;
+        let less = if node.ready { units } else { 0 };
+        let Some(left) = spare.checked_sub(less) else { continue };
+        if role == Role::OnDemand && !fit::allows(&mut fit, node, now, draft) {
+            continue;
         }
+        spare = left;
         slots -= 1;
         if role == Role::OnDemand {
             draft.memory.failed_back_at = Some(now);

@@ -8,9 +8,12 @@ pub mod claims;
 mod counts;
 mod failback;
 mod fallback;
+pub mod fit;
+pub mod floor;
 mod placement;
 mod plan;
 pub mod ranking;
+pub mod scheduling;
 mod snapshot;
 mod units;
 

@@ -10,6 +10,7 @@ use spotpool_crds::{Duration, Reason};
 use crate::counts;
 use crate::failback::{self, Drains};
 use crate::fallback::{self, Shortfall};
+use crate::floor::{self, Floor, FloorMemory};
 use crate::placement::{Need, Placement, place};
 use crate::ranking::{Rank, losses, rank};
 use crate::snapshot::{AgentPoolView, Losses, NodeView, Snapshot};
@@ -114,6 +115,8 @@ pub struct Memory {
     pub failed_back_at: Option<Timestamp>,
     /// How often spot failed soon after that, and when at last.
     pub relapses: Option<Relapses>,
+    /// The on-demand that is kept for disruption budgets.
+    pub floor: FloorMemory,
 }
 
 /// How often spot failed soon after on-demand was given back.
@@ -140,6 +143,8 @@ pub struct Plan {
     pub spot_target: u32,
     /// On-demand nodes beyond the kept ones, running or on their way.
     pub fallback_nodes: u32,
+    /// The on-demand that is kept for disruption budgets, if there is to be any.
+    pub floor: Option<Floor>,
     /// What to remember.
     pub memory: Memory,
     /// The agent pools, weighed, best first: spot, then on-demand.
@@ -161,8 +166,10 @@ pub(crate) struct Situation<'a> {
 /// Counts over the snapshot, in units. Nodes under notice or asked to drain count in none but `evicting`.
 pub(crate) struct Tally {
     pub wanted: u32,
-    /// On-demand that there should always be: the baseline, or what was found at adoption if that is more.
+    /// On-demand that there should always be: the most of the baseline, what was found at adoption, and the floor.
     pub base: u32,
+    /// Whether it is the floor that makes the base so large.
+    pub base_is_floor: bool,
     /// Spot beyond what is wanted.
     pub standby: u32,
     pub spot_target: u32,
@@ -182,12 +189,13 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    fn of(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Self {
-        let wanted = spec.replicas.max(spec.on_demand.baseline).max(0) as u32;
+    fn of(spec: &SpotPoolSpec, snapshot: &Snapshot, floor: u32, now: Timestamp) -> Self {
+        let wanted = (spec.replicas.max(spec.on_demand.baseline).max(0) as u32).max(floor);
         let mut kept_units = 0;
         let mut tally = Self {
             wanted,
             base: 0,
+            base_is_floor: false,
             standby: spec.standby.units.max(0) as u32,
             spot_target: 0,
             spot_have: 0,
@@ -220,7 +228,9 @@ impl Tally {
             }
             tally.creating += creating;
         }
-        tally.base = kept_units.max(spec.on_demand.baseline.max(0) as u32);
+        let always = kept_units.max(spec.on_demand.baseline.max(0) as u32);
+        tally.base = always.max(floor);
+        tally.base_is_floor = floor > always;
         tally.spot_target = wanted.saturating_sub(tally.base) + tally.standby;
         let on_demand = snapshot.agent_pools.iter().filter(|pool| pool.role == Ok(Role::OnDemand));
         tally.fallback_nodes = units::fallback_nodes(spec, on_demand, tally.base);
@@ -277,11 +287,16 @@ pub(crate) fn later(time: Timestamp, by: Duration) -> Timestamp {
 /// In order: spot up to its target; on-demand for the baseline, and for what is lost or refused, inside `fallback`;
 /// what is there beyond need is drained and returned, on-demand first, once nothing has happened for a while.
 pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
-    let situation = Situation { spec, snapshot, tally: Tally::of(spec, snapshot, now), now };
-    let tally = &situation.tally;
     let mut draft =
         Draft { actions: Vec::new(), steps: Vec::new(), memory: snapshot.memory.clone(), wake: None };
+    let floor = floor::settle(spec, snapshot, &mut draft.memory, now);
+    let tally = Tally::of(spec, snapshot, floor.as_ref().map_or(0, |floor| floor.units), now);
+    let situation = Situation { spec, snapshot, tally, now };
+    let tally = &situation.tally;
     explain_unusable(snapshot, &mut draft);
+    if let Some(floor) = &floor {
+        floor::explain(spec, snapshot, floor, &mut draft);
+    }
     if let Some(ready_at) = snapshot.ready_at {
         draft.wake_at(ready_at);
     }
@@ -303,7 +318,11 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
     let on_demand =
         place(&spec.placement, snapshot, &Need::on_demand(to_buy, for_base, fallback.may_buy), now);
     let is_fallback = on_demand.limited > 0;
-    let reason = if is_fallback { Reason::FallbackForShortfall } else { Reason::OnDemandBelowBaseline };
+    let reason = match is_fallback {
+        true => Reason::FallbackForShortfall,
+        false if tally.base_is_floor => Reason::OnDemandBelowFloor,
+        false => Reason::OnDemandBelowBaseline,
+    };
     request(&situation, &on_demand, reason, &mut draft);
     fallback::explain_limit(&situation, on_demand.over_limit, &mut draft);
 
@@ -336,6 +355,7 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
         capacity,
         spot_target: tally.spot_target,
         fallback_nodes,
+        floor,
         memory: draft.memory,
         ranks,
         losses,

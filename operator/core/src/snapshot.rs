@@ -1,6 +1,7 @@
 //! What a plan is made from: one consistent view of a SpotPool's nodes and agent pools.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use rust_decimal::Decimal;
@@ -8,6 +9,8 @@ use spotpool_crds::Reason;
 use spotpool_crds::spot_pool::{Operation, OperationKind, Role};
 use spotpool_crds::voluntary_drain::DrainPhase;
 
+use crate::fit::Room;
+use crate::floor::FloorDemand;
 use crate::plan::Memory;
 
 /// Everything that [`crate::plan()`] looks at besides the spec and the time.
@@ -19,6 +22,10 @@ pub struct Snapshot {
     pub memory: Memory,
     /// When time alone makes the next node ready.
     pub ready_at: Option<Timestamp>,
+    /// The on-demand that disruption budgets need; absent until that has been looked at.
+    pub floor: Option<FloorDemand>,
+    /// What runs on on-demand nodes, and where there is room; absent where nobody looks at pods.
+    pub room: Option<Arc<Room>>,
 }
 
 /// One agent pool.

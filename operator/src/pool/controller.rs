@@ -24,6 +24,7 @@ use crate::agent_pools::AgentPools;
 use crate::market::Market;
 use crate::metrics::Metrics;
 use crate::watches::{Nodes, backoff};
+use crate::workloads::Workloads;
 
 /// Looked at again after this long, even when nothing happens.
 const RESYNC: Duration = Duration::from_mins(5);
@@ -42,6 +43,8 @@ pub struct Context {
     pub agent_pools: Arc<AgentPools>,
     /// Prices and the like.
     pub market: Arc<Market>,
+    /// Pods and disruption budgets.
+    pub workloads: Workloads,
     /// The operator's metrics.
     pub metrics: Metrics,
     recorder: Recorder,
@@ -65,6 +68,7 @@ pub async fn run(
     nodes: Nodes,
     agent_pools: Arc<AgentPools>,
     market: Arc<Market>,
+    workloads: Workloads,
     metrics: Metrics,
     namespaces: Vec<(String, mpsc::UnboundedReceiver<()>)>,
 ) {
@@ -87,6 +91,7 @@ pub async fn run(
         nodes,
         agent_pools,
         market,
+        workloads,
         metrics,
         spot_pools: controllers.iter().map(Controller::store).collect(),
         memory: Mutex::default(),
@@ -125,7 +130,8 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
     }
     let mut view = context.agent_pools.view(wanted);
     context.market.tell(&mut view);
-    let gathered = gather(&pool, &context.all_spot_pools(), &context.nodes.all(), view, now);
+    let mut gathered = gather(&pool, &context.all_spot_pools(), &context.nodes.all(), view, now);
+    context.workloads.tell(&pool, &mut gathered);
 
     let started = Instant::now();
     let plan = plan(&pool.spec, &gathered.snapshot, now);
@@ -149,6 +155,8 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
         context.metrics.action(action.reason());
     }
     context.metrics.capacity(&pool.namespace().unwrap_or_default(), &pool.name_any(), &status);
+    let cost = report::floor_cost(&pool, &gathered, &plan);
+    context.metrics.budgets(&pool.namespace().unwrap_or_default(), &pool.name_any(), &status, cost);
     context.write_report(current, status).await?;
     let reference = pool.object_ref(&());
     for event in events {

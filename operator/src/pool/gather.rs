@@ -12,15 +12,19 @@ use serde::de::DeserializeOwned;
 use spotpool_azure::{AgentPool, AzureError, Class, Priority, Scope};
 use spotpool_core::avoidance::{Failure, avoided_until};
 use spotpool_core::claims::{Claim, claimed_by};
+use spotpool_core::floor::FloorMemory;
 use spotpool_core::{AgentPoolView, DrainView, Losses, Memory, NodeView, Relapses, Snapshot};
 use spotpool_crds::eviction::EvictionNotice;
-use spotpool_crds::spot_pool::{AgentPoolStatus, AzureError as StatusError, OperationKind, Readiness, Role};
+use spotpool_crds::spot_pool::{
+    AgentPoolStatus, AzureError as StatusError, FloorStatus, OperationKind, Readiness, Role,
+};
 use spotpool_crds::voluntary_drain::{DrainRequest, DrainStatus};
 use spotpool_crds::{ProviderId, Reason, SpotPool, names};
 
 use crate::agent_pools::{Known, View};
 use crate::market::decimal;
 use crate::watches::agent_pool_of;
+use crate::workloads::Survey;
 
 /// Everything that one reconciliation works on.
 pub struct Gathered {
@@ -40,6 +44,8 @@ pub struct Gathered {
     pub trouble: Troubles,
     /// When the newest notice on these nodes was seen.
     pub newest_notice: Option<Timestamp>,
+    /// What workloads mean for it; empty until [`crate::workloads::Workloads::tell`].
+    pub survey: Arc<Survey>,
 }
 
 /// The last error of an agent pool and what follows from it.
@@ -233,7 +239,17 @@ pub fn gather(
         .filter(EvictionNotice::takes_capacity)
         .map(|n| n.observed_at)
         .max();
-    Gathered { snapshot, nodes, azure, asked, unreachable: view.unreachable, claimed, trouble, newest_notice }
+    Gathered {
+        snapshot,
+        nodes,
+        azure,
+        asked,
+        unreachable: view.unreachable,
+        claimed,
+        trouble,
+        newest_notice,
+        survey: Arc::default(),
+    }
 }
 
 fn claims(pool: &SpotPool, all: &[Arc<SpotPool>], names: &BTreeSet<&str>) -> BTreeMap<String, String> {
@@ -269,6 +285,15 @@ fn memory(status: &spotpool_crds::SpotPoolStatus) -> Memory {
             .relapses
             .as_ref()
             .map(|relapses| Relapses { count: relapses.count.max(0) as u32, at: relapses.at.0 }),
+        floor: status.floor.as_ref().map(floor_memory).unwrap_or_default(),
+    }
+}
+
+fn floor_memory(floor: &FloorStatus) -> FloorMemory {
+    FloorMemory {
+        units: floor.units.max(0) as u32,
+        since: floor.since.as_ref().map(|since| since.0),
+        next: floor.next.as_ref().map(|next| (next.units.max(0) as u32, next.since.0)),
     }
 }
 

@@ -7,11 +7,12 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::ResourceExt;
 use kube::runtime::events::{Event, EventType};
+use spotpool_core::floor::NAMED;
 use spotpool_core::ranking::Rank;
-use spotpool_core::{Action, Plan};
+use spotpool_core::{Action, AgentPoolView, Plan};
 use spotpool_crds::spot_pool::{
-    AgentPoolStatus, FallbackStatus, LossesStatus, Operation, Price, RankStatus, RelapsesStatus, Role,
-    WriteBudget,
+    Adoption, AgentPoolStatus, BlockedBudget, BudgetFloor, FallbackStatus, FloorStatus, LossesStatus,
+    NextFloor, Operation, Price, RankStatus, RelapsesStatus, Role, WriteBudget,
 };
 use spotpool_crds::{Reason, SpotPool, SpotPoolStatus, names};
 
@@ -54,11 +55,57 @@ pub fn status(
                 .as_ref()
                 .map(|relapses| RelapsesStatus { count: relapses.count as i32, at: Time(relapses.at) }),
         },
+        floor: floor(gathered, plan),
+        blocked_budgets: blocked_budgets(&before, gathered),
         plan: plan.steps.clone(),
         conditions: Vec::new(),
     };
     status.conditions = conditions(&before, &status, gathered, plan, now);
     status
+}
+
+/// The floor as it is kept, and what asks for it.
+fn floor(gathered: &Gathered, plan: &Plan) -> Option<FloorStatus> {
+    let (floor, kept) = (plan.floor.as_ref()?, &plan.memory.floor);
+    let demand = gathered.snapshot.floor.clone().unwrap_or_default();
+    let budgets = demand.budgets.into_iter().map(|budget| BudgetFloor {
+        namespace: budget.namespace,
+        name: budget.name,
+        desired_healthy: budget.desired as i32,
+        pods: budget.pods as i32,
+        units: budget.units as i32,
+        barred: budget.barred as i32,
+    });
+    Some(FloorStatus {
+        units: floor.units as i32,
+        since: kept.since.map(Time),
+        needed: floor.needed.map(|needed| needed as i32),
+        capped_by: floor.capped_by.map(|(by, _)| by.to_owned()).unwrap_or_default(),
+        next: kept.next.map(|(units, since)| NextFloor { units: units as i32, since: Time(since) }),
+        budgets: budgets.collect(),
+        budgets_in_all: demand.budgets_in_all as i32,
+    })
+}
+
+/// What the floor costs an hour beyond the on-demand that is always there, at the lowest price of a unit that is known of
+/// an on-demand agent pool of the SpotPool.
+pub fn floor_cost(pool: &SpotPool, gathered: &Gathered, plan: &Plan) -> Option<f64> {
+    let views = || gathered.snapshot.agent_pools.iter().filter(|view| view.role == Ok(Role::OnDemand));
+    let keeps = pool.spec.adoption == Adoption::Keep;
+    let kept: u32 = views().filter(|_| keeps).map(|view| view.kept * view.units).sum();
+    let always = kept.max(pool.spec.on_demand.baseline.max(0) as u32);
+    let units = plan.floor.as_ref()?.units.saturating_sub(always);
+    let price = |view: &AgentPoolView| {
+        let price: f64 = view.market.hourly_price?.to_string().parse().ok()?;
+        Some(price / f64::from(view.units.max(1)))
+    };
+    Some(f64::from(units) * views().filter_map(price).min_by(f64::total_cmp)?)
+}
+
+/// Budgets that hold pods here; as before while they have not been read.
+fn blocked_budgets(before: &SpotPoolStatus, gathered: &Gathered) -> Vec<BlockedBudget> {
+    let blocked = gathered.survey.blocked.as_ref().unwrap_or(&before.blocked_budgets);
+    blocked.iter().take(NAMED).cloned().collect()
 }
 
 fn draining(gathered: &Gathered, plan: &Plan) -> Vec<String> {
@@ -321,8 +368,10 @@ pub fn events(before: &SpotPoolStatus, after: &SpotPoolStatus, outcome: &Outcome
         let reason = action.reason();
         match action {
             Action::ScaleUp { agent_pool, new, count, .. } => {
-                let kind =
-                    if reason == Reason::SpotBelowTarget { EventType::Normal } else { EventType::Warning };
+                let kind = match reason {
+                    Reason::SpotBelowTarget | Reason::OnDemandBelowFloor => EventType::Normal,
+                    _ => EventType::Warning,
+                };
                 let note = format!("asked agent pool {agent_pool} for {new} more nodes, {count} in all");
                 event(kind, reason, format!("ScaleUp/{agent_pool}"), None, note);
             }
@@ -371,6 +420,15 @@ pub fn events(before: &SpotPoolStatus, after: &SpotPoolStatus, outcome: &Outcome
                 format!("agent pool {}: {}: {}{until}", pool.name, error.code, error.message),
             );
         }
+    }
+    let capped = |status: &SpotPoolStatus| status.floor.as_ref().is_some_and(|it| !it.capped_by.is_empty());
+    if let Some(floor) = after.floor.as_ref().filter(|_| capped(after) && !capped(before)) {
+        let note = format!(
+            "disruption budgets need {} on-demand, {} allows less: if all spot goes at once, some of their pods find no room",
+            floor.needed.unwrap_or_default(),
+            floor.capped_by
+        );
+        event(EventType::Warning, Reason::FloorAtLimit, "Floor".into(), None, note);
     }
     let stalled =
         after.conditions.iter().find(|condition| condition.type_ == "Stalled" && condition.status == "True");

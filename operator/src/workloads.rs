@@ -1,0 +1,405 @@
+//! Pods, disruption budgets and namespaces of the whole cluster, as far as plans look at them: the floor of on-demand that
+//! budgets need, budgets that hold their pods, and whether what runs on a node would find room elsewhere.
+//!
+//! Little is kept of each object, and what many share is kept once: a hundred thousand pods must fit in little memory. A
+//! survey of all this is made when something has changed, at most once in [`EVERY`], and never while a plan waits for
+//! it, but for the first.
+
+mod read;
+mod survey;
+
+use std::collections::{BTreeMap, HashMap};
+use std::convert::Infallible;
+use std::fmt::Debug;
+use std::hash::Hash;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures::{Stream, StreamExt};
+use jiff::{SignedDuration, Timestamp};
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, watcher};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use spotpool_crds::SpotPool;
+
+use self::read::{Budget, Labels, Running, Shared, WireBudget, WireNamespace, WirePod};
+pub use self::survey::{BLOCKED_AFTER, Scope, ScopePool, Survey};
+use crate::pool::gather::Gathered;
+use crate::watches::{Nodes, Trigger, backoff};
+
+/// How often what has changed is looked at.
+pub const EVERY: Duration = Duration::from_secs(3);
+/// Nodes change, too: what has not changed otherwise is looked at after this long.
+const ANYWAY: SignedDuration = SignedDuration::from_secs(30);
+/// A SpotPool for which no plan was made for so long is gone.
+const FORGOTTEN_AFTER: Duration = Duration::from_mins(20);
+/// Pods in a page of a list: all at once would be hundreds of megabytes of text.
+const PAGE: u32 = 500;
+/// Pods that have ended are none of our business; to the watch they are gone.
+const NOT_ENDED: &str = "status.phase!=Succeeded,status.phase!=Failed";
+
+/// By namespace and name.
+type Key = (Arc<str>, Box<str>);
+
+/// All that is known.
+#[derive(Default)]
+pub struct Known {
+    shared: Shared,
+    pods: Listed<u128, Running>,
+    budgets: Listed<Key, KnownBudget>,
+    namespaces: Listed<Box<str>, Arc<Labels>>,
+    /// Since when budgets were blocked when status was last written, until they have been read.
+    remembered: HashMap<Key, Timestamp>,
+    /// Counts changes.
+    version: u64,
+}
+
+/// Objects of one kind.
+struct Listed<K, V> {
+    known: HashMap<K, V>,
+    /// The list that is being read.
+    incoming: Option<HashMap<K, V>>,
+    complete: bool,
+}
+
+impl<K, V> Default for Listed<K, V> {
+    fn default() -> Self {
+        Self { known: HashMap::new(), incoming: None, complete: false }
+    }
+}
+
+impl<K: Eq + Hash, V: PartialEq> Listed<K, V> {
+    fn begin(&mut self) {
+        self.incoming = Some(HashMap::new());
+    }
+
+    fn list(&mut self, key: K, value: V) {
+        self.incoming.get_or_insert_default().insert(key, value);
+    }
+
+    fn end(&mut self) {
+        self.known = self.incoming.take().unwrap_or_default();
+        self.complete = true;
+    }
+
+    /// Says whether that is new.
+    fn put(&mut self, key: K, value: V) -> bool {
+        if self.known.get(&key) == Some(&value) {
+            return false;
+        }
+        self.known.insert(key, value);
+        true
+    }
+}
+
+#[derive(PartialEq, Eq)]
+struct KnownBudget {
+    read: Budget,
+    blocked_since: Option<Timestamp>,
+}
+
+impl Known {
+    fn complete(&self) -> bool {
+        self.pods.complete && self.budgets.complete && self.namespaces.complete
+    }
+
+    fn pod(&mut self, event: watcher::Event<WirePod>) {
+        let changed = match event {
+            watcher::Event::Init => {
+                self.pods.begin();
+                false
+            }
+            watcher::Event::InitApply(pod) => {
+                if let Some(running) = pod.read(&mut self.shared) {
+                    self.pods.list(pod.key(), running);
+                }
+                false
+            }
+            watcher::Event::InitDone => {
+                self.pods.end();
+                true
+            }
+            watcher::Event::Apply(pod) => {
+                let running = pod.read(&mut self.shared);
+                running.is_some_and(|running| self.pods.put(pod.key(), running))
+            }
+            watcher::Event::Delete(pod) => self.pods.known.remove(&pod.key()).is_some(),
+        };
+        self.version += u64::from(changed);
+    }
+
+    fn budget(&mut self, event: watcher::Event<WireBudget>, now: Timestamp) {
+        let changed = match event {
+            watcher::Event::Init => {
+                self.budgets.begin();
+                false
+            }
+            watcher::Event::InitApply(budget) => {
+                if let Some(key) = self.key(&budget) {
+                    let budget = self.known_budget(&key, budget.read(), now);
+                    self.budgets.list(key, budget);
+                }
+                false
+            }
+            watcher::Event::InitDone => {
+                self.budgets.end();
+                self.remembered.clear();
+                true
+            }
+            watcher::Event::Apply(budget) => match self.key(&budget) {
+                Some(key) => {
+                    let budget = self.known_budget(&key, budget.read(), now);
+                    self.budgets.put(key, budget)
+                }
+                None => false,
+            },
+            watcher::Event::Delete(budget) => {
+                self.key(&budget).is_some_and(|key| self.budgets.known.remove(&key).is_some())
+            }
+        };
+        self.version += u64::from(changed);
+    }
+
+    fn namespace(&mut self, event: watcher::Event<WireNamespace>) {
+        let changed = match event {
+            watcher::Event::Init => {
+                self.namespaces.begin();
+                false
+            }
+            watcher::Event::InitApply(namespace) => {
+                let labels = namespace.read(&mut self.shared);
+                self.namespaces.list(namespace.name_any().into(), labels);
+                false
+            }
+            watcher::Event::InitDone => {
+                self.namespaces.end();
+                true
+            }
+            watcher::Event::Apply(namespace) => {
+                let labels = namespace.read(&mut self.shared);
+                self.namespaces.put(namespace.name_any().into(), labels)
+            }
+            watcher::Event::Delete(namespace) => {
+                self.namespaces.known.remove(namespace.name_any().as_str()).is_some()
+            }
+        };
+        self.version += u64::from(changed);
+    }
+
+    fn key(&mut self, budget: &WireBudget) -> Option<Key> {
+        let meta = budget.meta();
+        Some((self.shared.text(meta.namespace.as_ref()?), meta.name.as_deref()?.into()))
+    }
+
+    fn known_budget(&self, key: &Key, read: Budget, now: Timestamp) -> KnownBudget {
+        let blocked_since = read.blocked.then(|| {
+            let before = self.budgets.known.get(key).and_then(|before| before.blocked_since);
+            before.or_else(|| self.remembered.get(key).copied()).unwrap_or(now)
+        });
+        KnownBudget { read, blocked_since }
+    }
+
+    /// Whether a budget has been blocked for long enough since `made`.
+    fn ripens(&self, made: Timestamp, now: Timestamp) -> bool {
+        let since = self.budgets.known.values().filter_map(|budget| budget.blocked_since);
+        since.filter_map(|since| since.saturating_add(BLOCKED_AFTER).ok()).any(|at| made < at && at <= now)
+    }
+}
+
+struct Surveyed {
+    scope: Scope,
+    survey: Arc<Survey>,
+    /// When it was made, and of what.
+    made: (Timestamp, u64),
+    /// When it was last asked for.
+    asked: Instant,
+}
+
+/// The workloads of the cluster. Cheap to clone; all clones are one.
+#[derive(Clone)]
+pub struct Workloads {
+    known: Arc<Mutex<Known>>,
+    surveys: Arc<Mutex<BTreeMap<String, Surveyed>>>,
+    nodes: Nodes,
+}
+
+impl Workloads {
+    /// Starts the watches. The future must be polled for as long as workloads are asked for.
+    pub fn watch(client: Client, nodes: Nodes) -> (Self, impl Future<Output = Infallible> + Send) {
+        let workloads = Self::unread(nodes);
+        let config = watcher::Config::default().page_size(PAGE);
+        let watches = {
+            let pods = watcher(Api::<WirePod>::all(client.clone()), config.clone().fields(NOT_ENDED));
+            let budgets = watcher(Api::<WireBudget>::all(client.clone()), config.clone());
+            let namespaces = watcher(Api::<WireNamespace>::all(client), config);
+            let workloads = workloads.clone();
+            async move { Box::pin(workloads.follow(pods, budgets, namespaces)).await }
+        };
+        (workloads, watches)
+    }
+
+    /// Knows nothing yet.
+    pub fn unread(nodes: Nodes) -> Self {
+        Self { known: Arc::default(), surveys: Arc::default(), nodes }
+    }
+
+    /// Takes events in, for ever.
+    async fn follow<P, B, N>(&self, pods: P, budgets: B, namespaces: N) -> Infallible
+    where
+        P: Stream<Item = watcher::Result<watcher::Event<WirePod>>> + Send,
+        B: Stream<Item = watcher::Result<watcher::Event<WireBudget>>> + Send,
+        N: Stream<Item = watcher::Result<watcher::Event<WireNamespace>>> + Send,
+    {
+        let pods = each(pods, "Pods", |event| self.known().pod(event));
+        let budgets = each(budgets, "PodDisruptionBudgets", |event| {
+            self.known().budget(event, Timestamp::now());
+        });
+        let namespaces = each(namespaces, "Namespaces", |event| self.known().namespace(event));
+        let (never, _, _) = futures::join!(pods, budgets, namespaces);
+        never
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn surveys(&self) -> MutexGuard<'_, BTreeMap<String, Surveyed>> {
+        self.surveys.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds what workloads mean for a SpotPool to what was gathered for it.
+    pub fn tell(&self, pool: &SpotPool, gathered: &mut Gathered) {
+        let scope = scope(pool, gathered);
+        let uid = pool.uid().unwrap_or_default();
+        let mut surveys = self.surveys();
+        let survey = match surveys.get_mut(&uid) {
+            Some(surveyed) if surveyed.scope == scope => {
+                surveyed.asked = Instant::now();
+                surveyed.survey.clone()
+            }
+            known => {
+                if known.is_none() {
+                    self.remember(pool);
+                }
+                let (survey, made) = self.survey(&scope);
+                let survey = Arc::new(survey);
+                let surveyed = Surveyed { scope, survey: survey.clone(), made, asked: Instant::now() };
+                surveys.insert(uid, surveyed);
+                survey
+            }
+        };
+        drop(surveys);
+        gathered.snapshot.floor.clone_from(&survey.floor);
+        gathered.snapshot.room = Some(survey.room.clone());
+        gathered.survey = survey;
+    }
+
+    /// Budgets that status says are blocked have been so since then, whoever has seen it.
+    fn remember(&self, pool: &SpotPool) {
+        let status = pool.status.iter().flat_map(|status| &status.blocked_budgets);
+        let mut known = self.known();
+        let unread = !known.budgets.complete;
+        for blocked in status {
+            let key = (Arc::from(blocked.namespace.as_str()), Box::from(blocked.name.as_str()));
+            match known.budgets.known.get_mut(&key) {
+                Some(budget) => {
+                    budget.blocked_since = budget.blocked_since.map(|since| since.min(blocked.since.0));
+                }
+                None if unread => {
+                    known.remembered.insert(key, blocked.since.0);
+                }
+                None => {}
+            }
+        }
+    }
+
+    fn survey(&self, scope: &Scope) -> (Survey, (Timestamp, u64)) {
+        let (nodes, now) = (self.nodes.all(), Timestamp::now());
+        let known = self.known();
+        (survey::survey(&known, &nodes, scope, now), (now, known.version))
+    }
+
+    /// Surveys anew what has changed, for ever. News wakes the plans.
+    pub async fn keep_surveyed(&self, trigger: &Trigger) {
+        let mut pause = tokio::time::interval(EVERY);
+        pause.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut sweep = Instant::now();
+        loop {
+            pause.tick().await;
+            let workloads = self.clone();
+            // With many pods it takes tens of milliseconds, which no notice shall wait for.
+            let news = tokio::task::spawn_blocking(move || workloads.survey_again());
+            if news.await.unwrap_or_default() {
+                trigger.fire();
+            }
+            if sweep.elapsed() > FORGOTTEN_AFTER {
+                sweep = Instant::now();
+                self.known().shared.sweep();
+            }
+        }
+    }
+
+    /// Whether any survey has come out differently.
+    fn survey_again(&self) -> bool {
+        let now = Timestamp::now();
+        let due: Vec<(String, Scope)> = {
+            let mut surveys = self.surveys();
+            surveys.retain(|_, surveyed| surveyed.asked.elapsed() < FORGOTTEN_AFTER);
+            let known = self.known();
+            let is_due = |surveyed: &Surveyed| {
+                let (made, version) = surveyed.made;
+                version != known.version || now.duration_since(made) > ANYWAY || known.ripens(made, now)
+            };
+            let due = surveys.iter().filter(|(_, surveyed)| is_due(surveyed));
+            due.map(|(uid, surveyed)| (uid.clone(), surveyed.scope.clone())).collect()
+        };
+        let mut news = false;
+        for (uid, scope) in due {
+            let (survey, made) = self.survey(&scope);
+            let mut surveys = self.surveys();
+            let Some(surveyed) = surveys.get_mut(&uid).filter(|it| it.scope == scope) else { continue };
+            news |= survey.differs(&surveyed.survey);
+            (surveyed.survey, surveyed.made) = (Arc::new(survey), made);
+        }
+        news
+    }
+}
+
+/// What of a SpotPool a survey depends on.
+fn scope(pool: &SpotPool, gathered: &Gathered) -> Scope {
+    let of_pool = |view: &spotpool_core::AgentPoolView| {
+        let azure = gathered.azure.get(&view.name).map(|known| &known.pool);
+        ScopePool {
+            name: view.name.clone(),
+            role: view.role.ok(),
+            vm_size: view.vm_size.clone(),
+            units: view.units,
+            labels: azure.map(|pool| pool.labels.clone()).unwrap_or_default(),
+            taints: azure.map(|pool| pool.taints.clone()).unwrap_or_default(),
+        }
+    };
+    let agent_pools = gathered.snapshot.agent_pools.iter().filter(|view| view.role.is_ok());
+    Scope { agent_pools: agent_pools.map(of_pool).collect(), floor: pool.spec.on_demand.pdb_floor.clone() }
+}
+
+/// Gives each event to `apply`, for ever.
+async fn each<K>(
+    events: impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send,
+    what: &'static str,
+    mut apply: impl FnMut(watcher::Event<K>),
+) -> Infallible
+where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let mut events = pin!(events.backoff(backoff()));
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(event) => apply(event),
+            Err(error) => tracing::warn!(%error, "the watch of {what} is broken; trying again"),
+        }
+    }
+    // A watch has no end; should one come to have it, what is known stays.
+    std::future::pending().await
+}
