@@ -114,6 +114,8 @@ pub enum Reason {
     EventAcknowledged,
     /// Azure recommends to move away from this spot VM, which it may take back soon.
     RebalanceRecommended,
+    /// No agent has claimed a node's notice in time: the operator drains the node.
+    BackupDrain,
     /// Every pod that a drain moves has left the node.
     DrainCompleted,
     /// The deadline came with pods left on the node.

@@ -3,11 +3,17 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{Patch, PatchParams};
+use kube::{Api, ResourceExt};
 use serde::Deserialize as _;
 use serde_json::{Value, json};
 use spotpool_azure_sim::api::{Envelope, Fault, FaultAction, FaultTarget, PoolSpec, Targets};
+use spotpool_e2e::objects::{create, is_ready};
 use spotpool_e2e::proxy::{Proxy, Spring};
 use spotpool_e2e::{OperatorOptions, Stage, World, WorldOptions, eventually, run};
 
@@ -108,6 +114,31 @@ fn the_operator_needs_every_right_that_the_chart_gives_it() {
         stage.spot_pools().patch("p", &PatchParams::default(), &change).await.unwrap();
         proxy.release();
         stage.status_is("p", "the third loss made good", |status| status.ready_replicas == 2).await.unwrap();
+
+        // A node whose agent does not run is under notice, and a budget holds its pod.
+        let node = stage.nodes("rightsa").await.unwrap()[0].name_any();
+        let pods: Api<Pod> = Api::namespaced(world.client.clone(), "rights");
+        let pod = json!({"metadata": {"name": "held", "labels": {"app": "held"}}, "spec": {"nodeName": node,
+            "terminationGracePeriodSeconds": 1, "containers": [{"name": "main", "image": "none"}]}});
+        create(&pods, pod).await.unwrap();
+        eventually("the pod to run", async || Ok(Some(pods.get("held").await?).filter(is_ready)))
+            .await
+            .unwrap();
+        let budget = json!({"metadata": {"name": "held"},
+            "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "held"}}}});
+        create(&Api::<PodDisruptionBudget>::namespaced(world.client.clone(), "rights"), budget)
+            .await
+            .unwrap();
+        let due = Timestamp::now() + Duration::from_secs(20);
+        let message = format!("Preempt Scheduled: {}. EventId: E", due.strftime("%a, %d %b %Y %H:%M:%S GMT"));
+        let condition = json!({"type": "PreemptionScheduled", "status": "True", "message": message,
+            "lastTransitionTime": format!("{:.0}", Timestamp::now())});
+        let condition = Patch::Strategic(json!({"status": {"conditions": [condition]}}));
+        let nodes: Api<Node> = Api::all(world.client.clone());
+        nodes.patch_status(&node, &PatchParams::default(), &condition).await.unwrap();
+        eventually("the pod to be gone", async || Ok(pods.get_opt("held").await?.is_none().then_some(())))
+            .await
+            .unwrap();
 
         let wanted = granted();
         eventually("every right to be used", async || {

@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use crate::claim::{self, Unnamed};
 use crate::condition::Told;
 use crate::context::Context;
 use crate::document::{Document, Kind, Oddity};
@@ -153,7 +154,7 @@ impl Agent {
             }
             self.meet();
             self.decide(&inputs.hearing);
-            self.tend();
+            self.tend(&inputs.hearing.hearing());
         }
     }
 
@@ -290,7 +291,7 @@ impl Agent {
     }
 
     /// Does what the Node calls for beside a notice. Looks at what stands there, not at what changed.
-    fn tend(&mut self) {
+    fn tend(&mut self, hearing: &Hearing) {
         let Some(node) = self.context.node.latest().filter(|_| self.identity.is_some()) else { return };
         let asked = node.drain_request();
         if let Some((running, stop)) = &self.voluntary
@@ -302,11 +303,16 @@ impl Agent {
             return;
         }
         let is_free = self.running.is_none() && self.seen.notice().is_none();
-        let is_stale = |notice: &EvictionNotice| notice.is_active() && notice.by == Claimant::NodeAgent;
         if is_free && self.has_document {
-            if node.notice().as_ref().is_some_and(is_stale) {
-                let phase = self.ended.take().unwrap_or(Phase::Over);
-                return self.tidy(move |context| async move { flow::give_back(&context, phase).await });
+            match node.notice().filter(EvictionNotice::is_active) {
+                Some(notice) if notice.by == Claimant::NodeAgent => return self.give_back(Phase::Over),
+                Some(notice) => match claim::unnamed(&notice, node.boot_id(), hearing, now()) {
+                    Unnamed::GiveBack(phase) => return self.give_back(phase),
+                    Unnamed::LookAgain(time) => {
+                        self.look_again = Some(self.look_again.map_or(time, |known| known.min(time)));
+                    }
+                },
+                None => {}
             }
             self.context.tell(Told::Nothing);
         }
@@ -343,6 +349,12 @@ impl Agent {
                 context.node.write(marks::drain_forgotten, || ()).await;
             });
         }
+    }
+
+    /// Takes marks off that no flow of ours takes off, with what is known of how the event ended before `phase`.
+    fn give_back(&mut self, phase: Phase) {
+        let phase = self.ended.take().unwrap_or(phase);
+        self.tidy(move |context| async move { flow::give_back(&context, phase).await });
     }
 
     /// Sees the Node for the first time: goes on where an earlier agent stopped.

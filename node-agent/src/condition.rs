@@ -9,7 +9,7 @@ use spotpool_crds::{Reason, names};
 use spotpool_drain::jittered;
 use tokio::sync::watch;
 
-use crate::node::{Node, OwnNode};
+use crate::node::{Node, NodeHandle};
 use crate::npd::Condition;
 
 /// First and longest wait after a write that failed. Nothing waits for the condition.
@@ -63,7 +63,7 @@ impl Told {
 }
 
 /// Keeps the condition on `node` as it should be. Never ends before whoever says how it should be.
-pub async fn keep(mut node: OwnNode, mut told: watch::Receiver<Told>) {
+pub async fn keep(mut node: NodeHandle, mut told: watch::Receiver<Told>) {
     let mut wait = Duration::ZERO;
     loop {
         let wanted = told.borrow_and_update().clone();

@@ -11,14 +11,14 @@ use crate::condition::Told;
 use crate::hooks::Caller;
 use crate::imds::Approver;
 use crate::metrics::Metrics;
-use crate::node::OwnNode;
+use crate::node::NodeHandle;
 
 /// What every flow of the agent works with.
 pub struct Context {
     /// The API.
     pub client: Client,
     /// The own Node.
-    pub node: OwnNode,
+    pub node: NodeHandle,
     /// The pods on it.
     pub pods: watch::Receiver<Pods>,
     /// For people.

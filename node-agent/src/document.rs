@@ -2,17 +2,14 @@
 //! hides no other. Pure.
 
 use std::collections::BTreeSet;
-use std::fmt;
 
 use jiff::Timestamp;
-use jiff::civil::DateTime;
-use jiff::fmt::rfc2822;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
+use spotpool_drain::kind::{date_of, shortened};
 
-/// Longest piece of foreign text that is kept.
-const LONGEST_TEXT: usize = 200;
+pub use spotpool_drain::kind::Kind;
 
 /// A document, as far as it was understood.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -41,67 +38,6 @@ pub struct Event {
     pub resources: Vec<String>,
     /// When at the earliest; absent once started, or if unreadable.
     pub not_before: Option<Timestamp>,
-}
-
-/// What will happen to a VM.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
-    /// A spot VM is taken back.
-    Preempt,
-    /// The VM is deleted.
-    Terminate,
-    /// The VM is restarted.
-    Reboot,
-    /// The VM is moved to another host, without its memory and temporary disk.
-    Redeploy,
-    /// The VM is paused for seconds.
-    Freeze,
-    /// A hint: the spot VM may be taken back soon.
-    Rebalance,
-    /// Something newer than this program.
-    Other(String),
-}
-
-impl Kind {
-    /// The type of that name.
-    pub fn read(text: &str) -> Self {
-        match text {
-            "Preempt" => Self::Preempt,
-            "Terminate" => Self::Terminate,
-            "Reboot" => Self::Reboot,
-            "Redeploy" => Self::Redeploy,
-            "Freeze" => Self::Freeze,
-            "SpotRebalanceRecommendation" => Self::Rebalance,
-            other => Self::Other(shortened(other)),
-        }
-    }
-
-    /// Whether it is announced long before, and its time can be relied upon.
-    pub fn is_planned(&self) -> bool {
-        matches!(self, Self::Terminate | Self::Reboot | Self::Redeploy | Self::Freeze)
-    }
-
-    /// As a metric label: bounded, whatever Azure sends.
-    pub fn label(&self) -> &'static str {
-        match self {
-            Self::Preempt => "Preempt",
-            Self::Terminate => "Terminate",
-            Self::Reboot => "Reboot",
-            Self::Redeploy => "Redeploy",
-            Self::Freeze => "Freeze",
-            Self::Rebalance => "SpotRebalanceRecommendation",
-            Self::Other(_) => "Other",
-        }
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Other(text) => f.write_str(text),
-            known => f.write_str(known.label()),
-        }
-    }
 }
 
 /// Something in a document that was not understood, and did not keep the rest from being understood.
@@ -272,20 +208,6 @@ const KNOWN_FIELDS: [&str; 9] = [
 
 fn integer(raw: &RawValue) -> Option<i64> {
     raw.get().trim_matches('"').parse().ok()
-}
-
-/// Azure writes RFC 1123; its mock server and newer services write ISO 8601, with and without zone.
-pub(crate) fn date_of(text: &str) -> Option<Timestamp> {
-    let utc = |civil: DateTime| civil.to_zoned(jiff::tz::TimeZone::UTC).ok().map(|zoned| zoned.timestamp());
-    rfc2822::DateTimeParser::new()
-        .parse_timestamp(text)
-        .ok()
-        .or_else(|| text.parse().ok())
-        .or_else(|| utc(text.parse().ok()?))
-}
-
-fn shortened(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(LONGEST_TEXT).collect()
 }
 
 #[cfg(test)]

@@ -11,20 +11,18 @@
 pub mod agent;
 pub mod announce;
 pub mod args;
+pub mod claim;
 pub mod condition;
 pub mod context;
 pub mod document;
-pub mod edit;
 pub mod flow;
 pub mod hooks;
 pub mod imds;
-pub mod marks;
 pub mod metrics;
-pub mod node;
 pub mod notice;
 pub mod notify;
-pub mod npd;
 pub mod relay;
 pub mod telling;
-pub mod time;
 pub mod voluntary;
+
+pub use spotpool_drain::{edit, marks, node, npd, time};

@@ -33,7 +33,7 @@ use spotpool_node_agent::context::Context;
 use spotpool_node_agent::hooks::{Caller, Reach};
 use spotpool_node_agent::imds::{self, Imds, TimerSlots};
 use spotpool_node_agent::metrics::Metrics;
-use spotpool_node_agent::node::{OwnNode, watch_node};
+use spotpool_node_agent::node::{NodeHandle, watch_node};
 use spotpool_node_agent::relay;
 use spotpool_node_agent::time;
 
@@ -114,7 +114,8 @@ async fn run(args: Args, slots: TimerSlots) -> Result<(), Exit> {
         }
     });
 
-    let node = OwnNode::new(client.clone(), &args.node_name, known_node.clone());
+    let node =
+        NodeHandle::new(client.clone(), names::AGENT_FIELD_MANAGER, &args.node_name, known_node.clone());
     let keeping = condition::keep(node.clone(), wanted_condition);
     tasks.spawn(async move {
         keeping.await;

@@ -14,9 +14,10 @@ use kube::Api;
 use prometheus_client::registry::Registry;
 use spotpool_operator::agent_pools::AgentPools;
 use spotpool_operator::azure::AzureArgs;
+use spotpool_operator::backup_drain::BackupDrains;
 use spotpool_operator::leader::{Elector, Leadership};
 use spotpool_operator::metrics::Metrics;
-use spotpool_operator::pool;
+use spotpool_operator::pool::{self, Parts};
 use spotpool_operator::watches::{Nodes, Trigger};
 use spotpool_operator::workloads::Workloads;
 use spotpool_runtime::admin::{self, Readiness};
@@ -87,6 +88,7 @@ async fn run(args: Args) -> Result<(), Exit> {
     let (azure, market) = args.azure.connect(&args.common, USER_AGENT, may_write.clone())?;
     let (azure, market) = (Arc::new(azure), Arc::new(market));
     let lease_client = client::connect(&args.common, USER_AGENT).await?;
+    let drain_client = client::connect_gated(&args.common, USER_AGENT, may_write.clone()).await?;
     let client = client::connect_gated(&args.common, USER_AGENT, may_write).await?;
     let mut registry = Registry::default();
     let metrics = Metrics::register(&mut registry);
@@ -108,6 +110,7 @@ async fn run(args: Args) -> Result<(), Exit> {
         metrics.clone(),
         Arc::new(Timestamp::now),
     ));
+    let backup_drains = BackupDrains::new(drain_client, trigger.clone(), metrics.clone());
     let elector = Elector::new(
         Api::namespaced(lease_client, &namespace),
         "spotpool-operator",
@@ -137,6 +140,13 @@ async fn run(args: Args) -> Result<(), Exit> {
                 (listener, (namespace, triggered))
             })
             .unzip();
+        let parts = Parts {
+            nodes: nodes.clone(),
+            agent_pools: agent_pools.clone(),
+            market: market.clone(),
+            workloads: workloads.clone(),
+            backup_drains,
+        };
         let keep = async {
             let Some(held) = held else {
                 shutdown.cancelled().await;
@@ -154,15 +164,7 @@ async fn run(args: Args) -> Result<(), Exit> {
             () = workloads.keep_surveyed(&trigger) => {
                 Err(Exit::Died("the survey of workloads has ended".into()))
             }
-            () = pool::run(
-                client,
-                nodes.clone(),
-                agent_pools.clone(),
-                market.clone(),
-                workloads.clone(),
-                metrics,
-                namespaces,
-            ) => Err(Exit::Died("the SpotPool controller has ended".into())),
+            () = pool::run(client, parts, metrics, namespaces) => Err(Exit::Died("the SpotPool controller has ended".into())),
         }
     };
     tokio::select! {

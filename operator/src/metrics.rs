@@ -46,6 +46,7 @@ pub struct Metrics {
     azure_requests: Family<Request, Counter>,
     actions: Family<Action, Counter>,
     reconciles: Family<Reconcile, Counter>,
+    backup_drains: Family<Reconcile, Counter>,
     pool_nodes: Family<PoolNodes, Gauge>,
     floor_units: Family<PoolNodes, Gauge>,
     floor_hourly_cost: Family<PoolName, Gauge<f64, AtomicU64>>,
@@ -61,6 +62,7 @@ impl Metrics {
             azure_requests: Family::default(),
             actions: Family::default(),
             reconciles: Family::default(),
+            backup_drains: Family::default(),
             pool_nodes: Family::default(),
             floor_units: Family::default(),
             floor_hourly_cost: Family::default(),
@@ -71,6 +73,11 @@ impl Metrics {
         let registry = registry.sub_registry_with_prefix("spotpool_operator");
         registry.register("azure_requests", "Requests to Azure by result", metrics.azure_requests.clone());
         registry.register("actions", "Actions carried out by reason", metrics.actions.clone());
+        registry.register(
+            "backup_drains",
+            "Notices that the operator claimed in an agent's stead, and how they ended",
+            metrics.backup_drains.clone(),
+        );
         registry.register("reconciles", "Reconciliations by result", metrics.reconciles.clone());
         registry.register(
             "pool_nodes",
@@ -116,6 +123,11 @@ impl Metrics {
     /// An action that was carried out.
     pub fn action(&self, reason: Reason) {
         self.actions.get_or_create(&Action { reason: reason.into() }).inc();
+    }
+
+    /// A drain in an agent's stead has begun or ended so.
+    pub fn backup_drain(&self, result: &'static str) {
+        self.backup_drains.get_or_create(&Reconcile { result }).inc();
     }
 
     /// A reconciliation that ended.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use backon::ExponentialBuilder;
 use futures::channel::mpsc;
 use futures::{Stream, StreamExt};
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, NodeCondition, NodeSystemInfo};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::reflector::{self, Store};
 use kube::runtime::watcher::{self, ExponentialBackoff, watcher};
@@ -154,10 +154,20 @@ pub fn agent_pool_of(node: &Node) -> Option<&str> {
     node.labels().get(names::AGENT_POOL_LABEL).map(String::as_str)
 }
 
+/// The conditions of a Node.
+pub fn conditions(node: &Node) -> impl Iterator<Item = &NodeCondition> {
+    node.status.iter().flat_map(|status| status.conditions.iter().flatten())
+}
+
 /// Whether the kubelet says Ready.
 pub fn is_ready(node: &Node) -> bool {
-    let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+    conditions(node).any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+/// A Node's boot; empty if not known.
+pub fn boot_id(node: &Node) -> &str {
+    let info = node.status.as_ref().and_then(|status| status.node_info.as_ref());
+    info.map_or("", |info| info.boot_id.as_str())
 }
 
 /// Drops what no plan looks at: 5,000 Nodes must fit in little memory.
@@ -167,7 +177,8 @@ fn slim(node: &mut Node) {
         status.images = None;
         status.volumes_in_use = None;
         status.volumes_attached = None;
-        status.node_info = None;
+        status.node_info =
+            status.node_info.take().map(|info| NodeSystemInfo { boot_id: info.boot_id, ..<_>::default() });
         status.addresses = None;
         status.capacity = None;
         status.daemon_endpoints = None;
@@ -181,6 +192,11 @@ fn digest(node: &Node) -> u64 {
     agent_pool_of(node).hash(&mut hasher);
     node.metadata.deletion_timestamp.is_some().hash(&mut hasher);
     is_ready(node).hash(&mut hasher);
+    boot_id(node).hash(&mut hasher);
+    let of_detector = [names::PREEMPTION_SCHEDULED_CONDITION, names::VM_EVENT_SCHEDULED_CONDITION];
+    for condition in conditions(node).filter(|it| of_detector.contains(&it.type_.as_str())) {
+        (&condition.type_, &condition.status, &condition.message).hash(&mut hasher);
+    }
     for label in [names::POOL_LABEL, names::POOL_NAMESPACE_LABEL] {
         node.labels().get(label).hash(&mut hasher);
     }

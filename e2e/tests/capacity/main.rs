@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod backup_drain;
 mod units;
 
 use std::collections::BTreeMap;

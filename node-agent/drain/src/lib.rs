@@ -10,16 +10,22 @@
 pub mod answer;
 mod budgets;
 mod condition;
+pub mod edit;
 pub mod executor;
 pub mod follow;
 mod groups;
 pub mod holds;
 mod jitter;
+pub mod kind;
 mod known;
+pub mod marks;
+pub mod node;
+pub mod npd;
 pub mod plan;
 pub mod pods;
 pub mod report;
 mod schedule;
+pub mod time;
 
 pub use answer::Answer;
 pub use executor::Drain;

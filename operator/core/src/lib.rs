@@ -4,6 +4,7 @@
 //! reason and a time at which to look again.
 
 pub mod avoidance;
+pub mod backup;
 pub mod claims;
 mod counts;
 mod failback;

@@ -15,12 +15,13 @@ use kube::runtime::watcher;
 use kube::{Api, Client, Resource, ResourceExt};
 use spotpool_azure::Class;
 use spotpool_core::plan;
-use spotpool_crds::{SpotPool, SpotPoolStatus, names};
+use spotpool_crds::{Reason, SpotPool, SpotPoolStatus, names};
 
 use super::act::{self, Outcome, act};
 use super::gather::gather;
 use super::{Error, orphans, report};
 use crate::agent_pools::AgentPools;
+use crate::backup_drain::BackupDrains;
 use crate::market::Market;
 use crate::metrics::Metrics;
 use crate::watches::{Nodes, backoff};
@@ -32,6 +33,20 @@ const RESYNC: Duration = Duration::from_mins(5);
 const AFTER_REFUSAL: Duration = Duration::from_secs(1);
 /// SpotPools reconciled at the same time: one that waits for Azure must not hold up another.
 const CONCURRENCY: u16 = 32;
+
+/// What else the operator does, and reconciliations ask.
+pub struct Parts {
+    /// The store of Nodes.
+    pub nodes: Nodes,
+    /// What Azure said, and the way to write to it.
+    pub agent_pools: Arc<AgentPools>,
+    /// Prices and the like.
+    pub market: Arc<Market>,
+    /// Pods and disruption budgets.
+    pub workloads: Workloads,
+    /// Drains in the agents' stead.
+    pub backup_drains: Arc<BackupDrains>,
+}
 
 /// What reconciliations share.
 pub struct Context {
@@ -45,6 +60,8 @@ pub struct Context {
     pub market: Arc<Market>,
     /// Pods and disruption budgets.
     pub workloads: Workloads,
+    /// Drains in the agents' stead.
+    pub backup_drains: Arc<BackupDrains>,
     /// The operator's metrics.
     pub metrics: Metrics,
     recorder: Recorder,
@@ -65,10 +82,7 @@ struct Remembered {
 /// Runs until its watches end. `triggered` has one receiver for each namespace.
 pub async fn run(
     client: Client,
-    nodes: Nodes,
-    agent_pools: Arc<AgentPools>,
-    market: Arc<Market>,
-    workloads: Workloads,
+    parts: Parts,
     metrics: Metrics,
     namespaces: Vec<(String, mpsc::UnboundedReceiver<()>)>,
 ) {
@@ -88,10 +102,11 @@ pub async fn run(
     let context = Arc::new(Context {
         recorder: Recorder::new(client.clone(), reporter),
         client,
-        nodes,
-        agent_pools,
-        market,
-        workloads,
+        nodes: parts.nodes,
+        agent_pools: parts.agent_pools,
+        market: parts.market,
+        workloads: parts.workloads,
+        backup_drains: parts.backup_drains,
         metrics,
         spot_pools: controllers.iter().map(Controller::store).collect(),
         memory: Mutex::default(),
@@ -132,6 +147,8 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
     context.market.tell(&mut view);
     let mut gathered = gather(&pool, &context.all_spot_pools(), &context.nodes.all(), view, now);
     context.workloads.tell(&pool, &mut gathered);
+    context.backup_drains.forget_gone(&context.nodes);
+    let backup_wake = context.backup_drains.tend(&pool, &gathered.nodes, now);
 
     let started = Instant::now();
     let plan = plan(&pool.spec, &gathered.snapshot, now);
@@ -150,7 +167,14 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
     let outcome = act(&context, &pool, &gathered, &plan, now).await;
 
     let status = report::status(&current, &gathered, &plan, &intentions, &outcome, now);
-    let events = report::events(&pool.status.clone().unwrap_or_default(), &status, &outcome);
+    let mut events = report::events(&pool.status.clone().unwrap_or_default(), &status, &outcome);
+    events.extend(
+        context
+            .backup_drains
+            .news(&pool)
+            .into_iter()
+            .map(|news| report::event(Reason::BackupDrain, news.is_warning, news.note)),
+    );
     for action in &outcome.done {
         context.metrics.action(action.reason());
     }
@@ -171,7 +195,8 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
     context.succeeded(&pool);
     context.metrics.reconcile("Success");
     let wait = if outcome.failed.is_empty() { RESYNC } else { AFTER_REFUSAL };
-    let wake = plan.wake.and_then(|wake| Duration::try_from(wake.duration_since(now)).ok());
+    let wake = plan.wake.into_iter().chain(backup_wake).min();
+    let wake = wake.and_then(|wake| Duration::try_from(wake.duration_since(now)).ok());
     Ok(Action::requeue(wake.map_or(wait, |wake| wake.min(wait))))
 }
 

@@ -19,8 +19,9 @@ use spotpool_crds::spot_pool::{
     AgentPoolStatus, AzureError as StatusError, FloorStatus, OperationKind, Readiness, Role,
 };
 use spotpool_crds::voluntary_drain::{DrainRequest, DrainStatus};
-use spotpool_crds::{ProviderId, Reason, SpotPool, names};
+use spotpool_crds::{Reason, SpotPool, names};
 
+use super::doomed::Doomed;
 use crate::agent_pools::{Known, View};
 use crate::market::decimal;
 use crate::watches::agent_pool_of;
@@ -297,38 +298,6 @@ fn floor_memory(floor: &FloorStatus) -> FloorMemory {
     }
 }
 
-/// Instances that siblings' notices name, by scale set: nodes with a silent agent are known from these.
-struct Doomed(BTreeMap<String, BTreeMap<u64, BTreeMap<String, Timestamp>>>);
-
-impl Doomed {
-    fn of(nodes: &[Arc<Node>]) -> Self {
-        let mut doomed: BTreeMap<String, BTreeMap<u64, BTreeMap<String, Timestamp>>> = BTreeMap::new();
-        for node in nodes {
-            let (Some(notice), Some((scale_set, _))) = (notice(node), instance(node)) else { continue };
-            if !notice.is_active() {
-                continue;
-            }
-            let scale_set = doomed.entry(scale_set).or_default();
-            for event in notice.doomed {
-                for instance in event.instances.iter() {
-                    let seen = scale_set.entry(instance).or_default().entry(event.event_id.clone());
-                    let seen = seen.or_insert(notice.observed_at);
-                    *seen = notice.observed_at.min(*seen);
-                }
-            }
-        }
-        Self(doomed)
-    }
-
-    /// Since when a sibling says that this node is doomed, if its own agent has not said otherwise.
-    fn names(&self, node: &Node) -> Option<Timestamp> {
-        let (scale_set, instance) = instance(node)?;
-        let events = self.0.get(&scale_set)?.get(&instance)?;
-        let ended = notice(node).filter(|notice| !notice.is_active()).map(|notice| notice.event_id);
-        events.iter().filter(|(event, _)| Some(*event) != ended.as_ref()).map(|(_, seen)| *seen).min()
-    }
-}
-
 /// When a node is, or was, ready for work: its Ready condition, the warm-up, and every start-up taint gone. `None` if
 /// that is not known yet.
 fn warm_at(node: &Node, readiness: &Readiness) -> Option<Timestamp> {
@@ -374,12 +343,6 @@ fn annotation<T: DeserializeOwned>(node: &Node, key: &str) -> Option<T> {
     serde_json::from_str(text)
         .inspect_err(|error| tracing::warn!(node = node.name_any(), key, %error, "annotation not understood"))
         .ok()
-}
-
-/// Scale set and instance id of a Node's VM. A VM of its own has no siblings.
-fn instance(node: &Node) -> Option<(String, u64)> {
-    let id: ProviderId = node.spec.as_ref()?.provider_id.as_ref()?.parse().ok()?;
-    id.instance()
 }
 
 #[cfg(test)]

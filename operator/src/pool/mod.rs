@@ -2,11 +2,12 @@
 
 pub mod act;
 mod controller;
+pub mod doomed;
 pub mod gather;
 mod orphans;
 pub mod report;
 
-pub use controller::run;
+pub use controller::{Parts, run};
 
 use spotpool_azure::Class;
 

@@ -349,6 +349,12 @@ fn condition(
     }
 }
 
+/// An Event of the SpotPool that is about none of its actions.
+pub fn event(reason: Reason, is_warning: bool, note: String) -> Event {
+    let type_ = if is_warning { EventType::Warning } else { EventType::Normal };
+    Event { type_, reason: reason.to_string(), note: Some(note), action: reason.to_string(), secondary: None }
+}
+
 /// Events that a person would want to know of.
 ///
 /// The recorder folds Events of one reason, action and related object into a series and keeps only the first

@@ -43,8 +43,8 @@ impl Edit {
             && self.annotations(node).next().is_none()
     }
 
-    /// As a JSON patch that applies only to the very Node that it was made for, and only while taints and cordon
-    /// are as last seen: both have other writers.
+    /// As a JSON patch that applies only to the very Node that it was made for, and only while taints, cordon
+    /// and notice are as last seen: all have other writers.
     pub fn json_patch(&self, node: &Node) -> Vec<Value> {
         let test = |path: &str, value: &Value| json!({"op": "test", "path": path, "value": value});
         let mut patch = vec![test("/metadata/uid", &json!(node.metadata.uid))];
@@ -69,7 +69,12 @@ impl Edit {
             patch.push(put_or_remove("/metadata/annotations", Some(json!({}))));
         }
         for (name, value) in annotations {
-            patch.push(put_or_remove(&pointer("/metadata/annotations/", name), value.map(Into::into)));
+            let path = pointer("/metadata/annotations/", name);
+            if name == names::EVICTION_ANNOTATION {
+                // Agent and operator may both claim a notice: whoever is second must see that.
+                patch.push(test(&path, &json!(node.annotation(name))));
+            }
+            patch.push(put_or_remove(&path, value.map(Into::into)));
         }
         if let Some(label) = self.label(node) {
             if node.metadata.labels.is_none() {
@@ -192,6 +197,7 @@ mod tests {
                     "value": [{"key": "spotpool.dev/evicting", "value": "Preempt", "effect": "NoSchedule"}]}),
                 json!({"op": "test", "path": "/spec/unschedulable", "value": null}),
                 json!({"op": "add", "path": "/spec/unschedulable", "value": true}),
+                json!({"op": "test", "path": "/metadata/annotations/spotpool.dev~1eviction", "value": null}),
                 json!({"op": "add", "path": "/metadata/annotations/spotpool.dev~1eviction", "value": "{}"}),
                 json!({"op": "add", "path": "/metadata/labels/node.kubernetes.io~1exclude-from-external-load-balancers",
                     "value": "spotpool.dev"}),
@@ -244,7 +250,12 @@ mod tests {
         let patch = clean().json_patch(&marked);
         assert_eq!(patch[2], json!({"op": "add", "path": "/spec/taints", "value": [other]}));
         assert_eq!(patch[4], json!({"op": "remove", "path": "/spec/unschedulable"}));
-        assert_eq!(patch[5]["op"], "remove");
+        assert_eq!(
+            (&patch[5]["op"], &patch[5]["value"]),
+            (&json!("test"), &json!("{}")),
+            "the notice as last seen"
+        );
+        assert_eq!(patch[6]["op"], "remove");
         let alone = node(&json!({"taints": [ours]}), &json!({}));
         assert_eq!(clean().json_patch(&alone)[2], json!({"op": "remove", "path": "/spec/taints"}));
         assert_eq!(clean().merge_patch(&alone)["spec"]["taints"], Value::Null);

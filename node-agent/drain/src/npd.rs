@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use spotpool_crds::names;
 
-use crate::document::{Kind, date_of};
+use crate::kind::{Kind, date_of};
 use crate::time::later;
 
 /// How much later than the condition a good poll must be to count more: the detector has read the document that

@@ -1,4 +1,4 @@
-//! The agent's own Node: a watch of it from start-up on, and writes to it that win in the end.
+//! One Node, as whoever drains it sees and writes it: a watch of it, and writes that win in the end.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -16,11 +16,11 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use spotpool_crds::voluntary_drain::{DrainRequest, DrainStatus};
 use spotpool_crds::{EvictionNotice, NodePolicy, ProviderId, names};
-use spotpool_drain::follow::follow;
-use spotpool_drain::jittered;
 use tokio::sync::watch;
 
 use crate::edit::Edit;
+use crate::follow::follow;
+use crate::jittered;
 use crate::npd::Condition;
 
 /// A request that hangs must not hold up the next try.
@@ -30,7 +30,7 @@ const LONGEST_WAIT: Duration = Duration::from_millis(500);
 /// JSON patches refused on a Node that has not changed, before a merge patch is tried in their place.
 const MOST_STUBBORN: u32 = 2;
 
-/// A Node with only those parts of it that the agent needs.
+/// A Node with only those parts of it that a drain needs.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct Node {
     /// Name, UID, version, and of labels and annotations only those that concern us.
@@ -210,20 +210,26 @@ impl Node {
     }
 }
 
-/// The agent's own Node. Cheap to clone.
+/// One Node, to be written. Cheap to clone.
 #[derive(Clone)]
-pub struct OwnNode {
+pub struct NodeHandle {
     api: Api<Node>,
+    manager: &'static str,
     name: Arc<str>,
     watched: watch::Receiver<Option<Arc<Node>>>,
     /// What our last write gave back: the watch may be behind it.
     written: Arc<Mutex<Option<Arc<Node>>>>,
 }
 
-impl OwnNode {
-    /// The Node `name`, as `watched` (see [`watch_node`]) shows it.
-    pub fn new(client: Client, name: &str, watched: watch::Receiver<Option<Arc<Node>>>) -> Self {
-        Self { api: Api::all(client), name: name.into(), watched, written: Arc::default() }
+impl NodeHandle {
+    /// The Node `name`, as `watched` (see [`watch_node`]) shows it, written as field manager `manager`.
+    pub fn new(
+        client: Client,
+        manager: &'static str,
+        name: &str,
+        watched: watch::Receiver<Option<Arc<Node>>>,
+    ) -> Self {
+        Self { api: Api::all(client), manager, name: name.into(), watched, written: Arc::default() }
     }
 
     /// Its name.
@@ -287,7 +293,7 @@ impl OwnNode {
     /// Merges `status` into the Node's status.
     pub async fn write_status(&self, status: &Value) -> Result<(), String> {
         let patch = Patch::Strategic(status);
-        let parameters = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
+        let parameters = PatchParams { field_manager: Some(self.manager.into()), ..PatchParams::default() };
         match tokio::time::timeout(TIMEOUT, self.api.patch_status(&self.name, &parameters, &patch)).await {
             Ok(Ok(node)) => {
                 self.wrote(node);
@@ -336,7 +342,7 @@ impl OwnNode {
     }
 
     async fn send(&self, base: &Node, edit: &Edit, merges: bool) -> Result<Node, WriteError> {
-        let parameters = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
+        let parameters = PatchParams { field_manager: Some(self.manager.into()), ..PatchParams::default() };
         let sent = async {
             if merges {
                 let patch = Patch::Merge(edit.merge_patch(base));
@@ -356,8 +362,6 @@ impl OwnNode {
         }
     }
 }
-
-const MANAGER: &str = names::AGENT_FIELD_MANAGER;
 
 enum WriteError {
     /// The Node is not what the patch was made for.
@@ -443,7 +447,7 @@ pub(crate) mod tests {
     }
 
     /// An API that gives each answer once; what it was asked is kept.
-    fn api(answers: Vec<(u16, Value)>) -> (OwnNode, Arc<Mutex<Vec<String>>>) {
+    fn api(answers: Vec<(u16, Value)>) -> (NodeHandle, Arc<Mutex<Vec<String>>>) {
         let asked = Arc::new(Mutex::new(Vec::new()));
         let (answers, log) = (Arc::new(Mutex::new(answers.into_iter())), asked.clone());
         let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
@@ -456,7 +460,7 @@ pub(crate) mod tests {
         });
         let base = node(&serde_json::json!({}), &serde_json::json!({}));
         let (_, watched) = watch::channel(Some(Arc::new(base)));
-        (OwnNode::new(Client::new(service, "default"), "n", watched), asked)
+        (NodeHandle::new(Client::new(service, "default"), "test", "n", watched), asked)
     }
 
     fn refused(code: u16) -> (u16, Value) {
