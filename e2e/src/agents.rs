@@ -362,6 +362,6 @@ async fn gone(client: &Client, pod: &Pod) {
 }
 
 /// A port that nobody listens on.
-pub(crate) fn free_port() -> Result<u16> {
+pub fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr())?.port())
 }

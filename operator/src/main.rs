@@ -101,7 +101,7 @@ async fn run(args: Args) -> Result<(), Exit> {
 
     let trigger = Trigger::default();
     let (nodes, node_stream) = Nodes::watch(client.clone(), trigger.clone());
-    let (workloads, workload_watches) = Workloads::watch(client.clone(), nodes.clone());
+    let (workloads, workload_watches) = Workloads::watch(client.clone(), nodes.clone(), metrics.clone());
     let agent_pools = Arc::new(AgentPools::new(
         azure.clone(),
         azure,

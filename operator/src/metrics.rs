@@ -53,6 +53,7 @@ pub struct Metrics {
     blocked_budgets: Family<PoolName, Gauge>,
     notice_to_request: Histogram,
     plan: Histogram,
+    survey: Histogram,
 }
 
 impl Metrics {
@@ -69,6 +70,7 @@ impl Metrics {
             blocked_budgets: Family::default(),
             notice_to_request: Histogram::new(exponential_buckets(0.01, 2.0, 12)),
             plan: Histogram::new(exponential_buckets(0.000_1, 4.0, 8)),
+            survey: Histogram::new(exponential_buckets(0.000_1, 4.0, 8)),
         };
         let registry = registry.sub_registry_with_prefix("spotpool_operator");
         registry.register("azure_requests", "Requests to Azure by result", metrics.azure_requests.clone());
@@ -106,6 +108,12 @@ impl Metrics {
             metrics.notice_to_request.clone(),
         );
         registry.register_with_unit("plan", "Time to make one plan", Unit::Seconds, metrics.plan.clone());
+        registry.register_with_unit(
+            "survey",
+            "Time to look through pods and disruption budgets for one SpotPool",
+            Unit::Seconds,
+            metrics.survey.clone(),
+        );
         metrics
     }
 
@@ -143,6 +151,11 @@ impl Metrics {
     /// A plan took this long to make.
     pub fn planned(&self, seconds: f64) {
         self.plan.observe(seconds);
+    }
+
+    /// Pods and budgets were looked through in this long.
+    pub fn surveyed(&self, seconds: f64) {
+        self.survey.observe(seconds);
     }
 
     /// The capacity of a SpotPool.

@@ -26,6 +26,7 @@ use spotpool_crds::SpotPool;
 
 use self::read::{Budget, Labels, Running, Shared, WireBudget, WireNamespace, WirePod};
 pub use self::survey::{BLOCKED_AFTER, Scope, ScopePool, Survey};
+use crate::metrics::Metrics;
 use crate::pool::gather::Gathered;
 use crate::watches::{Nodes, Trigger, backoff};
 
@@ -223,12 +224,17 @@ pub struct Workloads {
     known: Arc<Mutex<Known>>,
     surveys: Arc<Mutex<BTreeMap<String, Surveyed>>>,
     nodes: Nodes,
+    metrics: Metrics,
 }
 
 impl Workloads {
     /// Starts the watches. The future must be polled for as long as workloads are asked for.
-    pub fn watch(client: Client, nodes: Nodes) -> (Self, impl Future<Output = Infallible> + Send) {
-        let workloads = Self::unread(nodes);
+    pub fn watch(
+        client: Client,
+        nodes: Nodes,
+        metrics: Metrics,
+    ) -> (Self, impl Future<Output = Infallible> + Send) {
+        let workloads = Self::unread(nodes, metrics);
         let config = watcher::Config::default().page_size(PAGE);
         let watches = {
             let pods = watcher(Api::<WirePod>::all(client.clone()), config.clone().fields(NOT_ENDED));
@@ -241,8 +247,8 @@ impl Workloads {
     }
 
     /// Knows nothing yet.
-    pub fn unread(nodes: Nodes) -> Self {
-        Self { known: Arc::default(), surveys: Arc::default(), nodes }
+    pub fn unread(nodes: Nodes, metrics: Metrics) -> Self {
+        Self { known: Arc::default(), surveys: Arc::default(), nodes, metrics }
     }
 
     /// Takes events in, for ever.
@@ -318,7 +324,10 @@ impl Workloads {
     fn survey(&self, scope: &Scope) -> (Survey, (Timestamp, u64)) {
         let (nodes, now) = (self.nodes.all(), Timestamp::now());
         let known = self.known();
-        (survey::survey(&known, &nodes, scope, now), (now, known.version))
+        let started = Instant::now();
+        let survey = survey::survey(&known, &nodes, scope, now);
+        self.metrics.surveyed(started.elapsed().as_secs_f64());
+        (survey, (now, known.version))
     }
 
     /// Surveys anew what has changed, for ever. News wakes the plans.

@@ -12,6 +12,7 @@ mod notice;
 mod plan;
 mod raw;
 mod report;
+mod scale;
 mod storm;
 
 use std::path::PathBuf;
@@ -66,8 +67,10 @@ fn all(args: &Args) -> Result<bool> {
     let mut report = Report::new(args.filter.clone());
     plan::measure(&mut report)?;
     arm::measure(&mut report)?;
+    spotpool_e2e::run(scale::measure(&mut report))?;
     // These need no cluster.
-    let bare = |filter: &String| filter.starts_with("arm_") || filter.starts_with("plan_");
+    let alone = ["arm_", "plan_", "operator_", "floor_"];
+    let bare = |filter: &String| alone.iter().any(|name| filter.starts_with(name));
     if !args.filter.as_ref().is_some_and(bare) {
         spotpool_e2e::run(figures(&mut report))?;
     }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod backup_drain;
+mod floor;
 mod units;
 
 use std::collections::BTreeMap;

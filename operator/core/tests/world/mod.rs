@@ -1,8 +1,11 @@
 //! A small model of AKS and of the agents, in which plans are carried out in simulated time.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
+use spotpool_core::fit::Room;
+use spotpool_core::floor::FloorDemand;
 use spotpool_core::{
     Action, AgentPoolView, DrainView, Losses, Market, Memory, NodeView, Plan, Snapshot, plan,
 };
@@ -47,6 +50,10 @@ pub struct World {
     /// Whether Azure's count falls when a VM is evicted.
     pub count_follows_evictions: bool,
     pub launches: BTreeMap<String, u32>,
+    /// What disruption budgets need.
+    pub floor: Option<FloorDemand>,
+    /// What runs where; nobody looks at it if absent.
+    pub room: Option<Arc<Room>>,
 }
 
 impl World {
@@ -78,6 +85,8 @@ impl World {
             losses: BTreeMap::new(),
             count_follows_evictions: true,
             launches: BTreeMap::new(),
+            floor: None,
+            room: None,
         }
     }
 
@@ -97,7 +106,12 @@ impl World {
     }
 
     pub fn snapshot(&self) -> Snapshot {
-        let mut snapshot = Snapshot { memory: self.memory.clone(), ..Snapshot::default() };
+        let mut snapshot = Snapshot {
+            memory: self.memory.clone(),
+            floor: self.floor.clone(),
+            room: self.room.clone(),
+            ..Snapshot::default()
+        };
         for pool in &self.pools {
             let mut nodes = Vec::new();
             for machine in pool.machines.iter().filter(|machine| machine.node_at <= self.now) {
@@ -146,7 +160,11 @@ impl World {
         }
         self.memory = plan.memory.clone();
         self.losses = plan.losses.clone();
-        self.check();
+        let on_demand =
+            |name: &String| self.pools.iter().any(|it| it.name == *name && it.role == Role::OnDemand);
+        let launch =
+            |action: &Action| matches!(action, Action::ScaleUp { agent_pool, .. } if on_demand(agent_pool));
+        self.check(plan.actions.iter().any(launch));
         let again = self.plan();
         assert!(
             again.actions.is_empty(),
@@ -237,13 +255,17 @@ impl World {
             .unwrap()
     }
 
-    fn check(&self) {
+    fn check(&self, launched: bool) {
         for pool in &self.pools {
             assert!(
                 pool.machines.len() as u32 <= pool.max_nodes.max(pool.kept),
                 "{} above maxNodes",
                 pool.name
             );
+        }
+        // What was kept for budgets that need less now is beyond the limit until it has gone.
+        if self.floor.is_some() && !launched {
+            return;
         }
         let bought = self.bought();
         let limit = self.spec.fallback.as_ref().map_or(0, |fallback| fallback.max_nodes);
@@ -254,7 +276,8 @@ impl World {
     fn bought(&self) -> u32 {
         let on_demand = || self.pools.iter().filter(|pool| pool.role == Role::OnDemand);
         let kept: u32 = on_demand().map(|pool| pool.kept * pool.units).sum();
-        let mut baseline = (self.spec.on_demand.baseline as u32).saturating_sub(kept);
+        let base = (self.spec.on_demand.baseline as u32).max(self.memory.floor.units);
+        let mut baseline = base.saturating_sub(kept);
         let others = |pool: &Pool| vec![pool.units; pool.machines.len().saturating_sub(pool.kept as usize)];
         let mut others: Vec<u32> = on_demand().flat_map(others).collect();
         others.sort_unstable();
