@@ -45,6 +45,16 @@ pub enum Reason {
     FallbackForShortfall,
     /// Growth waits for spot that is on its way before on-demand is bought.
     WaitingForSpot,
+    /// Growth waits for a better agent pool that has an operation running, and does not go to a dearer one.
+    WaitingForAgentPool,
+    /// Machines that were asked for have neither become Nodes nor appeared in Azure for 10 minutes.
+    ScaleUpStalled,
+    /// An operation is over, and fewer machines have come than were asked for, without an error.
+    ScaleUpIncomplete,
+    /// On-demand is wanted, and no on-demand agent pool has capacity, quota or room for it.
+    OnDemandUnavailable,
+    /// On-demand can be had, as far as is known, or none is wanted.
+    OnDemandAvailable,
     /// Fallback is wanted but `fallback.maxNodes` is reached, or no fallback is configured.
     FallbackAtLimit,
     /// No agent pool has room for what is missing.

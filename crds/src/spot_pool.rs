@@ -503,8 +503,8 @@ pub struct SpotPoolStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub plan: Vec<PlanStep>,
 
-    /// `Ready`, `Reconciling` and `Stalled` follow kstatus; also `SpotAvailable`, `FallbackActive` and
-    /// `AzureReachable`.
+    /// `Ready`, `Reconciling` and `Stalled` follow kstatus; also `SpotAvailable`, `FallbackActive`,
+    /// `OnDemandAvailable` and `AzureReachable`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
@@ -599,7 +599,7 @@ pub struct AgentPoolStatus {
     /// Nodes under notice here lately; they count half every 6 hours.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub losses: Option<LossesStatus>,
-    /// The last error that Azure gave for it.
+    /// The last error that Azure gave for it, or what went wrong without one: `ScaleUpStalled`, `ScaleUpIncomplete`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<AzureError>,
     /// Why it is not used, if it is not.
@@ -662,6 +662,9 @@ pub struct Operation {
     pub coming: i32,
     /// When.
     pub since: Time,
+    /// Whether Azure said that it will do it: then what does not come was not given.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub accepted: bool,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde calls")]

@@ -52,6 +52,8 @@ pub struct Known {
     pub machines: Vec<String>,
     /// How many it listed.
     pub listed: usize,
+    /// Since when listed machines have been without a Node.
+    pub joining: BTreeMap<String, Timestamp>,
     /// Since when Azure's count has been above what it lists, with no operation running.
     pub count_stale_since: Option<Timestamp>,
     /// Whether a write would be refused, or must not be tried before a read.
@@ -115,6 +117,7 @@ struct Entry {
     tried: Option<Instant>,
     written: Written,
     failure: Option<(AzureError, Timestamp)>,
+    joining: BTreeMap<String, Timestamp>,
     count_stale_since: Option<Timestamp>,
     /// What was left of its writes after our last one.
     write_budget: Option<WriteBudget>,
@@ -252,6 +255,7 @@ impl AgentPools {
             role,
             machines,
             listed,
+            joining: entry.joining.clone(),
             count_stale_since,
             busy,
             failure,
@@ -558,6 +562,7 @@ impl AgentPools {
                     tried: None,
                     written: Written::Read,
                     failure: None,
+                    joining: BTreeMap::new(),
                     count_stale_since: None,
                     write_budget: None,
                 });
@@ -637,7 +642,12 @@ impl AgentPools {
             self.not_read(error, "cannot list machines");
         }
         let mut state = self.state();
-        for entry in state.entries.iter_mut().flat_map(BTreeMap::values_mut) {
+        for (name, entry) in state.entries.iter_mut().flatten() {
+            let nodes = self.nodes.names_of(name);
+            let joining = self.existing(entry).filter(|machine| !nodes.contains(*machine));
+            let since =
+                |machine: &String| entry.joining.get(machine).copied().unwrap_or_else(|| (self.clock)());
+            entry.joining = joining.map(|machine| (machine.clone(), since(machine))).collect();
             let since = entry.count_stale_since.unwrap_or_else(|| (self.clock)());
             entry.count_stale_since = entry.is_count_stale().then_some(since);
         }

@@ -4,6 +4,7 @@
 
 mod backup_drain;
 mod floor;
+mod peers;
 mod units;
 
 use std::collections::BTreeMap;

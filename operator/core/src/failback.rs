@@ -289,8 +289,13 @@ fn surplus<'a>(situation: &Situation<'a>, fallback_wanted: u32) -> Vec<(&'a Node
     spot.sort_by(|(a, _), (b, _)| {
         (a.ready, place(b), b.created, &a.name).cmp(&(b.ready, place(a), a.created, &b.name))
     });
-    let too_much_on_demand = tally.on_demand_have.saturating_sub(tally.base + fallback_wanted);
-    let too_much_spot = tally.spot_have.saturating_sub(tally.spot_target);
+    // Nobody goes for a node that is yet to come.
+    let there = |role| -> u32 {
+        let pools = snapshot.agent_pools.iter().filter(|pool| pool.role == Ok(role));
+        pools.map(|pool| pool.staying() * pool.units).sum()
+    };
+    let too_much_on_demand = there(Role::OnDemand).saturating_sub(tally.base + fallback_wanted);
+    let too_much_spot = there(Role::Spot).saturating_sub(tally.spot_target);
     let of = |nodes: Vec<(&'a NodeView, u32)>, role, too_much| {
         let go = removable(nodes.into_iter(), |(_, units)| *units, too_much);
         go.into_iter().map(move |(node, units)| (node, role, units))

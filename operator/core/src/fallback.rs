@@ -2,7 +2,8 @@
 
 use spotpool_crds::Reason;
 
-use crate::plan::{Draft, Memory, Situation, later};
+use crate::placement::Placement;
+use crate::plan::{Draft, Memory, Situation, Tally, later, why_not};
 
 /// What spot, and the on-demand that is always there, do not carry, in units.
 pub(crate) struct Shortfall {
@@ -18,18 +19,33 @@ impl Shortfall {
     /// Measures the shortfall and keeps the clocks of `memory`.
     pub fn of(situation: &Situation<'_>, asked_now: u32, memory: &mut Memory) -> Self {
         let (tally, now) = (&situation.tally, situation.now);
-        memory.established = memory.established.max(tally.ready()).min(tally.wanted);
-        // The base is on-demand already: what of it is on its way would come no sooner as fallback.
-        let base = tally.on_demand_ready + tally.on_demand_coming + tally.base_missing();
-        let carried = tally.spot_ready + base.min(tally.base);
-        let lost = memory.established.saturating_sub(carried);
-        let growth = tally.wanted.saturating_sub(carried).saturating_sub(lost);
+        let lost = lost(situation);
+        memory.established = established(situation);
+        let growth = tally.wanted.saturating_sub(carried(tally)).saturating_sub(lost);
         let on_its_way = (tally.spot_have + asked_now).saturating_sub(tally.spot_ready);
         let growth_on_its_way = growth.min(on_its_way);
         memory.lost_since = (lost > 0).then(|| memory.lost_since.unwrap_or(now));
         memory.growth_since = (growth > 0).then(|| memory.growth_since.unwrap_or(now));
         Self { lost, growth_on_its_way, growth_refused: growth - growth_on_its_way }
     }
+}
+
+/// The most that has been ready at once, at most what is wanted.
+fn established(situation: &Situation<'_>) -> u32 {
+    let tally = &situation.tally;
+    situation.snapshot.memory.established.max(tally.ready()).min(tally.wanted)
+}
+
+/// What spot, and the on-demand that is always there, carry.
+pub(crate) fn carried(tally: &Tally) -> u32 {
+    // The base is on-demand already: what of it is on its way would come no sooner as fallback.
+    let base = tally.on_demand_ready + tally.on_demand_coming + tally.base_missing();
+    tally.spot_ready + base.min(tally.base)
+}
+
+/// What was there once and is not carried now.
+pub(crate) fn lost(situation: &Situation<'_>) -> u32 {
+    established(situation).saturating_sub(carried(&situation.tally))
 }
 
 /// How much on-demand there should be beyond the base.
@@ -77,6 +93,24 @@ pub(crate) fn decide(situation: &Situation<'_>, shortfall: &Shortfall, draft: &m
 
     let limit = fallback.max_nodes.max(0) as u32;
     Fallback { units: due, may_buy: limit.saturating_sub(situation.tally.fallback_nodes) }
+}
+
+/// Says loudly that on-demand is due and nobody has it, and what is wrong with each. One that merely has an operation
+/// running will be asked next: then it is too early to say so.
+pub(crate) fn short(situation: &Situation<'_>, placement: &Placement, draft: &mut Draft) -> Option<String> {
+    let is_busy = placement.passed_over.iter().any(|(_, reason)| *reason == Reason::AgentPoolBusy);
+    if placement.unplaced == 0 || is_busy {
+        return None;
+    }
+    let pools = &situation.snapshot.agent_pools;
+    let mut why: Vec<String> =
+        placement.passed_over.iter().map(|(index, reason)| why_not(&pools[*index], *reason)).collect();
+    if why.is_empty() {
+        why.push("no agent pool of the SpotPool can take more on demand".into());
+    }
+    let message = format!("{} units short of on-demand: {}", placement.unplaced, why.join("; "));
+    draft.step(Reason::OnDemandUnavailable, None, &message);
+    Some(message)
 }
 
 /// Says what `fallback.maxNodes` keeps from being bought.

@@ -16,7 +16,10 @@ mod plan;
 pub mod ranking;
 pub mod scheduling;
 mod snapshot;
+mod stall;
 mod units;
+mod waiting;
 
 pub use plan::{Action, Memory, Plan, Relapses, plan};
 pub use snapshot::{AgentPoolView, DrainView, Losses, Market, NodeView, Score, Snapshot};
+pub use stall::Stall;

@@ -9,6 +9,7 @@ use spotpool_crds::spot_pool::{Placement as Policy, Role};
 
 use crate::ranking::{Rank, likeness, rank, with_concentration};
 use crate::snapshot::{AgentPoolView, Snapshot};
+use crate::stall::Stall;
 use crate::units::waste;
 
 /// New machines for one agent pool.
@@ -22,27 +23,39 @@ pub(crate) struct Placed {
 
 /// What is missing of one role.
 #[derive(Clone, Debug)]
-pub(crate) struct Need {
+pub(crate) struct Need<'a> {
     role: Role,
     /// Units that are missing.
     units: u32,
     /// Units of the role that there should be in all.
     target: u32,
+    /// Units that wait for no agent pool that has an operation running.
+    urgent: u32,
+    /// Agent pools that were asked and do not bring what they should.
+    stalls: &'a [Stall],
     /// Units for which `most` does not hold.
     exempt: u32,
     /// Most machines beyond those.
     most: u32,
 }
 
-impl Need {
+impl<'a> Need<'a> {
     /// Spot.
-    pub fn spot(units: u32, target: u32) -> Self {
-        Self { role: Role::Spot, units, target, exempt: u32::MAX, most: u32::MAX }
+    pub fn spot(units: u32, target: u32, urgent: u32, stalls: &'a [Stall]) -> Self {
+        Self { role: Role::Spot, units, target, urgent, stalls, exempt: u32::MAX, most: u32::MAX }
     }
 
-    /// On-demand: `for_base` of the `units` whatever the limit, `may_buy` machines for the rest.
-    pub fn on_demand(units: u32, for_base: u32, may_buy: u32) -> Self {
-        Self { role: Role::OnDemand, units, target: units, exempt: for_base, most: may_buy }
+    /// On-demand: `for_base` of the `units` whatever the limit, `may_buy` machines for the rest. It never waits.
+    pub fn on_demand(units: u32, for_base: u32, may_buy: u32, stalls: &'a [Stall]) -> Self {
+        Self {
+            role: Role::OnDemand,
+            units,
+            target: units,
+            urgent: units,
+            stalls,
+            exempt: for_base,
+            most: may_buy,
+        }
     }
 }
 
@@ -56,10 +69,19 @@ pub(crate) struct Placement {
     pub limited: u32,
     /// Units that the limit leaves out.
     pub over_limit: u32,
+    /// Units of growth that wait for an agent pool with an operation running.
+    pub waiting: Vec<(usize, u32)>,
     /// Units that no agent pool can take now.
     pub unplaced: u32,
     /// Agent pools that were passed over, with the reason.
     pub passed_over: Vec<(usize, Reason)>,
+}
+
+impl Placement {
+    /// Units that wait.
+    pub fn waits(&self) -> u32 {
+        self.waiting.iter().map(|(_, units)| units).sum()
+    }
 }
 
 struct Candidate {
@@ -67,6 +89,8 @@ struct Candidate {
     /// Index among all of the role.
     place: usize,
     losing: bool,
+    /// Has an operation running: cannot be asked now, and may be waited for.
+    busy: bool,
     /// What one machine is worth.
     units: u32,
     /// Units that stay or are on their way, those placed here included.
@@ -80,8 +104,9 @@ struct Candidate {
 /// Gives what is needed, machine after machine, to the best agent pool that can take a write now.
 ///
 /// An agent pool that is losing nodes right now comes last, and one that has its share of the target comes after those
-/// that have not. A busy or avoided agent pool is passed over, never waited for: an emergency cannot wait.
-pub(crate) fn place(policy: &Policy, snapshot: &Snapshot, need: &Need, now: Timestamp) -> Placement {
+/// that have not. An avoided agent pool is passed over. So is a busy one by what is urgent; the rest waits for it where it
+/// is better than all that could be asked now.
+pub(crate) fn place(policy: &Policy, snapshot: &Snapshot, need: &Need<'_>, now: Timestamp) -> Placement {
     let mut placement = Placement { unplaced: need.units, ..Placement::default() };
     if need.units == 0 {
         return placement;
@@ -92,7 +117,9 @@ pub(crate) fn place(policy: &Policy, snapshot: &Snapshot, need: &Need, now: Time
         .iter()
         .map(|rank| {
             let pool = &pools[rank.pool];
-            (rank.pool, (pool.staying() + pool.creating()) * pool.units)
+            // Whoever is asked to drain stays, now that more is needed.
+            let stands = pool.units_of(|node| node.noticed.is_none());
+            (rank.pool, stands + pool.arriving(now) * pool.units)
         })
         .collect();
     // Asked again and again below, once for each machine.
@@ -104,8 +131,12 @@ pub(crate) fn place(policy: &Policy, snapshot: &Snapshot, need: &Need, now: Time
     let mut candidates = Vec::new();
     for (place, (rank, (_, stands))) in ranks.into_iter().zip(&standing).enumerate() {
         let pool = &pools[rank.pool];
-        match room(pool, pool.committed(), pool.creating(), now) {
+        if pool.busy {
+            placement.passed_over.push((rank.pool, Reason::AgentPoolBusy));
+        }
+        match room(pool, need.stalls, now) {
             Ok(room) => candidates.push(Candidate {
+                busy: pool.busy,
                 losing: pool.nodes.iter().any(|node| node.noticed.is_some()),
                 units: pool.units,
                 stands: *stands,
@@ -115,6 +146,7 @@ pub(crate) fn place(policy: &Policy, snapshot: &Snapshot, need: &Need, now: Time
                 new: 0,
                 rank,
             }),
+            Err(_) if pool.busy => {}
             Err(reason) => placement.passed_over.push((rank.pool, reason)),
         }
     }
@@ -131,13 +163,37 @@ pub(crate) fn place(policy: &Policy, snapshot: &Snapshot, need: &Need, now: Time
             cost * waste(policy.strategy, it.units, missing)
         };
         let class = |it: &Candidate| (it.losing, it.stands + it.units.min(missing) > share);
-        let best =
-            candidates.iter().enumerate().filter(|(_, it)| it.new < it.room).min_by(|(_, a), (_, b)| {
+        let best_of = |busy_too: bool| {
+            let open = |it: &&Candidate| it.new < it.room && (busy_too || !it.busy);
+            candidates.iter().filter(open).min_by(|a, b| {
                 let by_class = class(a).cmp(&class(b));
                 let by_cost = by_class.then_with(|| cost(a).total_cmp(&cost(b)));
                 by_cost.then(a.stands.cmp(&b.stands)).then(a.rank.pool.cmp(&b.rank.pool))
-            });
-        let Some(chosen) = best.map(|(index, _)| index) else { break };
+            })
+        };
+        let free = best_of(false);
+        let is_urgent = need.units - missing < need.urgent;
+        let best = if is_urgent { free } else { best_of(true) };
+        // Worth the wait is what is cheaper in itself, or not about to go, or has not had its share: not mere evenness.
+        let worse = |it: &Candidate, than: &Candidate| {
+            let own = |it: &Candidate| it.rank.cost * waste(policy.strategy, it.units, missing);
+            class(it) > class(than) || own(it) > own(than)
+        };
+        let best = match (best, free) {
+            (Some(best), Some(free)) if best.busy && !worse(free, best) => Some(free),
+            (best, _) => best,
+        };
+        let Some(chosen) = best.and_then(|best| candidates.iter().position(|it| it.place == best.place))
+        else {
+            break;
+        };
+        if candidates[chosen].busy {
+            let units = candidates[chosen].units.min(missing);
+            match placement.waiting.iter_mut().find(|(pool, _)| *pool == candidates[chosen].rank.pool) {
+                Some((_, waits)) => *waits += units,
+                None => placement.waiting.push((candidates[chosen].rank.pool, units)),
+            }
+        }
         let units = candidates[chosen].units;
         candidates[chosen].new += 1;
         candidates[chosen].stands += units;
@@ -146,14 +202,16 @@ pub(crate) fn place(policy: &Policy, snapshot: &Snapshot, need: &Need, now: Time
             candidate.together += like[candidate.place] * f64::from(units);
         }
         all += units;
-        placement.units += units;
-        placement.limited += u32::from(is_limited);
+        if !candidates[chosen].busy {
+            placement.units += units;
+            placement.limited += u32::from(is_limited);
+        }
         placement.unplaced = missing.saturating_sub(units);
     }
     drop_needless(need, &mut candidates, &mut placement);
     placement.placed = candidates
         .into_iter()
-        .filter(|candidate| candidate.new > 0)
+        .filter(|candidate| candidate.new > 0 && !candidate.busy)
         .map(|candidate| Placed { pool: candidate.rank.pool, new: candidate.new })
         .collect();
     placement.placed.sort_by_key(|placed| placed.pool);
@@ -170,7 +228,7 @@ fn drop_needless(need: &Need, candidates: &mut [Candidate], placement: &mut Plac
         by_cost.unwrap_or(Ordering::Equal).then(one.rank.pool.cmp(&other.rank.pool)).reverse()
     });
     let mut machines = 0;
-    for candidate in candidates {
+    for candidate in candidates.iter_mut().filter(|candidate| !candidate.busy) {
         let needless = (excess / candidate.units).min(candidate.new);
         candidate.new -= needless;
         machines += candidate.new;
@@ -192,20 +250,20 @@ fn share(policy: &Policy, role: Role, target: u32) -> u32 {
 }
 
 /// How many new machines the agent pool may be asked for now, or why none.
-fn room(pool: &AgentPoolView, committed: u32, creating: u32, now: Timestamp) -> Result<u32, Reason> {
-    let room = pool.max_nodes.saturating_sub(committed);
+fn room(pool: &AgentPoolView, stalls: &[Stall], now: Timestamp) -> Result<u32, Reason> {
+    let room = pool.max_nodes.saturating_sub(pool.committed());
     let too_dear = |most: Decimal| pool.market.hourly_price.is_none_or(|price| price > most);
     if pool.avoided_until.is_some_and(|until| until > now) {
         Err(Reason::AgentPoolAvoided)
-    } else if pool.busy {
-        Err(Reason::AgentPoolBusy)
+    } else if stalls.iter().any(|stall| stall.agent_pool == pool.name) {
+        Err(Reason::ScaleUpStalled)
     } else if pool.max_hourly_price.is_some_and(too_dear) {
         Err(Reason::PriceAboveCeiling)
     } else if room == 0 {
         Err(Reason::NoCandidateWithRoom)
     } else if pool.refused_at.is_none() {
         Ok(room)
-    } else if creating == 0 {
+    } else if pool.arriving(now) == 0 && !pool.busy {
         // Azure had nothing for it: one machine shows whether that has changed.
         Ok(1)
     } else {

@@ -14,7 +14,9 @@ use crate::floor::{self, Floor, FloorMemory};
 use crate::placement::{Need, Placement, place};
 use crate::ranking::{Rank, losses, rank};
 use crate::snapshot::{AgentPoolView, Losses, NodeView, Snapshot};
+use crate::stall::{self, Stall};
 use crate::units;
+use crate::waiting::Patience;
 
 /// One thing to do. At most one write to an agent pool in a plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -149,6 +151,10 @@ pub struct Plan {
     pub memory: Memory,
     /// The agent pools, weighed, best first: spot, then on-demand.
     pub ranks: Vec<Rank>,
+    /// Scale-ups that were found to have stalled.
+    pub stalls: Vec<Stall>,
+    /// Units of on-demand that are due and that nobody can give, with the reasons.
+    pub on_demand_short: Option<String>,
     /// What each agent pool has lost lately, by name.
     pub losses: BTreeMap<String, Losses>,
     /// When time alone changes the plan.
@@ -210,7 +216,7 @@ impl Tally {
         for pool in &snapshot.agent_pools {
             let stay = pool.staying() * pool.units;
             let ready = pool.units_of(NodeView::serves);
-            let creating = pool.creating() * pool.units;
+            let creating = pool.arriving(now) * pool.units;
             tally.evicting += pool.units_of(|node| node.noticed.is_some());
             match pool.role {
                 Ok(Role::Spot) => {
@@ -301,22 +307,27 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
         draft.wake_at(ready_at);
     }
 
+    let stalls = stall::detect(snapshot, now, &mut draft);
+
     let mut drains = Drains::of(&situation);
     let missing_spot = tally.spot_target.saturating_sub(tally.spot_have);
     let regained_spot = drains.withdraw(Role::Spot, missing_spot, &mut draft);
-    let need = Need::spot(missing_spot.saturating_sub(regained_spot), tally.spot_target);
+    let missing_spot = missing_spot.saturating_sub(regained_spot);
+    let patience = Patience::of(&situation, missing_spot);
+    let need = Need::spot(missing_spot, tally.spot_target, patience.urgent, &stalls);
     let spot = place(&spec.placement, snapshot, &need, now);
     let spot_reason = if tally.evicting > 0 { Reason::ReplaceEvicted } else { Reason::SpotBelowTarget };
     request(&situation, &spot, spot_reason, &mut draft);
+    explain_waiting(&situation, &spot, patience.until, &mut draft);
 
-    let shortfall = Shortfall::of(&situation, spot.units + regained_spot, &mut draft.memory);
+    let shortfall = Shortfall::of(&situation, spot.units + spot.waits() + regained_spot, &mut draft.memory);
     let fallback = fallback::decide(&situation, &shortfall, &mut draft);
     let missing_on_demand = (tally.base + fallback.units).saturating_sub(tally.on_demand_have);
     let regained_on_demand = drains.withdraw(Role::OnDemand, missing_on_demand, &mut draft);
     let for_base = tally.base_missing().saturating_sub(regained_on_demand);
     let to_buy = missing_on_demand.saturating_sub(regained_on_demand);
-    let on_demand =
-        place(&spec.placement, snapshot, &Need::on_demand(to_buy, for_base, fallback.may_buy), now);
+    let need = Need::on_demand(to_buy, for_base, fallback.may_buy, &stalls);
+    let on_demand = place(&spec.placement, snapshot, &need, now);
     let is_fallback = on_demand.limited > 0;
     let reason = match is_fallback {
         true => Reason::FallbackForShortfall,
@@ -325,6 +336,7 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
     };
     request(&situation, &on_demand, reason, &mut draft);
     fallback::explain_limit(&situation, on_demand.over_limit, &mut draft);
+    let on_demand_short = fallback::short(&situation, &on_demand, &mut draft);
 
     failback::decide(&situation, fallback.units, &drains, &mut draft);
     counts::correct(&situation, &mut draft);
@@ -358,6 +370,8 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
         floor,
         memory: draft.memory,
         ranks,
+        stalls,
+        on_demand_short,
         losses,
         wake: draft.wake.filter(|wake| *wake > now),
     }
@@ -399,24 +413,52 @@ fn request(situation: &Situation<'_>, placement: &Placement, reason: Reason, dra
     }
     for (index, reason) in &placement.passed_over {
         let pool = &snapshot.agent_pools[*index];
-        let why = match reason {
-            Reason::AgentPoolAvoided => {
-                let until = pool.avoided_until.unwrap_or(situation.now);
-                draft.wake_at(until);
-                format!("{} is avoided until {until:.0} after an error", pool.name)
-            }
-            Reason::AgentPoolBusy => format!("{} has an operation running", pool.name),
-            Reason::Probing => format!("{} had no capacity and is tried with one node first", pool.name),
-            Reason::PriceAboveCeiling => ceiling(pool),
-            _ => format!("{} is at its maxNodes of {}", pool.name, pool.max_nodes),
-        };
-        draft.step(*reason, Some(&pool.name), why);
+        if let Some(until) = pool.avoided_until.filter(|_| *reason == Reason::AgentPoolAvoided) {
+            draft.wake_at(until);
+        }
+        draft.step(*reason, Some(&pool.name), why_not(pool, *reason));
     }
     draft.step(
         Reason::NoCandidateWithRoom,
         None,
         format!("{} units wanted that no agent pool can take now", placement.unplaced),
     );
+}
+
+/// Why an agent pool is passed over.
+pub(crate) fn why_not(pool: &AgentPoolView, reason: Reason) -> String {
+    let name = &pool.name;
+    match (reason, pool.avoided_until) {
+        (Reason::AgentPoolAvoided, Some(until)) => {
+            format!("{name} is avoided until {until:.0} after an error")
+        }
+        (Reason::AgentPoolAvoided, None) => format!("{name} is avoided after an error"),
+        (Reason::AgentPoolBusy, _) => format!("{name} has an operation running"),
+        (Reason::Probing, _) => format!("{name} had no capacity and is tried with one node first"),
+        (Reason::ScaleUpStalled, _) => format!("{name} was asked before, and its machines have not come"),
+        (Reason::PriceAboveCeiling, _) => ceiling(pool),
+        _ => format!("{name} is at its maxNodes of {}", pool.max_nodes),
+    }
+}
+
+/// Says for whom growth waits.
+fn explain_waiting(
+    situation: &Situation<'_>,
+    placement: &Placement,
+    until: Option<Timestamp>,
+    draft: &mut Draft,
+) {
+    for (index, units) in &placement.waiting {
+        let name = &situation.snapshot.agent_pools[*index].name;
+        let at_most = until.map(|until| format!(", until {until:.0} at most")).unwrap_or_default();
+        let message = format!(
+            "{units} units wait for {name}, which has an operation running: others are worse{at_most}"
+        );
+        draft.step(Reason::WaitingForAgentPool, Some(name), message);
+        if let Some(until) = until {
+            draft.wake_at(until);
+        }
+    }
 }
 
 fn ceiling(pool: &AgentPoolView) -> String {

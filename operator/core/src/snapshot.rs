@@ -1,9 +1,9 @@
 //! What a plan is made from: one consistent view of a SpotPool's nodes and agent pools.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use rust_decimal::Decimal;
 use spotpool_crds::Reason;
 use spotpool_crds::spot_pool::{Operation, OperationKind, Role};
@@ -12,6 +12,7 @@ use spotpool_crds::voluntary_drain::DrainPhase;
 use crate::fit::Room;
 use crate::floor::FloorDemand;
 use crate::plan::Memory;
+use crate::stall::{COMES_WITHIN, asked, is_overdue};
 
 /// Everything that [`crate::plan()`] looks at besides the spec and the time.
 #[derive(Clone, Debug, Default)]
@@ -43,6 +44,8 @@ pub struct AgentPoolView {
     pub count: u32,
     /// Names of the machines that Azure listed and that are not known to be gone since.
     pub machines: Vec<String>,
+    /// Since when listed machines have been without a Node, for those of which that is known.
+    pub joining: BTreeMap<String, Timestamp>,
     /// Since when Azure's count has been above the machines that it lists, with no operation running.
     pub count_stale_since: Option<Timestamp>,
     /// How many machines Azure listed, those among them whose Node has gone.
@@ -51,6 +54,8 @@ pub struct AgentPoolView {
     pub busy: bool,
     /// What we asked for and have not seen finished.
     pub operation: Option<Operation>,
+    /// A scale-up that Azure accepted, and that is over without an error.
+    pub ended: Option<Operation>,
     /// Nothing new is asked of it before this time.
     pub avoided_until: Option<Timestamp>,
     /// On-demand nodes found at adoption that failback never takes.
@@ -81,10 +86,12 @@ impl Default for AgentPoolView {
             role: Err(Reason::AzureUnreachable),
             count: 0,
             machines: Vec::new(),
+            joining: BTreeMap::new(),
             count_stale_since: None,
             listed: 0,
             busy: false,
             operation: None,
+            ended: None,
             avoided_until: None,
             kept: 0,
             vm_size: String::new(),
@@ -148,9 +155,6 @@ pub struct NodeView {
     pub drain: Option<DrainView>,
 }
 
-/// A Node that is not ready after this long has stalled: AKS nodes need one to three minutes.
-const BOOTS_WITHIN: SignedDuration = SignedDuration::from_mins(10);
-
 /// A voluntary drain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DrainView {
@@ -168,7 +172,7 @@ impl NodeView {
 
     /// Whether it has come so lately that it is likely to be ready soon.
     pub fn is_booting(&self, now: Timestamp) -> bool {
-        self.stays() && !self.ready && now.duration_since(self.created) < BOOTS_WITHIN
+        self.stays() && !self.ready && !is_overdue(self.created, now)
     }
 
     /// Whether pods can run on it, today and tomorrow.
@@ -202,22 +206,50 @@ impl AgentPoolView {
 
     /// Listed machines that are no node yet.
     pub(crate) fn without_node(&self) -> u32 {
-        let nodes: HashSet<&str> = self.nodes.iter().map(|node| node.name.as_str()).collect();
-        self.machines.iter().filter(|machine| !nodes.contains(machine.as_str())).count() as u32
+        self.joining_machines().count() as u32
     }
 
-    /// Machines that are asked for and no node yet.
+    fn joining_machines(&self) -> impl Iterator<Item = &String> {
+        let nodes: HashSet<&str> = self.nodes.iter().map(|node| node.name.as_str()).collect();
+        self.machines.iter().filter(move |machine| !nodes.contains(machine.as_str()))
+    }
+
+    /// Since when those have been there that should have become nodes by now.
+    pub(crate) fn overdue(&self, now: Timestamp) -> impl Iterator<Item = Timestamp> {
+        let since = self.joining_machines().filter_map(|machine| self.joining.get(machine).copied());
+        since.filter(move |since| is_overdue(*since, now))
+    }
+
+    /// When the next of those that are on their way is overdue.
+    pub(crate) fn next_overdue(&self, now: Timestamp) -> Option<Timestamp> {
+        let machines = self.joining_machines().filter_map(|machine| self.joining.get(machine).copied());
+        let operation = self.operation.iter().filter(|operation| operation.kind == OperationKind::ScaleUp);
+        let times = machines.chain(operation.map(|operation| operation.since.0));
+        times.filter_map(|since| since.checked_add(COMES_WITHIN).ok()).filter(|at| *at > now).min()
+    }
+
+    /// Of the machines that `operation` should bring, those that are no nodes.
+    pub(crate) fn not_come(&self, operation: &Operation) -> u32 {
+        // Machines of an earlier operation that boot meanwhile are nodes since then, too.
+        let since = operation.since.0;
+        let came = self.nodes.iter().filter(|node| node.created >= since).count() as u32;
+        asked(operation).saturating_sub(came)
+    }
+
+    /// Machines that are asked for and no node yet, of those that may still be counted on.
+    pub(crate) fn arriving(&self, now: Timestamp) -> u32 {
+        if self.operation.as_ref().is_some_and(|operation| is_overdue(operation.since.0, now)) {
+            return 0;
+        }
+        self.creating().saturating_sub(self.overdue(now).count() as u32)
+    }
+
+    /// Machines that are asked for and no node yet, however long ago that was: they may still come.
     pub(crate) fn creating(&self) -> u32 {
         let listed = self.without_node();
         let asked = match &self.operation {
             // Counted by the nodes that came since: Azure's count falls with evictions meanwhile, or not.
-            Some(operation) if operation.kind == OperationKind::ScaleUp => {
-                let since = operation.since.0;
-                let came = self.nodes.iter().filter(|node| node.created >= since).count() as u32;
-                // Machines of an earlier operation that boot meanwhile are nodes since then, too.
-                let expected = operation.machines.max(0) + operation.coming.max(0);
-                (expected as u32).saturating_sub(came)
-            }
+            Some(operation) if operation.kind == OperationKind::ScaleUp => self.not_come(operation),
             // Somebody else's operation: believe Azure's count.
             None if self.busy => self.count.saturating_sub(self.existing()),
             _ => 0,

@@ -262,6 +262,7 @@ fn a_machine_of_an_earlier_operation_that_becomes_a_node_is_not_one_of_those_ask
         machines: 1,
         coming: 1,
         since: asked.into(),
+        accepted: true,
     };
     snapshot.agent_pools[0].busy = true;
     snapshot.agent_pools[0].operation = Some(operation);
@@ -474,4 +475,171 @@ fn fallback_counts_nodes_whatever_they_are_worth() {
     assert!(asked(&plan.actions).contains(&("reg", 1, 1)), "{:?}", plan.actions);
     let limit = plan.steps.iter().find(|step| step.reason == Reason::FallbackAtLimit).unwrap();
     assert_eq!(limit.message, "1 units more should fall back, fallback.maxNodes is 1");
+}
+
+/// spota is the cheaper one and has an operation of somebody else running.
+fn busy_world() -> World {
+    let mut world = world().with("spotb", 1, 0);
+    for (pool, price) in world.pools.iter_mut().zip([10, 11, 50]) {
+        pool.market.hourly_price = Some(price.into());
+    }
+    world.spec.placement.max_share_per_pool = 100;
+    world.spec.placement.strategy = spotpool_crds::spot_pool::Strategy::LowestPrice;
+    world.spec.replicas = 1;
+    world.reconcile();
+    world.pool("spota").is_taken = true;
+    world
+}
+
+#[test]
+fn growth_waits_for_a_better_agent_pool_that_is_merely_busy_and_buys_nothing_meanwhile() {
+    let mut world = busy_world();
+    world.spec.replicas = 3;
+    let plan = world.reconcile();
+    assert!(plan.actions.is_empty(), "{:?}", plan.actions);
+    let step = plan.steps.iter().find(|step| step.reason == Reason::WaitingForAgentPool).unwrap();
+    assert!(step.message.contains("2 units wait for spota"), "{}", step.message);
+    world.pass(100);
+    world.pool("spota").is_taken = false;
+    assert_eq!(asked(&world.reconcile().actions), [("spota", 2, 2)]);
+}
+
+#[test]
+fn growth_waits_no_longer_than_growth_after() {
+    let mut world = busy_world();
+    world.spec.replicas = 3;
+    let plan = world.reconcile();
+    assert_eq!(plan.wake, Some(world.now + jiff::SignedDuration::from_mins(5)));
+    world.pass(299);
+    assert!(world.reconcile().actions.is_empty());
+    world.pass(1);
+    assert_eq!(asked(&world.reconcile().actions), [("reg", 2, 2), ("spotb", 2, 3)]);
+}
+
+#[test]
+fn what_is_lost_never_waits_for_a_busy_agent_pool() {
+    let mut world = busy_world();
+    world.notice("spotb", 1, 30);
+    let plan = world.reconcile();
+    assert_eq!(asked(&plan.actions), [("reg", 1, 1), ("spotb", 1, 2)]);
+    assert!(plan.steps.iter().all(|step| step.reason != Reason::WaitingForAgentPool), "{:?}", plan.steps);
+}
+
+#[test]
+fn growth_that_was_refused_elsewhere_waits_no_more() {
+    let mut world = busy_world();
+    world.spec.replicas = 3;
+    world.reconcile();
+    world.pass(10);
+    let mut snapshot = world.snapshot();
+    snapshot.agent_pools[1].max_nodes = 2;
+    let mut other = snapshot.agent_pools[1].clone();
+    (other.name, other.nodes, other.machines) = ("spotc".into(), Vec::new(), Vec::new());
+    other.refused_at = Some(world.now);
+    other.avoided_until = Some(world.now + jiff::SignedDuration::from_mins(10));
+    snapshot.agent_pools.push(other);
+    let plan = spotpool_core::plan(&world.spec, &snapshot, world.now);
+    // One of two has room in spotb, none in what was refused: on-demand for the other, now.
+    assert_eq!(asked(&plan.actions), [("reg", 1, 1), ("spotb", 1, 2)]);
+}
+
+#[test]
+fn equal_agent_pools_are_not_waited_for() {
+    let mut world = busy_world();
+    world.pools[1].market.hourly_price = Some(10.into());
+    world.spec.replicas = 3;
+    assert_eq!(asked(&world.reconcile().actions), [("spotb", 2, 3)]);
+}
+
+#[test]
+fn machines_that_do_not_come_are_asked_of_another_agent_pool() {
+    let mut world = world();
+    world.spec.fallback = None;
+    world.reconcile();
+    let mut snapshot = world.snapshot();
+    // spotb's machines are there, Azure lists none for spota and goes on with its operation.
+    world.pass(BOOT);
+    snapshot.agent_pools[1] = world.snapshot().agent_pools[1].clone();
+    let since = snapshot.agent_pools[0].operation.as_ref().unwrap().since.0;
+    snapshot.agent_pools[0].machines.clear();
+    let at = |minutes| since + jiff::SignedDuration::from_mins(minutes);
+    let early = spotpool_core::plan(&world.spec, &snapshot, at(9));
+    assert!(early.actions.is_empty() && early.stalls.is_empty(), "{:?}", early.actions);
+    assert_eq!(early.wake, Some(at(10)));
+    let plan = spotpool_core::plan(&world.spec, &snapshot, at(10));
+    assert_eq!(asked(&plan.actions), [("spotb", 2, 4)]);
+    let [stall] = &plan.stalls[..] else { panic!("{:?}", plan.stalls) };
+    assert_eq!((stall.agent_pool.as_str(), stall.reason), ("spota", Reason::ScaleUpStalled));
+    assert!(stall.message.contains("2 of 2 machines"), "{}", stall.message);
+    // Told once.
+    snapshot.agent_pools[0].refused_at = Some(at(10));
+    let again = spotpool_core::plan(&world.spec, &snapshot, at(11));
+    assert!(again.stalls.is_empty() && asked(&again.actions) == [("spotb", 2, 4)]);
+}
+
+#[test]
+fn an_operation_that_brought_too_few_machines_is_no_reason_to_ask_the_same_again() {
+    let mut world = world();
+    world.spec.fallback = None;
+    world.reconcile();
+    world.pass(BOOT);
+    let mut snapshot = world.snapshot();
+    let lost = snapshot.agent_pools[0].machines.pop().unwrap();
+    snapshot.agent_pools[0].nodes.retain(|node| node.name != lost);
+    let created = snapshot.agent_pools[0].nodes[0].created;
+    snapshot.agent_pools[0].ended = Some(spotpool_crds::spot_pool::Operation {
+        kind: spotpool_crds::spot_pool::OperationKind::ScaleUp,
+        count: 2,
+        machines: 2,
+        coming: 0,
+        since: created.into(),
+        accepted: true,
+    });
+    let plan = spotpool_core::plan(&world.spec, &snapshot, world.now);
+    assert_eq!(asked(&plan.actions), [("spotb", 1, 3)]);
+    assert_eq!(plan.stalls[0].reason, Reason::ScaleUpIncomplete);
+    assert!(plan.stalls[0].message.contains("asked for 2 machines"), "{}", plan.stalls[0].message);
+}
+
+#[test]
+fn a_machine_that_never_becomes_a_node_is_replaced_and_still_counts_against_max_nodes() {
+    let mut world = world().with("spota", 1, 0).with("spotb", 2, 0);
+    world.spec.fallback = None;
+    let mut snapshot = world.snapshot();
+    snapshot.agent_pools[0].machines.push("spota-000001".into());
+    snapshot.agent_pools[0].joining.insert("spota-000001".into(), world.now);
+    snapshot.agent_pools[1].max_nodes = 2;
+    assert!(spotpool_core::plan(&world.spec, &snapshot, world.now).actions.is_empty());
+    world.pass(600);
+    let plan = spotpool_core::plan(&world.spec, &snapshot, world.now);
+    assert!(plan.actions.is_empty(), "the other one is full: {:?}", plan.actions);
+    assert_eq!(plan.stalls[0].reason, Reason::ScaleUpStalled);
+    snapshot.agent_pools[1].max_nodes = 6;
+    let plan = spotpool_core::plan(&world.spec, &snapshot, world.now);
+    assert_eq!(asked(&plan.actions), [("spotb", 1, 3)]);
+    // Later it is tried again with one machine, and the one that lingers takes its place in the limit.
+    snapshot.agent_pools[0].refused_at = Some(world.now);
+    snapshot.agent_pools[1].max_nodes = 2;
+    let plan = spotpool_core::plan(&world.spec, &snapshot, world.now);
+    assert_eq!(asked(&plan.actions), [("spota", 1, 3)]);
+    snapshot.agent_pools[0].max_nodes = 2;
+    assert!(spotpool_core::plan(&world.spec, &snapshot, world.now).actions.is_empty());
+}
+
+#[test]
+fn on_demand_that_nobody_has_is_said_with_what_is_wrong_with_each() {
+    let mut world = world().with("spota", 2, 0).with("spotb", 2, 0);
+    world.reconcile();
+    world.notice("spota", 2, 30);
+    let mut snapshot = world.snapshot();
+    snapshot.agent_pools[2].avoided_until = Some(world.now + jiff::SignedDuration::from_mins(10));
+    let mut next = snapshot.agent_pools[2].clone();
+    (next.name, next.avoided_until) = ("regb".into(), None);
+    next.max_nodes = 1;
+    snapshot.agent_pools.push(next);
+    let plan = spotpool_core::plan(&world.spec, &snapshot, world.now);
+    assert_eq!(asked(&plan.actions), [("regb", 1, 1), ("spotb", 2, 4)]);
+    let short = plan.on_demand_short.unwrap();
+    assert!(short.starts_with("1 units short of on-demand: reg is avoided until"), "{short}");
+    assert!(plan.steps.iter().any(|step| step.reason == Reason::OnDemandUnavailable), "{:?}", plan.steps);
 }

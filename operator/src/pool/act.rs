@@ -50,7 +50,7 @@ pub fn intentions(plan: &Plan, now: Timestamp) -> BTreeMap<String, Operation> {
             Action::RequestDrain { .. } | Action::WithdrawDrain { .. } => return None,
         };
         let (count, machines, coming) = (count as i32, machines as i32, coming as i32);
-        let operation = Operation { kind, count, machines, coming, since: since.clone() };
+        let operation = Operation { kind, count, machines, coming, since: since.clone(), accepted: false };
         Some((action.agent_pool()?.to_owned(), operation))
     };
     plan.actions.iter().filter_map(operation).collect()

@@ -13,10 +13,10 @@ use spotpool_azure::{AgentPool, AzureError, Class, Priority, Scope};
 use spotpool_core::avoidance::{Failure, avoided_until};
 use spotpool_core::claims::{Claim, claimed_by};
 use spotpool_core::floor::FloorMemory;
-use spotpool_core::{AgentPoolView, DrainView, Losses, Memory, NodeView, Relapses, Snapshot};
+use spotpool_core::{AgentPoolView, DrainView, Losses, Memory, NodeView, Relapses, Snapshot, Stall};
 use spotpool_crds::eviction::EvictionNotice;
 use spotpool_crds::spot_pool::{
-    AgentPoolStatus, AzureError as StatusError, FloorStatus, OperationKind, Readiness, Role,
+    AgentPoolStatus, AzureError as StatusError, FloorStatus, Operation, OperationKind, Readiness, Role,
 };
 use spotpool_crds::voluntary_drain::{DrainRequest, DrainStatus};
 use spotpool_crds::{Reason, SpotPool, names};
@@ -131,6 +131,20 @@ impl Troubles {
     }
 }
 
+impl Troubles {
+    /// Takes in that a scale-up does not get on, as if Azure had said that it has no capacity: which is what it means.
+    pub fn note_stall(&mut self, stall: &Stall, now: Timestamp) {
+        let own = self.0.entry(stall.agent_pool.clone()).or_default();
+        own.avoid(avoided_until(Failure::Capacity, None, now));
+        own.last_error = Some(StatusError {
+            code: stall.reason.to_string(),
+            class: Class::Capacity.to_string(),
+            message: stall.message.clone(),
+            time: Time(now),
+        });
+    }
+}
+
 /// Whether an error of `from` holds for `other` too.
 fn reaches(scope: Scope, from: &AgentPool, other: &AgentPool) -> bool {
     let alike = from.priority == other.priority && from.vm_size.eq_ignore_ascii_case(&other.vm_size);
@@ -213,6 +227,7 @@ pub fn gather(
             units: agent_pool.capacity_units.max(1) as u32,
             role,
             count: known.map_or(0, |known| known.pool.count),
+            joining: known.map(|known| known.joining.clone()).unwrap_or_default(),
             count_stale_since: known.and_then(|known| known.count_stale_since),
             listed: known.map_or(0, |known| known.listed as u32),
             machines,
@@ -220,6 +235,12 @@ pub fn gather(
             // Where nothing runs the operation is over, or never reached Azure.
             operation: before.and_then(|before| before.operation.clone()).filter(|operation| {
                 busy && (operation.kind != OperationKind::ScaleUp || operation.machines > 0)
+            }),
+            ended: before.and_then(|before| before.operation.clone()).filter(|operation| {
+                let is_scale_up = operation.kind == OperationKind::ScaleUp && operation.accepted;
+                is_scale_up
+                    && !busy
+                    && known.is_some_and(|known| !is_explained(known, &trouble.of(name), operation))
             }),
             avoided_until: trouble.of(name).avoided_until,
             kept: kept as u32,
@@ -251,6 +272,13 @@ pub fn gather(
         newest_notice,
         survey: Arc::default(),
     }
+}
+
+/// Whether Azure said why the operation brought less than it should.
+fn is_explained(known: &Known, trouble: &Trouble, operation: &Operation) -> bool {
+    let failed = known.failure.as_ref().map(|(_, time)| *time);
+    let told = trouble.last_error.as_ref().map(|error| error.time.0);
+    failed.into_iter().chain(told).any(|at| at.as_second() >= operation.since.0.as_second() - 1)
 }
 
 fn claims(pool: &SpotPool, all: &[Arc<SpotPool>], names: &BTreeSet<&str>) -> BTreeMap<String, String> {

@@ -132,6 +132,9 @@ fn agent_pools(
     now: Timestamp,
 ) -> Vec<AgentPoolStatus> {
     let mut troubles = gathered.trouble.clone();
+    for stall in &plan.stalls {
+        troubles.note_stall(stall, now);
+    }
     for (agent_pool, error) in &outcome.failed {
         troubles.note(agent_pool, &gathered.azure, error, now);
     }
@@ -188,6 +191,12 @@ fn agent_pools(
                     .map(|losses| LossesStatus { count: losses.count as i32, at: Time(losses.at) }),
                 unusable: view.role.err(),
             };
+            let is_scaled = |done: &Action| {
+                matches!(done, Action::ScaleUp { agent_pool, .. } if *agent_pool == view.name)
+            };
+            if let Some(operation) = entry.operation.as_mut().filter(|_| outcome.done.iter().any(is_scaled)) {
+                operation.accepted = true;
+            }
             if outcome.failed.get(&view.name).is_some_and(|error| !error.outcome_unknown()) {
                 entry.operation = None;
             }
@@ -262,6 +271,15 @@ fn conditions(
             status: Some(fallback > 0),
             reason: if fallback > 0 { Reason::OnDemandStandsIn } else { Reason::NoFallback },
             message: format!("{fallback} on-demand nodes stand in for spot"),
+        },
+        Verdict {
+            kind: "OnDemandAvailable",
+            status: Some(plan.on_demand_short.is_none()),
+            reason: match plan.on_demand_short {
+                Some(_) => Reason::OnDemandUnavailable,
+                None => Reason::OnDemandAvailable,
+            },
+            message: plan.on_demand_short.clone().unwrap_or_default(),
         },
         match &gathered.unreachable {
             Some(error) => Verdict {
@@ -418,9 +436,13 @@ pub fn events(before: &SpotPoolStatus, after: &SpotPoolStatus, outcome: &Outcome
                 .as_ref()
                 .map(|until| format!("; avoided until {:.0}", until.0))
                 .unwrap_or_default();
+            let reason = [Reason::ScaleUpStalled, Reason::ScaleUpIncomplete]
+                .into_iter()
+                .find(|reason| error.code == reason.to_string())
+                .unwrap_or(Reason::OperationFailed);
             event(
                 EventType::Warning,
-                Reason::OperationFailed,
+                reason,
                 format!("Azure/{}/{}", pool.name, error.code),
                 None,
                 format!("agent pool {}: {}: {}{until}", pool.name, error.code, error.message),
@@ -436,17 +458,18 @@ pub fn events(before: &SpotPoolStatus, after: &SpotPoolStatus, outcome: &Outcome
         );
         event(EventType::Warning, Reason::FloorAtLimit, "Floor".into(), None, note);
     }
-    let stalled =
-        after.conditions.iter().find(|condition| condition.type_ == "Stalled" && condition.status == "True");
-    if let Some(stalled) = stalled
-        .filter(|_| !before.conditions.iter().any(|old| old.type_ == "Stalled" && old.status == "True"))
-    {
-        let (reason, note) = (stalled.reason.clone(), stalled.message.clone());
+    for (kind, bad) in [("Stalled", "True"), ("OnDemandAvailable", "False")] {
+        let is_bad = |condition: &&Condition| condition.type_ == kind && condition.status == bad;
+        let Some(now_bad) = after.conditions.iter().find(is_bad) else { continue };
+        if before.conditions.iter().any(|old| is_bad(&old)) {
+            continue;
+        }
+        let (reason, note) = (now_bad.reason.clone(), now_bad.message.clone());
         events.push(Event {
             type_: EventType::Warning,
             reason,
             note: Some(note),
-            action: "Guard".into(),
+            action: if kind == "Stalled" { "Guard".into() } else { kind.into() },
             secondary: None,
         });
     }

@@ -37,6 +37,8 @@ pub struct Pool {
     pub created: u32,
     pub count: u32,
     pub market: Market,
+    /// Somebody else's operation runs.
+    pub is_taken: bool,
     /// Since when `count` has been above the machines, with no operation running.
     pub stale_since: Option<Timestamp>,
 }
@@ -74,6 +76,7 @@ impl World {
                 created: 0,
                 count: 0,
                 market: Market::default(),
+                is_taken: false,
                 stale_since: None,
             })
             .collect();
@@ -140,7 +143,7 @@ impl World {
                 machines: pool.machines.iter().map(|machine| machine.name.clone()).collect(),
                 count_stale_since: pool.stale_since,
                 listed: pool.machines.len() as u32,
-                busy: pool.operation.is_some(),
+                busy: pool.operation.is_some() || pool.is_taken,
                 operation: pool.operation.as_ref().map(|(operation, _)| operation.clone()),
                 kept: pool.kept,
                 market: pool.market.clone(),
@@ -201,6 +204,7 @@ impl World {
                     machines,
                     coming: *coming as i32,
                     since: now.into(),
+                    accepted: true,
                 };
                 pool.operation = Some((operation, now + SignedDuration::from_secs(BOOT)));
                 pool.count = count as u32;
@@ -222,6 +226,7 @@ impl World {
                     machines,
                     coming: 0,
                     since: now.into(),
+                    accepted: true,
                 };
                 pool.operation = Some((operation, now + SignedDuration::from_secs(30)));
             }
@@ -237,6 +242,7 @@ impl World {
                     machines: 0,
                     coming: 0,
                     since: now.into(),
+                    accepted: true,
                 };
                 pool.operation = Some((operation, now + SignedDuration::from_secs(30)));
             }
