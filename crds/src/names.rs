@@ -20,6 +20,18 @@ pub const DRAIN_REQUEST_ANNOTATION: &str = "spotpool.dev/drain-request";
 /// Node annotation: the agent's answer, see [`crate::voluntary_drain::DrainStatus`].
 pub const DRAIN_STATUS_ANNOTATION: &str = "spotpool.dev/drain-status";
 
+/// Node annotation, set by a person: drain this node and replace it. The operator takes it off when it answers with
+/// [`DRAIN_REQUEST_ANNOTATION`].
+pub const REQUESTED_DRAIN_ANNOTATION: &str = "spotpool.dev/requested-drain";
+
+/// SpotPool annotation, set by a person: `true`, or until when (RFC 3339) no node is asked to leave without need.
+pub const FAILBACK_PAUSED_ANNOTATION: &str = "spotpool.dev/failback-paused";
+/// SpotPool annotation, set by a person: give back now what is no longer needed. Each new value is one wish; status says
+/// which was answered and how.
+pub const REQUESTED_FAILBACK_ANNOTATION: &str = "spotpool.dev/requested-failback";
+/// Finalizer of SpotPools that have marked nodes.
+pub const FINALIZER: &str = "spotpool.dev/release";
+
 /// Pod annotation, set by whoever owns the pod: `true` asks for [`DEADLINE_ANNOTATION`] when its node is under
 /// notice.
 pub const NOTIFY_ANNOTATION: &str = "spotpool.dev/notify";

@@ -73,6 +73,24 @@ pub enum Reason {
     Failback,
     /// What runs on a surplus on-demand node would find no room on the ready spot nodes; it is kept.
     PodsDoNotFit,
+    /// The first node is given back alone; the others follow if spot stays whole.
+    FailbackProbe,
+    /// Nodes are no longer needed and leave when `failback.window` opens.
+    WindowClosed,
+    /// `failback.window` cannot be understood: nothing is given back until it is mended.
+    WindowInvalid,
+    /// A person has paused failback.
+    FailbackPaused,
+    /// A person asked for failback now.
+    FailbackRequested,
+    /// A person asked for this node to be drained and replaced.
+    ManualDrain,
+    /// A drain request that another SpotPool left on a node is taken back.
+    DrainNotOurs,
+    /// The SpotPool is being deleted and returns the on-demand nodes that it bought in the place of spot.
+    ReturningFallback,
+    /// The SpotPool is being deleted: its drain requests are taken back.
+    Leaving,
     /// A surplus node is younger than `failback.minOnDemandLifetime`.
     MinimumLifetime,
     /// A node is asked to drain because fewer nodes are wanted.

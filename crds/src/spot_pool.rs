@@ -10,8 +10,12 @@ use crate::duration::Duration;
 use crate::reason::Reason;
 
 mod floor;
+mod leaving;
+mod window;
 
 pub use floor::{BlockedBudget, BudgetFloor, FloorStatus, NextFloor, PdbFloor};
+pub use leaving::{DeletionPolicy, LeavingStatus};
+pub use window::Window;
 
 /// A SpotPool keeps a number of nodes ready, on spot VMs as far as Azure has them and on on-demand VMs
 /// for what is missing, out of AKS agent pools that exist.
@@ -97,6 +101,11 @@ pub struct SpotPoolSpec {
     /// When and how on-demand is given back once spot is whole again.
     #[serde(default)]
     pub failback: Failback,
+
+    /// What becomes of on-demand nodes that stand in for spot when the SpotPool is deleted. May still be changed while
+    /// it goes.
+    #[serde(default)]
+    pub deletion_policy: DeletionPolicy,
 
     /// How nodes under notice are drained.
     #[serde(default)]
@@ -284,6 +293,17 @@ pub struct Failback {
     #[x_kube(validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('24h')")
         .message("failback.drainTimeout must be 1s to 24h"))]
     pub drain_timeout: Duration,
+
+    /// The first on-demand node goes alone: how long spot must have been whole since it is gone before others follow,
+    /// 0s to 24h. `0s` lets `maxConcurrent` go together from the start.
+    #[serde(default = "default_probe")]
+    #[x_kube(validation = Rule::new("duration(self) <= duration('24h')")
+        .message("failback.probe must be at most 24h"))]
+    pub probe: Duration,
+
+    /// When nodes may be asked to leave without need, if not always. A drain that has begun goes on when it closes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<Window>,
 }
 
 /// How nodes under notice are drained.
@@ -407,6 +427,9 @@ fn default_max_concurrent() -> i32 {
 fn default_drain_timeout() -> Duration {
     Duration::from_secs(900)
 }
+fn default_probe() -> Duration {
+    Duration::from_secs(120)
+}
 fn default_escalate_after() -> Duration {
     Duration::from_secs(8)
 }
@@ -421,6 +444,8 @@ impl Default for Failback {
             min_on_demand_lifetime: default_min_on_demand_lifetime(),
             max_concurrent: default_max_concurrent(),
             drain_timeout: default_drain_timeout(),
+            probe: default_probe(),
+            window: None,
         }
     }
 }
@@ -498,6 +523,10 @@ pub struct SpotPoolStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["namespace".into(), "name".into()]))]
     pub blocked_budgets: Vec<BlockedBudget>,
+
+    /// How far it is with going, once it is deleted and `deletionPolicy` has something to return.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leaving: Option<LeavingStatus>,
 
     /// What the last plan does and why, step by step.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -736,6 +765,33 @@ pub struct FallbackStatus {
     /// every 6 hours.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub relapses: Option<RelapsesStatus>,
+    /// The node that was asked to leave alone, before others follow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe: Option<ProbeStatus>,
+    /// The last value of annotation `spotpool.dev/requested-failback` that was answered, and how.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<RequestStatus>,
+}
+
+/// The first node that is given back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ProbeStatus {
+    /// Its name.
+    pub node: String,
+    /// Since when it is gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gone_since: Option<Time>,
+}
+
+/// A person's wish, answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RequestStatus {
+    /// The annotation's value.
+    pub value: String,
+    /// What came of it.
+    pub answer: String,
 }
 
 /// How often spot failed soon after on-demand was given back.

@@ -15,6 +15,9 @@ pub struct DrainRequest {
     pub voluntary: bool,
     /// When the agent gives up and gives the node back.
     pub not_after: Timestamp,
+    /// Uid of the SpotPool that asks: another one that finds the request takes it back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spot_pool: Option<String>,
 }
 
 /// Why a drain is asked for.

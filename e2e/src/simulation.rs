@@ -453,8 +453,13 @@ impl Simulation {
             match action {
                 Action::RequestDrain { node, reason, not_after } => {
                     let id = format!("{node}-{}", now.as_millisecond());
-                    let request =
-                        DrainRequest { id, reason: *reason, voluntary: true, not_after: *not_after };
+                    let request = DrainRequest {
+                        id,
+                        reason: *reason,
+                        voluntary: true,
+                        not_after: *not_after,
+                        spot_pool: None,
+                    };
                     self.drains.insert(node.clone(), Drain { request, asked: now });
                 }
                 Action::WithdrawDrain { node, .. } => {

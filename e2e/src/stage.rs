@@ -19,6 +19,7 @@ use crate::objects::{apply, object, takes_pods};
 use crate::{World, eventually};
 
 const OPERATOR_RBAC: &str = include_str!("../../charts/spotpool/rbac/operator.yaml");
+const OPERATOR_OWN_FINALIZER: &str = include_str!("../../charts/spotpool/rbac/operator-own-finalizer.yaml");
 
 /// A namespace with what an operator needs there.
 pub struct Stage<'a> {
@@ -72,6 +73,10 @@ impl<'a> Stage<'a> {
             }
         })
         .await?;
+        let own_finalizer = OPERATOR_OWN_FINALIZER
+            .replace("spotpool-system", name)
+            .replace("spotpool-operator-own-finalizer", &format!("spotpool-operator-own-finalizer-{name}"));
+        apply(&world.client, &own_finalizer, |_| ()).await?;
         Ok(Self { world, name: name.to_owned() })
     }
 

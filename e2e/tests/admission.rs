@@ -29,6 +29,10 @@ fn spec(change: &[(&str, Value)]) -> Value {
     spec
 }
 
+fn window(window: &Value) -> Value {
+    spec(&[("failback", json!({"window": window}))])
+}
+
 async fn apply(pools: &Api<SpotPool>, name: &str, spec: &Value) -> Result<SpotPool, String> {
     let pool = json!({"apiVersion": "spotpool.dev/v1alpha1", "kind": "SpotPool", "metadata": {"name": name}, "spec": spec});
     let strict = Some(ValidationDirective::Strict);
@@ -103,6 +107,21 @@ fn what_cannot_be_meant_is_refused_with_what_to_change() {
             spec(&[("failback", json!({"drainTimeout": "0s"}))]),
         ),
         ("p", "should be greater than or equal to 1", spec(&[("failback", json!({"maxConcurrent": 0}))])),
+        ("p", "failback.probe must be at most 24h", spec(&[("failback", json!({"probe": "25h"}))])),
+        ("p", "spec.failback.window.duration: Required value", window(&json!({"schedule": "0 22 * * *"}))),
+        ("p", "should match", window(&json!({"schedule": "22:00", "duration": "4h"}))),
+        ("p", "should match", window(&json!({"schedule": "0 22 * * * Europe/Berlin", "duration": "4h"}))),
+        (
+            "p",
+            "should match",
+            window(&json!({"schedule": "0 22 * * *", "timeZone": "Berlin time", "duration": "4h"})),
+        ),
+        (
+            "p",
+            "failback.window.duration must be 1m to 168h",
+            window(&json!({"schedule": "0 22 * * *", "duration": "30s"})),
+        ),
+        ("p", "Unsupported value", spec(&[("deletionPolicy", json!("Delete"))])),
         ("p", "drain.escalateAfter must be at most 10m", spec(&[("drain", json!({"escalateAfter": "11m"}))])),
         (
             "p",
@@ -137,8 +156,13 @@ fn what_can_be_meant_is_taken_and_gets_its_defaults() {
         let filled = serde_json::to_value(&taken.spec).unwrap();
         assert_eq!(
             filled["failback"],
-            json!({"stabilization": "10m", "minOnDemandLifetime": "20m", "maxConcurrent": 1, "drainTimeout": "15m"})
+            json!({"stabilization": "10m", "minOnDemandLifetime": "20m", "maxConcurrent": 1, "drainTimeout": "15m",
+                "probe": "2m"})
         );
+        assert_eq!(filled["deletionPolicy"], json!("Retain"));
+        let nightly = window(&json!({"schedule": "0 22 * * 1-5", "duration": "4h"}));
+        let taken = apply(&pools, "nightly", &nightly).await.unwrap();
+        assert_eq!(taken.spec.failback.window.unwrap().time_zone, "Etc/UTC");
         assert_eq!(
             filled["drain"],
             json!({"blockedByPdb": "DeleteAtDeadline", "escalateAfter": "8s", "reserve": "2s"})

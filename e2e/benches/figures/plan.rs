@@ -9,7 +9,7 @@ use serde_json::json;
 use spotpool_core::{AgentPoolView, DrainView, Losses, Market, NodeView, Score, Snapshot, plan};
 use spotpool_crds::SpotPoolSpec;
 use spotpool_crds::spot_pool::Role;
-use spotpool_crds::voluntary_drain::DrainPhase;
+use spotpool_crds::voluntary_drain::{DrainPhase, DrainReason};
 use spotpool_e2e::simulation::Dice;
 
 use crate::report::{Figure, Goal, Report};
@@ -98,7 +98,10 @@ fn situation(dice: &mut Dice, index: usize, now: Timestamp) -> Result<(SpotPoolS
                 drain: is_draining.then(|| DrainView {
                     not_after: now + SignedDuration::from_mins(5),
                     phase: Some(if dice.percent(50) { DrainPhase::Drained } else { DrainPhase::Draining }),
+                    reason: DrainReason::Failback,
+                    is_ours: true,
                 }),
+                drain_wished: false,
             });
         }
         pool.count = pool.machines.len() as u32;

@@ -126,7 +126,8 @@ async fn demo(args: &Args, watching: &AtomicBool) -> Result<()> {
                 "fallback": {"maxNodes": 3},
                 "failback": {
                     "stabilization": format!("{}s", times.stabilization.as_secs()),
-                    "minOnDemandLifetime": format!("{}s", times.lifetime.as_secs())
+                    "minOnDemandLifetime": format!("{}s", times.lifetime.as_secs()),
+                    "probe": format!("{}s", times.stabilization.as_secs().min(120))
                 },
                 // Longer than a VM boots, so that the PDB frees by itself when replacements are ready.
                 "drain": {"escalateAfter": format!("{}s", (times.boot + Duration::from_secs(7)).as_secs().min(60))}

@@ -2,8 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod adoption;
 mod backup_drain;
+mod failback;
 mod floor;
+mod hands;
+mod leaving;
 mod peers;
 mod units;
 

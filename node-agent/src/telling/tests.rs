@@ -380,7 +380,8 @@ async fn a_drain_that_was_asked_for_tells_pods_that_go_and_writes_no_deadlines()
     let daemon = Pod { exempt: Some(Exempt::DaemonSet), ..good.pod("daemon", "10m") };
     let goes = Pod { notify: true, ..good.pod("goes", "10m") };
     let not_after = Timestamp::now() + Duration::from_mins(15);
-    let request = DrainRequest { id: "f1".into(), reason: DrainReason::Failback, voluntary: true, not_after };
+    let (id, reason) = ("f1".into(), DrainReason::Failback);
+    let request = DrainRequest { id, reason, voluntary: true, not_after, spot_pool: None };
     let mut scene =
         Scene::set(vec![daemon, goes], Terms::Voluntary { not_after }, Some(request.clone()), Some(200));
     scene.held(&["goes"]).await;

@@ -8,10 +8,12 @@ use spotpool_crds::spot_pool::Role;
 use spotpool_crds::voluntary_drain::{DrainPhase, DrainReason};
 
 use crate::fit::{self, Fit};
-use crate::plan::{Action, Draft, Memory, Relapses, Situation, kept, later};
+use crate::plan::{Action, Answered, Draft, Memory, Probe, Relapses, Situation, acts, kept, later};
 use crate::ranking::rank;
 use crate::snapshot::NodeView;
 use crate::units::removable;
+use crate::window::{Opening, opening};
+use crate::wishes::Pause;
 
 /// An agent that has not answered this long after `notAfter` does not live.
 const AGENT_SILENCE: SignedDuration = SignedDuration::from_secs(60);
@@ -29,6 +31,8 @@ const LONGEST_STABILIZATION: SignedDuration = SignedDuration::from_hours(24);
 pub(crate) fn note_relapse(situation: &Situation<'_>, draft: &mut Draft) {
     let now = situation.now;
     let soon = RELAPSE.max(stabilization(situation, &draft.memory));
+    // Whoever goes next goes alone again.
+    draft.memory.probe = None;
     // One failback, one relapse.
     let Some(at) = draft.memory.failed_back_at.take() else { return };
     if now.duration_since(at) < soon {
@@ -55,14 +59,16 @@ fn stabilization(situation: &Situation<'_>, memory: &Memory) -> SignedDuration {
 /// The voluntary drains that are under way.
 pub(crate) struct Drains<'a> {
     /// Draining or drained, and still asked for.
-    open: Vec<(&'a NodeView, Role, u32)>,
+    pub open: Vec<(&'a NodeView, Role, u32)>,
     failed: Vec<&'a NodeView>,
+    /// Asked for by another SpotPool, which cannot take them back any more.
+    not_ours: Vec<&'a NodeView>,
 }
 
 impl<'a> Drains<'a> {
     pub fn of(situation: &Situation<'a>) -> Self {
         let (snapshot, now) = (situation.snapshot, situation.now);
-        let mut drains = Self { open: Vec::new(), failed: Vec::new() };
+        let mut drains = Self { open: Vec::new(), failed: Vec::new(), not_ours: Vec::new() };
         for pool in &snapshot.agent_pools {
             let Ok(role) = pool.role else { continue };
             for node in pool.nodes.iter().filter(|node| node.noticed.is_none()) {
@@ -74,7 +80,9 @@ impl<'a> Drains<'a> {
                         drain.not_after.saturating_add(AGENT_SILENCE).is_ok_and(|end| end < now)
                     }
                 };
-                if given_up {
+                if !drain.is_ours {
+                    drains.not_ours.push(node);
+                } else if given_up {
                     drains.failed.push(node);
                 } else {
                     drains.open.push((node, role, pool.units));
@@ -92,7 +100,9 @@ impl<'a> Drains<'a> {
     pub fn withdraw(&mut self, role: Role, needed: u32, draft: &mut Draft) -> u32 {
         let mut taken = 0;
         self.open.retain(|(node, of, units)| {
-            if *of != role || taken >= needed {
+            // A person wants that node gone: it is replaced, not kept.
+            let wished = node.drain.as_ref().is_some_and(|drain| drain.reason == DrainReason::Manual);
+            if *of != role || taken >= needed || wished {
                 return true;
             }
             taken += units;
@@ -108,6 +118,58 @@ impl<'a> Drains<'a> {
         });
         taken
     }
+
+    /// Gives back all nodes but those that `goes_on` names.
+    pub fn withdraw_all(
+        &mut self,
+        reason: Reason,
+        draft: &mut Draft,
+        mut goes_on: impl FnMut(&NodeView, Role) -> bool,
+    ) {
+        self.open.retain(|(node, role, _)| {
+            if goes_on(node, *role) {
+                return true;
+            }
+            draft.step(reason, Some(&node.agent_pool), format!("{} is given back", node.name));
+            draft.actions.push(Action::WithdrawDrain { node: node.name.clone(), reason });
+            false
+        });
+    }
+
+    /// Takes back what has failed and what is not ours; returns one that has failed.
+    pub fn clean(&self, situation: &Situation<'_>, draft: &mut Draft) -> Option<&'a NodeView> {
+        for node in &self.not_ours {
+            draft.step(
+                Reason::DrainNotOurs,
+                Some(&node.agent_pool),
+                format!(
+                    "{} was asked to drain by a SpotPool that has let go of it; the request is withdrawn",
+                    node.name
+                ),
+            );
+            draft
+                .actions
+                .push(Action::WithdrawDrain { node: node.name.clone(), reason: Reason::DrainNotOurs });
+        }
+        let until = later(situation.now, situation.spec.failback.stabilization);
+        for node in &self.failed {
+            // What is not withdrawn fails again in every plan: the pause would never end.
+            if acts(situation.spec) {
+                draft.memory.paused_until =
+                    Some(draft.memory.paused_until.map_or(until, |paused| paused.max(until)));
+            }
+            draft.step(
+                Reason::DrainTimedOut,
+                Some(&node.agent_pool),
+                format!("{} could not be drained in time; its request is withdrawn", node.name),
+            );
+            draft
+                .actions
+                .push(Action::WithdrawDrain { node: node.name.clone(), reason: Reason::DrainTimedOut });
+        }
+        draft.memory.paused_until = draft.memory.paused_until.filter(|until| *until > situation.now);
+        self.failed.first().copied()
+    }
 }
 
 pub(crate) fn decide(
@@ -116,25 +178,41 @@ pub(crate) fn decide(
     drains: &Drains<'_>,
     draft: &mut Draft,
 ) {
-    let now = situation.now;
-    for node in &drains.failed {
-        let until = later(now, situation.spec.failback.stabilization);
-        draft.memory.paused_until = Some(draft.memory.paused_until.map_or(until, |paused| paused.max(until)));
-        draft.step(
-            Reason::DrainTimedOut,
-            Some(&node.agent_pool),
-            format!("{} could not be drained in time; its request is withdrawn", node.name),
-        );
-        draft.actions.push(Action::WithdrawDrain { node: node.name.clone(), reason: Reason::DrainTimedOut });
-    }
-    draft.memory.paused_until = draft.memory.paused_until.filter(|until| *until > now);
-
+    let failed = drains.clean(situation, draft);
+    follow_probe(situation, draft);
     return_drained(situation, drains, draft);
-    request_drains(situation, fallback_wanted, drains, draft);
+    let wish = situation.snapshot.wishes.failback(draft.memory.answered.as_ref()).map(str::to_owned);
+    let answer = match (failed, request_drains(situation, fallback_wanted, drains, wish.is_some(), draft)) {
+        (Some(node), _) => Some(format!("{} could not be drained in time", node.name)),
+        (None, answer) => answer,
+    };
+    if let (Some(value), Some(answer)) = (wish, answer) {
+        draft.step(Reason::FailbackRequested, None, format!("failback was asked for: {answer}"));
+        draft.memory.answered = Some(Answered { value, answer });
+    }
+}
+
+/// Keeps the probe's clock: it runs from when its node is gone, and starts anew where spot is not whole.
+fn follow_probe(situation: &Situation<'_>, draft: &mut Draft) {
+    let Some(probe) = &mut draft.memory.probe else { return };
+    let node = situation.snapshot.nodes().find(|node| node.name == probe.node);
+    match node {
+        None if situation.tally.spot_ready < situation.tally.spot_target => {
+            let message =
+                format!("spot was not whole after {} had gone: stabilization begins anew", probe.node);
+            draft.step(Reason::FailbackProbe, None, message);
+            draft.memory.probe = None;
+            draft.memory.surplus_since = None;
+        }
+        None => probe.gone_since = Some(probe.gone_since.unwrap_or(situation.now)),
+        // Its request was taken back: it has not gone.
+        Some(node) if node.drain.is_none() => draft.memory.probe = None,
+        Some(_) => {}
+    }
 }
 
 /// Deletes the machines that are drained, all of an agent pool in one request.
-fn return_drained(situation: &Situation<'_>, drains: &Drains<'_>, draft: &mut Draft) {
+pub(crate) fn return_drained(situation: &Situation<'_>, drains: &Drains<'_>, draft: &mut Draft) {
     let (snapshot, now) = (situation.snapshot, situation.now);
     let scaled: BTreeSet<String> = draft
         .actions
@@ -180,48 +258,110 @@ fn return_drained(situation: &Situation<'_>, drains: &Drains<'_>, draft: &mut Dr
     }
 }
 
-fn request_drains(situation: &Situation<'_>, fallback_wanted: u32, drains: &Drains<'_>, draft: &mut Draft) {
-    let Situation { spec, tally, now, .. } = situation;
+/// Says what keeps every node until a person changes it, also while none is too many.
+pub(crate) fn explain_hindrance(situation: &Situation<'_>, draft: &mut Draft) {
+    let Situation { spec, snapshot, now, .. } = situation;
+    if let Some(Opening::Invalid(what_to_change)) =
+        spec.failback.window.as_ref().map(|window| opening(window, *now))
+    {
+        draft.step(Reason::WindowInvalid, None, format!("no node is given back: {what_to_change}"));
+    }
+    match snapshot.wishes.pause(*now) {
+        Pause::No => {}
+        Pause::Until(until) => {
+            draft.wake_at(until);
+            draft.step(Reason::FailbackPaused, None, format!("failback is paused until {until:.0}"));
+        }
+        Pause::Open(why) => draft.step(Reason::FailbackPaused, None, format!("failback is paused {why}")),
+    }
+}
+
+/// From when nodes may be asked to leave, if not now, and why; never by itself is [`Timestamp::MAX`].
+fn not_before(
+    situation: &Situation<'_>,
+    stable_at: Timestamp,
+    draft: &Draft,
+) -> Option<(Timestamp, Reason, String)> {
+    let Situation { spec, snapshot, now, .. } = situation;
+    let from = draft.memory.paused_until.unwrap_or(*now).max(stable_at).max(*now);
+    let (from, reason, why) = match snapshot.wishes.pause(*now) {
+        Pause::No if from > *now => {
+            let relapses = match remaining_relapses(draft.memory.relapses.as_ref(), *now) {
+                0 => String::new(),
+                1 => ", later than usual because spot failed soon after the last failback".to_owned(),
+                n => format!(", later than usual because spot failed {n} times soon after a failback"),
+            };
+            (from, Reason::Stabilizing, relapses)
+        }
+        Pause::No => (from, Reason::Failback, String::new()),
+        Pause::Until(until) if until >= from => {
+            (until, Reason::FailbackPaused, ", paused until then".to_owned())
+        }
+        Pause::Until(_) => (from, Reason::Stabilizing, String::new()),
+        Pause::Open(_) => return Some((Timestamp::MAX, Reason::FailbackPaused, String::new())),
+    };
+    match spec.failback.window.as_ref().map(|window| opening(window, from)) {
+        None | Some(Opening::Open) => (from > *now).then_some((from, reason, why)),
+        Some(Opening::Opens(opens)) => {
+            Some((opens, Reason::WindowClosed, ", when failback.window opens".to_owned()))
+        }
+        Some(Opening::Invalid(_)) => Some((Timestamp::MAX, Reason::WindowInvalid, String::new())),
+    }
+}
+
+/// Asks surplus nodes to leave. Where a person has asked for it, says what came of it once nothing more is to come.
+fn request_drains(
+    situation: &Situation<'_>,
+    fallback_wanted: u32,
+    drains: &Drains<'_>,
+    wished: bool,
+    draft: &mut Draft,
+) -> Option<String> {
+    let Situation { spec, snapshot, tally, now } = situation;
     let now = *now;
+    let returned: usize = draft.actions.iter().map(Action::machines_deleted).sum();
+    let under_way = drains.open.len() - returned;
     let candidates = surplus(situation, fallback_wanted);
     if candidates.is_empty() {
         draft.memory.surplus_since = None;
-        return;
+        draft.memory.probe = None;
+        return (under_way == 0).then(|| "no node is left that is not needed".to_owned());
     }
+    let more = format!("{} more than needed", candidates.len());
     // Any node under notice starts the wait anew: spot that is being taken is not stable.
     if tally.evicting > 0 {
         draft.memory.surplus_since = None;
-        let message = format!("{} more than needed, kept while Azure takes nodes", candidates.len());
-        draft.step(Reason::Stabilizing, None, message);
-        return;
+        draft.memory.probe = None;
+        draft.step(Reason::Stabilizing, None, format!("{more}, kept while Azure takes nodes"));
+        return Some(format!("{more}, kept while Azure takes nodes"));
     }
     let since = *draft.memory.surplus_since.get_or_insert(now);
     let stable_at = since.saturating_add(stabilization(situation, &draft.memory)).unwrap_or(Timestamp::MAX);
-    let from = draft.memory.paused_until.unwrap_or(now).max(stable_at);
-    if from > now {
-        draft.wake_at(from);
-        let relapses = match remaining_relapses(draft.memory.relapses.as_ref(), now) {
-            0 => String::new(),
-            1 => ", later than usual because spot failed soon after the last failback".to_owned(),
-            n => format!(", later than usual because spot failed {n} times soon after a failback"),
-        };
-        draft.step(
-            Reason::Stabilizing,
-            None,
-            format!("{} more than needed; the first is drained from {from:.0}{relapses}", candidates.len()),
-        );
-        return;
+    if wished {
+        // A person knows better than clocks and calendars, but does not undo what another person has paused.
+        if let Pause::Until(_) | Pause::Open(_) = snapshot.wishes.pause(now) {
+            return Some(format!("{more}, kept because failback is paused by annotation"));
+        }
+    } else if let Some((from, reason, why)) = not_before(situation, stable_at, draft) {
+        if from < Timestamp::MAX {
+            draft.wake_at(from);
+            draft.step(reason, None, format!("{more}; the first is drained from {from:.0}{why}"));
+        } else {
+            draft.step(reason, None, format!("{more}, kept until a person changes that"));
+        }
+        return None;
     }
     // Voluntary: what stays must carry the pool by itself.
     let mut spare = tally.ready().saturating_sub(tally.wanted + tally.standby);
-    let returned: usize = draft.actions.iter().map(Action::machines_deleted).sum();
-    let under_way = drains.open.len() - returned;
     let mut slots = (spec.failback.max_concurrent.max(1) as usize).saturating_sub(under_way);
     let mut fit = Fit::of(
         situation.snapshot,
         candidates.iter().map(|(node, ..)| *node),
         drains.open.iter().map(|(node, ..)| *node),
     );
+    let mut probing = Probing::of(situation, draft, wished);
+    let mut kept = None;
+    let asked_before = draft.actions.len();
     for (node, role, units) in candidates {
         if slots == 0 {
             break;
@@ -233,22 +373,31 @@ fn request_drains(situation: &Situation<'_>, fallback_wanted: u32, drains: &Drai
         let old_enough = later(node.created, spec.failback.min_on_demand_lifetime);
         if role == Role::OnDemand && old_enough > now {
             draft.wake_at(old_enough);
-            draft.step(
-                Reason::MinimumLifetime,
-                Some(&node.agent_pool),
-                format!("{} is kept until {old_enough:.0}, its minimum lifetime", node.name),
-            );
+            let message = format!("{} is kept until {old_enough:.0}, its minimum lifetime", node.name);
+            draft.step(Reason::MinimumLifetime, Some(&node.agent_pool), message.clone());
+            kept.get_or_insert(message);
+            continue;
+        }
+        if role == Role::OnDemand && !probing.may_go() {
             continue;
         }
         let less = if node.ready { units } else { 0 };
-        let Some(left) = spare.checked_sub(less) else { continue };
+        let Some(left) = spare.checked_sub(less) else {
+            kept.get_or_insert(format!(
+                "{} is kept: what is ready without it would be too little",
+                node.name
+            ));
+            continue;
+        };
         if role == Role::OnDemand && !fit::allows(&mut fit, node, now, draft) {
+            kept.get_or_insert(format!("{} is kept: what runs on it would find no room", node.name));
             continue;
         }
         spare = left;
         slots -= 1;
         if role == Role::OnDemand {
             draft.memory.failed_back_at = Some(now);
+            probing.goes(node, draft);
         }
         let step = if role == Role::OnDemand { Reason::Failback } else { Reason::ScaleDown };
         draft.step(step, Some(&node.agent_pool), format!("drain {}: it is no longer needed", node.name));
@@ -257,6 +406,57 @@ fn request_drains(situation: &Situation<'_>, fallback_wanted: u32, drains: &Drai
             reason,
             not_after: later(now, spec.failback.drain_timeout),
         });
+    }
+    probing.explain(draft);
+    let idle = under_way == 0 && draft.actions.len() == asked_before;
+    kept.filter(|_| idle)
+}
+
+/// Whether one goes alone, and who.
+enum Probing {
+    /// Nobody went yet.
+    First,
+    /// One is going, or is gone and the others wait until then.
+    Wait { node: String, until: Option<Timestamp> },
+    /// It went well, or none has to go first.
+    Done,
+}
+
+impl Probing {
+    fn of(situation: &Situation<'_>, draft: &Draft, wished: bool) -> Self {
+        let settles = situation.spec.failback.probe;
+        if wished || settles == spotpool_crds::Duration::from_secs(0) {
+            return Self::Done;
+        }
+        let Some(probe) = &draft.memory.probe else { return Self::First };
+        let until = probe.gone_since.map(|gone| later(gone, settles));
+        if until.is_some_and(|until| until <= situation.now) {
+            return Self::Done;
+        }
+        Self::Wait { node: probe.node.clone(), until }
+    }
+
+    fn may_go(&self) -> bool {
+        !matches!(self, Self::Wait { .. })
+    }
+
+    fn goes(&mut self, node: &NodeView, draft: &mut Draft) {
+        if matches!(self, Self::First) {
+            draft.memory.probe = Some(Probe { node: node.name.clone(), gone_since: None });
+            *self = Self::Wait { node: node.name.clone(), until: None };
+        }
+    }
+
+    fn explain(&self, draft: &mut Draft) {
+        let Self::Wait { node, until } = self else { return };
+        let message = match until {
+            Some(until) => {
+                draft.wake_at(*until);
+                format!("{node} has gone first; others follow from {until:.0} if spot stays whole")
+            }
+            None => format!("{node} goes first, alone"),
+        };
+        draft.step(Reason::FailbackProbe, None, message);
     }
 }
 

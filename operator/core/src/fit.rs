@@ -206,6 +206,7 @@ mod tests {
             ready: true,
             noticed: None,
             drain: None,
+            drain_wished: false,
         }
     }
 

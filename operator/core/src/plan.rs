@@ -11,12 +11,14 @@ use crate::counts;
 use crate::failback::{self, Drains};
 use crate::fallback::{self, Shortfall};
 use crate::floor::{self, Floor, FloorMemory};
+use crate::leaving;
 use crate::placement::{Need, Placement, place};
 use crate::ranking::{Rank, losses, rank};
 use crate::snapshot::{AgentPoolView, Losses, NodeView, Snapshot};
 use crate::stall::{self, Stall};
 use crate::units;
 use crate::waiting::Patience;
+use crate::wishes;
 
 /// One thing to do. At most one write to an agent pool in a plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,6 +78,7 @@ impl Action {
             Self::DeleteMachines { .. } => Reason::ReturnDrained,
             Self::CorrectCount { .. } => Reason::CountCorrected,
             Self::RequestDrain { reason: DrainReason::Failback, .. } => Reason::Failback,
+            Self::RequestDrain { reason: DrainReason::Manual, .. } => Reason::ManualDrain,
             Self::RequestDrain { .. } => Reason::ScaleDown,
         }
     }
@@ -119,6 +122,37 @@ pub struct Memory {
     pub relapses: Option<Relapses>,
     /// The on-demand that is kept for disruption budgets.
     pub floor: FloorMemory,
+    /// The node that was given back alone, before others follow.
+    pub probe: Option<Probe>,
+    /// The last wish for failback that was answered.
+    pub answered: Option<Answered>,
+}
+
+/// The first node that is given back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// Its name.
+    pub node: String,
+    /// Since when it is gone, if it is.
+    pub gone_since: Option<Timestamp>,
+}
+
+/// A wish of a person and what came of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answered {
+    /// The annotation's value.
+    pub value: String,
+    /// What came of it, in words.
+    pub answer: String,
+}
+
+/// How far a SpotPool that is being deleted is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leaving {
+    /// On-demand nodes that are still to be returned.
+    pub fallback_nodes: u32,
+    /// Whether it may go.
+    pub done: bool,
 }
 
 /// How often spot failed soon after on-demand was given back.
@@ -159,6 +193,8 @@ pub struct Plan {
     pub losses: BTreeMap<String, Losses>,
     /// When time alone changes the plan.
     pub wake: Option<Timestamp>,
+    /// How far it is, if the SpotPool is being deleted.
+    pub leaving: Option<Leaving>,
 }
 
 /// All that a decision looks at.
@@ -266,7 +302,7 @@ pub(crate) struct Draft {
     pub actions: Vec<Action>,
     pub steps: Vec<PlanStep>,
     pub memory: Memory,
-    wake: Option<Timestamp>,
+    pub wake: Option<Timestamp>,
 }
 
 impl Draft {
@@ -278,9 +314,29 @@ impl Draft {
         });
     }
 
+    /// The actions to carry out and those to withhold. What is withheld has not happened: memory does not say so.
+    pub fn hold_back(&mut self, spec: &SpotPoolSpec, snapshot: &Snapshot) -> (Vec<Action>, Vec<Action>) {
+        let actions = std::mem::take(&mut self.actions);
+        if acts(spec) {
+            return (actions, Vec::new());
+        }
+        let before = &snapshot.memory;
+        self.memory.failed_back_at = before.failed_back_at;
+        self.memory.relapses.clone_from(&before.relapses);
+        self.memory.paused_until = before.paused_until;
+        self.memory.probe.clone_from(&before.probe);
+        self.memory.answered.clone_from(&before.answered);
+        (Vec::new(), actions)
+    }
+
     pub fn wake_at(&mut self, time: Timestamp) {
         self.wake = Some(self.wake.map_or(time, |wake| wake.min(time)));
     }
+}
+
+/// Whether the plan is carried out.
+pub(crate) fn acts(spec: &SpotPoolSpec) -> bool {
+    spec.mode == Mode::Enforce && !spec.suspend
 }
 
 pub(crate) fn later(time: Timestamp, by: Duration) -> Timestamp {
@@ -296,13 +352,21 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
     let mut draft =
         Draft { actions: Vec::new(), steps: Vec::new(), memory: snapshot.memory.clone(), wake: None };
     let floor = floor::settle(spec, snapshot, &mut draft.memory, now);
-    let tally = Tally::of(spec, snapshot, floor.as_ref().map_or(0, |floor| floor.units), now);
+    let floor_units = floor.as_ref().map_or(0, |floor| floor.units);
+    if snapshot.leaving {
+        let tally = Tally::of(spec, snapshot, floor_units, now);
+        return leaving::plan(&Situation { spec, snapshot, tally, now }, floor, draft);
+    }
+    let granted = wishes::grant_drains(spec, snapshot, now, &mut draft);
+    let snapshot = granted.as_ref().unwrap_or(snapshot);
+    let tally = Tally::of(spec, snapshot, floor_units, now);
     let situation = Situation { spec, snapshot, tally, now };
     let tally = &situation.tally;
     explain_unusable(snapshot, &mut draft);
     if let Some(floor) = &floor {
         floor::explain(spec, snapshot, floor, &mut draft);
     }
+    failback::explain_hindrance(&situation, &mut draft);
     if let Some(ready_at) = snapshot.ready_at {
         draft.wake_at(ready_at);
     }
@@ -356,10 +420,7 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
     let of_pool = |pool: &AgentPoolView| Some((pool.name.clone(), losses(pool)?));
     let losses = snapshot.agent_pools.iter().filter_map(of_pool).collect();
 
-    let (actions, withheld) = match spec.mode {
-        Mode::Enforce if !spec.suspend => (draft.actions, Vec::new()),
-        _ => (Vec::new(), draft.actions),
-    };
+    let (actions, withheld) = draft.hold_back(spec, snapshot);
     Plan {
         actions,
         withheld,
@@ -374,10 +435,11 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
         on_demand_short,
         losses,
         wake: draft.wake.filter(|wake| *wake > now),
+        leaving: None,
     }
 }
 
-fn explain_unusable(snapshot: &Snapshot, draft: &mut Draft) {
+pub(crate) fn explain_unusable(snapshot: &Snapshot, draft: &mut Draft) {
     for pool in &snapshot.agent_pools {
         if let Err(reason) = pool.role {
             let why = match reason {
@@ -399,10 +461,12 @@ fn request(situation: &Situation<'_>, placement: &Placement, reason: Reason, dra
         let pool = &snapshot.agent_pools[placed.pool];
         let exist = pool.existing();
         let count = pool.count_with(placed.new);
+        let price =
+            pool.market.hourly_price.map(|price| format!(", each at {price} an hour")).unwrap_or_default();
         draft.step(
             reason,
             Some(&pool.name),
-            format!("ask {} for {} more ({exist} exist)", pool.name, placed.new),
+            format!("ask {} for {} more ({exist} exist){price}", pool.name, placed.new),
         );
         let coming = pool.without_node();
         let agent_pool = pool.name.clone();
@@ -469,7 +533,7 @@ fn ceiling(pool: &AgentPoolView) -> String {
     }
 }
 
-fn capacity(tally: &Tally, memory: &Memory, asked_now: u32) -> Capacity {
+pub(crate) fn capacity(tally: &Tally, memory: &Memory, asked_now: u32) -> Capacity {
     let not_ready = (tally.spot_have + tally.on_demand_have).saturating_sub(tally.ready() + tally.creating);
     Capacity {
         wanted: tally.wanted as i32,

@@ -7,12 +7,13 @@ use jiff::Timestamp;
 use rust_decimal::Decimal;
 use spotpool_crds::Reason;
 use spotpool_crds::spot_pool::{Operation, OperationKind, Role};
-use spotpool_crds::voluntary_drain::DrainPhase;
+use spotpool_crds::voluntary_drain::{DrainPhase, DrainReason};
 
 use crate::fit::Room;
 use crate::floor::FloorDemand;
 use crate::plan::Memory;
 use crate::stall::{COMES_WITHIN, asked, is_overdue};
+use crate::wishes::Wishes;
 
 /// Everything that [`crate::plan()`] looks at besides the spec and the time.
 #[derive(Clone, Debug, Default)]
@@ -27,6 +28,10 @@ pub struct Snapshot {
     pub floor: Option<FloorDemand>,
     /// What runs on on-demand nodes, and where there is room; absent where nobody looks at pods.
     pub room: Option<Arc<Room>>,
+    /// What a person has said of voluntary moves.
+    pub wishes: Wishes,
+    /// Whether the SpotPool is being deleted.
+    pub leaving: bool,
 }
 
 /// One agent pool.
@@ -151,8 +156,10 @@ pub struct NodeView {
     pub ready: bool,
     /// Since when it is under notice, by its own agent's word or by a sibling's. Worth nothing from that moment.
     pub noticed: Option<Timestamp>,
-    /// The voluntary drain that we asked for.
+    /// The voluntary drain that was asked for.
     pub drain: Option<DrainView>,
+    /// Whether a person wants it drained and replaced.
+    pub drain_wished: bool,
 }
 
 /// A voluntary drain.
@@ -162,6 +169,10 @@ pub struct DrainView {
     pub not_after: Timestamp,
     /// The agent's answer to this very request; none yet if absent.
     pub phase: Option<DrainPhase>,
+    /// Why it was asked for.
+    pub reason: DrainReason,
+    /// Whether this SpotPool asked for it, not one that had the node before.
+    pub is_ours: bool,
 }
 
 impl NodeView {

@@ -175,6 +175,7 @@ fn node(pool: &str, index: usize, noticed: Option<Timestamp>) -> NodeView {
         ready: true,
         noticed,
         drain: None,
+        drain_wished: false,
     }
 }
 

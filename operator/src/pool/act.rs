@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use spotpool_azure::{AzureError, Class, Urgency};
 use spotpool_core::{Action, Plan};
 use spotpool_crds::spot_pool::{Operation, OperationKind};
-use spotpool_crds::voluntary_drain::DrainRequest;
+use spotpool_crds::voluntary_drain::{DrainReason, DrainRequest};
 use spotpool_crds::{NodePolicy, Reason, SpotPool, names};
 
 use super::Error;
@@ -74,7 +74,7 @@ pub async fn act(
 
     let mut patches = Vec::new();
     for action in &plan.actions {
-        if let Some((node, patch)) = drain_patch(gathered, action, now) {
+        if let Some((node, patch)) = drain_patch(pool, gathered, action, now) {
             patches.push((Some(action.clone()), node, patch));
         }
     }
@@ -147,23 +147,39 @@ async fn patch_node(
 }
 
 /// The patch for a drain request or its withdrawal; carries the uid, so that it hits this very node.
-fn drain_patch(gathered: &Gathered, action: &Action, now: Timestamp) -> Option<(String, Value)> {
-    let (node, value) = match action {
+fn drain_patch(
+    pool: &SpotPool,
+    gathered: &Gathered,
+    action: &Action,
+    now: Timestamp,
+) -> Option<(String, Value)> {
+    let (node, annotations) = match action {
         Action::RequestDrain { node, reason, not_after } => {
             let id = format!("{}-{}", reason_prefix(*reason), now.as_millisecond());
-            let request = DrainRequest { id, reason: *reason, voluntary: true, not_after: *not_after };
-            (node, json!(serde_json::to_string(&request).ok()?))
+            let request = DrainRequest {
+                id,
+                reason: *reason,
+                voluntary: true,
+                not_after: *not_after,
+                spot_pool: pool.uid(),
+            };
+            let mut annotations =
+                json!({names::DRAIN_REQUEST_ANNOTATION: serde_json::to_string(&request).ok()?});
+            if *reason == DrainReason::Manual {
+                // Answered by the same write, so once.
+                annotations[names::REQUESTED_DRAIN_ANNOTATION] = Value::Null;
+            }
+            (node, annotations)
         }
-        Action::WithdrawDrain { node, .. } => (node, Value::Null),
+        Action::WithdrawDrain { node, .. } => (node, json!({names::DRAIN_REQUEST_ANNOTATION: null})),
         _ => return None,
     };
     let uid = gathered.nodes.iter().find(|found| found.name_any() == *node)?.uid()?;
-    let annotations = json!({names::DRAIN_REQUEST_ANNOTATION: value});
     Some((node.clone(), json!({"metadata": {"uid": uid, "annotations": annotations}})))
 }
 
-fn reason_prefix(reason: spotpool_crds::voluntary_drain::DrainReason) -> &'static str {
-    use spotpool_crds::voluntary_drain::DrainReason::{Drill, Failback, Manual, Repair, ScaleDown};
+fn reason_prefix(reason: DrainReason) -> &'static str {
+    use DrainReason::{Drill, Failback, Manual, Repair, ScaleDown};
     match reason {
         Failback => "failback",
         ScaleDown => "scaledown",

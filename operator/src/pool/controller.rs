@@ -19,7 +19,7 @@ use spotpool_crds::{Reason, SpotPool, SpotPoolStatus, names};
 
 use super::act::{self, Outcome, act};
 use super::gather::gather;
-use super::{Error, orphans, report};
+use super::{Error, release, report};
 use crate::agent_pools::AgentPools;
 use crate::backup_drain::BackupDrains;
 use crate::market::Market;
@@ -112,7 +112,7 @@ pub async fn run(
         memory: Mutex::default(),
     });
     let stores = names.into_iter().zip(context.spot_pools.iter().cloned()).collect();
-    let sweep = orphans::keep_clean(context.client.clone(), context.nodes.clone(), stores);
+    let sweep = release::keep_clean(context.client.clone(), context.nodes.clone(), stores);
     let runs = controllers.into_iter().map(|controller| ended(controller, context.clone()));
     tokio::select! {
         _ = futures::future::join_all(runs) => {}
@@ -135,7 +135,10 @@ fn ended(controller: Controller<SpotPool>, context: Arc<Context>) -> impl Future
 /// Guard → gather → plan → act → report.
 async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action, Error> {
     let pool = context.freshest(seen);
-    if pool.metadata.deletion_timestamp.is_some() {
+    if pool.metadata.deletion_timestamp.is_some() && !release::has_claims(&pool) {
+        if release::is_held(&pool) {
+            release::let_go(&context.client, &context.nodes, &pool).await?;
+        }
         return Ok(Action::await_change());
     }
     let now = Timestamp::now();
@@ -157,6 +160,9 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
     // Intentions first: whoever comes after a crash must know what may have been asked of Azure.
     let intentions = act::intentions(&plan, now);
     let mut current = pool.clone();
+    if release::must_hold(&pool, &gathered, &plan) {
+        current = context.written(&pool, release::hold(&context.client, &pool).await?);
+    }
     if !intentions.is_empty() {
         let intended = report::status(&pool, &gathered, &plan, &intentions, &Outcome::default(), now);
         current = context.write_status(current, intended).await?;
@@ -167,7 +173,7 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
     let outcome = act(&context, &pool, &gathered, &plan, now).await;
 
     let status = report::status(&current, &gathered, &plan, &intentions, &outcome, now);
-    let mut events = report::events(&pool.status.clone().unwrap_or_default(), &status, &outcome);
+    let mut events = report::events(&pool.status.clone().unwrap_or_default(), &status, &plan, &outcome);
     events.extend(
         context
             .backup_drains
@@ -181,7 +187,7 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
     context.metrics.capacity(&pool.namespace().unwrap_or_default(), &pool.name_any(), &status);
     let cost = report::floor_cost(&pool, &gathered, &plan);
     context.metrics.budgets(&pool.namespace().unwrap_or_default(), &pool.name_any(), &status, cost);
-    context.write_report(current, status).await?;
+    let current = context.write_report(current, status).await?;
     let reference = pool.object_ref(&());
     for event in events {
         // Events tell, they do not decide: one that is lost changes nothing.
@@ -191,6 +197,9 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
     }
     if let Some(error) = outcome.error {
         return Err(error);
+    }
+    if plan.leaving.is_some_and(|leaving| leaving.done) {
+        release::let_go(&context.client, &context.nodes, &current).await?;
     }
     context.succeeded(&pool);
     context.metrics.reconcile("Success");
@@ -259,28 +268,37 @@ impl Context {
         let written = api
             .replace_status(&pool.name_any(), &PostParams::default(), &next)
             .await
-            .map(Arc::new)
             .map_err(Error::kubernetes("write the status"))?;
+        Ok(self.written(&pool, written))
+    }
+
+    /// Remembers our own write, which came after `pool`.
+    fn written(&self, pool: &SpotPool, written: SpotPool) -> Arc<SpotPool> {
+        let written = Arc::new(written);
         let mut memory = self.memory();
         let remembered = memory.entry(pool.uid().unwrap_or_default()).or_default();
         remembered.superseded.push(pool.resource_version().unwrap_or_default());
         remembered.written = Some(written.clone());
-        Ok(written)
+        written
     }
 
     /// The same at the end of a reconciliation, when what was done must not be forgotten: a change of the
     /// spec that came in between does not matter to status.
-    async fn write_report(&self, pool: Arc<SpotPool>, status: SpotPoolStatus) -> Result<(), Error> {
+    async fn write_report(
+        &self,
+        pool: Arc<SpotPool>,
+        status: SpotPoolStatus,
+    ) -> Result<Arc<SpotPool>, Error> {
         match self.write_status(pool.clone(), status.clone()).await {
             Err(error) if error.class() == Class::Conflict => {}
-            other => return other.map(drop),
+            other => return other,
         }
         let api = Api::<SpotPool>::namespaced(self.client.clone(), &pool.namespace().unwrap_or_default());
         let live = api.get(&pool.name_any()).await.map_err(Error::kubernetes("read the SpotPool again"))?;
         if live.uid() != pool.uid() {
-            return Ok(());
+            return Ok(pool);
         }
-        self.write_status(Arc::new(live), status).await.map(drop)
+        self.write_status(Arc::new(live), status).await
     }
 
     fn succeeded(&self, pool: &SpotPool) {

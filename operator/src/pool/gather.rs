@@ -13,7 +13,9 @@ use spotpool_azure::{AgentPool, AzureError, Class, Priority, Scope};
 use spotpool_core::avoidance::{Failure, avoided_until};
 use spotpool_core::claims::{Claim, claimed_by};
 use spotpool_core::floor::FloorMemory;
-use spotpool_core::{AgentPoolView, DrainView, Losses, Memory, NodeView, Relapses, Snapshot, Stall};
+use spotpool_core::{
+    AgentPoolView, Answered, DrainView, Losses, Memory, NodeView, Probe, Relapses, Snapshot, Stall, Wishes,
+};
 use spotpool_crds::eviction::EvictionNotice;
 use spotpool_crds::spot_pool::{
     AgentPoolStatus, AzureError as StatusError, FloorStatus, Operation, OperationKind, Readiness, Role,
@@ -22,6 +24,7 @@ use spotpool_crds::voluntary_drain::{DrainRequest, DrainStatus};
 use spotpool_crds::{Reason, SpotPool, names};
 
 use super::doomed::Doomed;
+use super::release;
 use crate::agent_pools::{Known, View};
 use crate::market::decimal;
 use crate::watches::agent_pool_of;
@@ -180,12 +183,22 @@ pub fn gather(
     let asked = view.pools.is_some();
     let azure: BTreeMap<String, Known> =
         view.pools.into_iter().flatten().filter(|(name, _)| names.contains(name.as_str())).collect();
-    let mut snapshot = Snapshot { memory: memory(&status), ..Snapshot::default() };
+    let said = |key: &str| pool.annotations().get(key).cloned();
+    let mut snapshot = Snapshot {
+        memory: memory(&status),
+        wishes: Wishes {
+            failback_paused: said(names::FAILBACK_PAUSED_ANNOTATION),
+            requested_failback: said(names::REQUESTED_FAILBACK_ANNOTATION),
+        },
+        leaving: pool.metadata.deletion_timestamp.is_some(),
+        ..Snapshot::default()
+    };
+    let uid = pool.uid();
     let mut views: BTreeMap<String, Vec<NodeView>> = BTreeMap::new();
     for node in &nodes {
         let warm_at = warm_at(node, &pool.spec.readiness);
         let is_warm = warm_at.is_some_and(|warm_at| warm_at <= now);
-        let Some(view) = node_view(node, &doomed, is_warm) else { continue };
+        let Some(view) = node_view(node, &doomed, is_warm, uid.as_deref()) else { continue };
         let soonest = [snapshot.ready_at, warm_at.filter(|warm_at| *warm_at > now)];
         snapshot.ready_at = soonest.into_iter().flatten().min();
         views.entry(view.agent_pool.clone()).or_default().push(view);
@@ -286,7 +299,7 @@ fn claims(pool: &SpotPool, all: &[Arc<SpotPool>], names: &BTreeSet<&str>) -> BTr
     let claims: Vec<Claim<'_>> = all
         .iter()
         .zip(&uids)
-        .filter(|(pool, _)| pool.metadata.deletion_timestamp.is_none())
+        .filter(|(pool, _)| release::has_claims(pool))
         .map(|(pool, uid)| Claim {
             spot_pool: format!("{}/{}", pool.namespace().unwrap_or_default(), pool.name_any()),
             created: pool.metadata.creation_timestamp.as_ref().map(|time| time.0),
@@ -315,6 +328,16 @@ fn memory(status: &spotpool_crds::SpotPoolStatus) -> Memory {
             .as_ref()
             .map(|relapses| Relapses { count: relapses.count.max(0) as u32, at: relapses.at.0 }),
         floor: status.floor.as_ref().map(floor_memory).unwrap_or_default(),
+        probe: status
+            .fallback
+            .probe
+            .as_ref()
+            .map(|probe| Probe { node: probe.node.clone(), gone_since: time(&probe.gone_since) }),
+        answered: status
+            .fallback
+            .request
+            .as_ref()
+            .map(|request| Answered { value: request.value.clone(), answer: request.answer.clone() }),
     }
 }
 
@@ -340,7 +363,7 @@ fn warm_at(node: &Node, readiness: &Readiness) -> Option<Timestamp> {
     Some(since.saturating_add(SignedDuration::try_from(warmup).ok()?).unwrap_or(Timestamp::MAX))
 }
 
-fn node_view(node: &Node, doomed: &Doomed, is_warm: bool) -> Option<NodeView> {
+fn node_view(node: &Node, doomed: &Doomed, is_warm: bool, uid: Option<&str>) -> Option<NodeView> {
     let request: Option<DrainRequest> = annotation(node, names::DRAIN_REQUEST_ANNOTATION);
     let status: Option<DrainStatus> = annotation(node, names::DRAIN_STATUS_ANNOTATION);
     let cordoned = node.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or(false);
@@ -357,7 +380,10 @@ fn node_view(node: &Node, doomed: &Doomed, is_warm: bool) -> Option<NodeView> {
         drain: request.map(|request| DrainView {
             not_after: request.not_after,
             phase: status.filter(|status| status.id == request.id).map(|status| status.phase),
+            reason: request.reason,
+            is_ours: request.spot_pool.is_none() || request.spot_pool.as_deref() == uid,
         }),
+        drain_wished: node.annotations().contains_key(names::REQUESTED_DRAIN_ANNOTATION),
     })
 }
 
@@ -401,7 +427,7 @@ mod tests {
 
     fn noticed(nodes: &[Arc<Node>]) -> Vec<bool> {
         let doomed = Doomed::of(nodes);
-        nodes.iter().map(|node| node_view(node, &doomed, true).unwrap().noticed.is_some()).collect()
+        nodes.iter().map(|node| node_view(node, &doomed, true, None).unwrap().noticed.is_some()).collect()
     }
 
     #[test]

@@ -4,7 +4,7 @@ pub mod act;
 mod controller;
 pub mod doomed;
 pub mod gather;
-mod orphans;
+mod release;
 pub mod report;
 
 pub use controller::{Parts, run};

@@ -11,8 +11,9 @@ use spotpool_core::floor::NAMED;
 use spotpool_core::ranking::Rank;
 use spotpool_core::{Action, AgentPoolView, Plan};
 use spotpool_crds::spot_pool::{
-    Adoption, AgentPoolStatus, BlockedBudget, BudgetFloor, FallbackStatus, FloorStatus, LossesStatus,
-    NextFloor, Operation, Price, RankStatus, RelapsesStatus, Role, WriteBudget,
+    Adoption, AgentPoolStatus, BlockedBudget, BudgetFloor, FallbackStatus, FloorStatus, LeavingStatus,
+    LossesStatus, NextFloor, Operation, PlanStep, Price, ProbeStatus, RankStatus, RelapsesStatus,
+    RequestStatus, Role, WriteBudget,
 };
 use spotpool_crds::{Reason, SpotPool, SpotPoolStatus, names};
 
@@ -54,9 +55,18 @@ pub fn status(
                 .relapses
                 .as_ref()
                 .map(|relapses| RelapsesStatus { count: relapses.count as i32, at: Time(relapses.at) }),
+            probe: memory.probe.as_ref().map(|probe| ProbeStatus {
+                node: probe.node.clone(),
+                gone_since: probe.gone_since.map(Time),
+            }),
+            request: memory.answered.as_ref().map(|answered| RequestStatus {
+                value: answered.value.clone(),
+                answer: answered.answer.clone(),
+            }),
         },
         floor: floor(gathered, plan),
         blocked_budgets: blocked_budgets(&before, gathered),
+        leaving: plan.leaving.map(|leaving| LeavingStatus { fallback_nodes: leaving.fallback_nodes as i32 }),
         plan: plan.steps.clone(),
         conditions: Vec::new(),
     };
@@ -230,7 +240,7 @@ fn conditions(
         Some(step) => (step.reason, step.message.clone()),
         None => (Reason::AsWanted, String::new()),
     };
-    let stalled = stalled(gathered);
+    let stalled = stalled(gathered, plan);
     let detail =
         plan.steps.get(1).map(|step| format!("{message}: {}", step.message)).unwrap_or(message.clone());
     let ready = status.ready_replicas >= status.replicas && stalled.is_none();
@@ -307,7 +317,7 @@ fn conditions(
 }
 
 /// What only a person can mend.
-fn stalled(gathered: &Gathered) -> Option<(Reason, String)> {
+fn stalled(gathered: &Gathered, plan: &Plan) -> Option<(Reason, String)> {
     let views = &gathered.snapshot.agent_pools;
     for view in views {
         match view.role {
@@ -335,6 +345,9 @@ fn stalled(gathered: &Gathered) -> Option<(Reason, String)> {
             }
             _ => {}
         }
+    }
+    if let Some(step) = plan.steps.iter().skip(1).find(|step| step.reason == Reason::WindowInvalid) {
+        return Some((Reason::WindowInvalid, step.message.clone()));
     }
     let known = views.iter().all(|view| view.role != Err(Reason::AzureUnreachable));
     (known && views.iter().all(|view| view.role != Ok(Role::Spot))).then(|| {
@@ -377,53 +390,18 @@ pub fn event(reason: Reason, is_warning: bool, note: String) -> Event {
 ///
 /// The recorder folds Events of one reason, action and related object into a series and keeps only the first
 /// note: what is to be read apart must differ in one of these.
-pub fn events(before: &SpotPoolStatus, after: &SpotPoolStatus, outcome: &Outcome) -> Vec<Event> {
-    let mut events = Vec::new();
-    let mut event = |type_, reason: Reason, action: String, node: Option<&String>, note: String| {
-        let secondary = node.map(|node| ObjectReference {
-            api_version: Some("v1".into()),
-            kind: Some("Node".into()),
-            name: Some(node.clone()),
-            ..ObjectReference::default()
-        });
-        events.push(Event { type_, reason: reason.to_string(), note: Some(note), action, secondary });
+pub fn events(before: &SpotPoolStatus, after: &SpotPoolStatus, plan: &Plan, outcome: &Outcome) -> Vec<Event> {
+    let mut events: Vec<Event> = outcome.done.iter().map(|action| action_event(action, after, "")).collect();
+    // What is planned and not done is told once, when it comes into the plan.
+    let is_new = |action: &&Action| {
+        let speaks_of_it = |step: &&PlanStep| step.reason == action.reason() && speaks_of(step, action);
+        plan.steps.iter().filter(speaks_of_it).any(|step| !before.plan.contains(step))
     };
-    for action in &outcome.done {
-        let reason = action.reason();
-        match action {
-            Action::ScaleUp { agent_pool, new, count, .. } => {
-                let kind = match reason {
-                    Reason::SpotBelowTarget | Reason::OnDemandBelowFloor => EventType::Normal,
-                    _ => EventType::Warning,
-                };
-                let note = format!("asked agent pool {agent_pool} for {new} more nodes, {count} in all");
-                event(kind, reason, format!("ScaleUp/{agent_pool}"), None, note);
-            }
-            Action::DeleteMachines { agent_pool, nodes, .. } => {
-                let note = format!("returned {} of agent pool {agent_pool}", nodes.join(", "));
-                event(EventType::Normal, reason, "DeleteMachines".into(), nodes.first(), note);
-            }
-            Action::CorrectCount { agent_pool, count } => {
-                let note = format!(
-                    "lowered the count of agent pool {agent_pool} to the {count} machines that exist"
-                );
-                event(EventType::Normal, reason, format!("CorrectCount/{agent_pool}"), None, note);
-            }
-            Action::RequestDrain { node, reason: why, .. } => {
-                event(
-                    EventType::Normal,
-                    reason,
-                    "Drain".into(),
-                    Some(node),
-                    format!("asked {node} to drain: {why:?}"),
-                );
-            }
-            Action::WithdrawDrain { node, .. } => {
-                let note = format!("withdrew the drain of {node}");
-                event(EventType::Normal, reason, "WithdrawDrain".into(), Some(node), note);
-            }
-        }
-    }
+    let withheld = plan.withheld.iter().filter(is_new);
+    events.extend(withheld.map(|action| action_event(action, after, "would have ")));
+    let mut event = |type_, reason: Reason, action: String, note: String| {
+        events.push(Event { type_, reason: reason.to_string(), note: Some(note), action, secondary: None });
+    };
     for pool in &after.agent_pools {
         let old = before.agent_pools.iter().find(|old| old.name == pool.name);
         if let Some(error) = pool
@@ -444,7 +422,6 @@ pub fn events(before: &SpotPoolStatus, after: &SpotPoolStatus, outcome: &Outcome
                 EventType::Warning,
                 reason,
                 format!("Azure/{}/{}", pool.name, error.code),
-                None,
                 format!("agent pool {}: {}: {}{until}", pool.name, error.code, error.message),
             );
         }
@@ -456,7 +433,7 @@ pub fn events(before: &SpotPoolStatus, after: &SpotPoolStatus, outcome: &Outcome
             floor.needed.unwrap_or_default(),
             floor.capped_by
         );
-        event(EventType::Warning, Reason::FloorAtLimit, "Floor".into(), None, note);
+        event(EventType::Warning, Reason::FloorAtLimit, "Floor".into(), note);
     }
     for (kind, bad) in [("Stalled", "True"), ("OnDemandAvailable", "False")] {
         let is_bad = |condition: &&Condition| condition.type_ == kind && condition.status == bad;
@@ -474,4 +451,67 @@ pub fn events(before: &SpotPoolStatus, after: &SpotPoolStatus, outcome: &Outcome
         });
     }
     events
+}
+
+fn speaks_of(step: &PlanStep, action: &Action) -> bool {
+    match action {
+        Action::RequestDrain { node, .. } | Action::WithdrawDrain { node, .. } => {
+            step.message.contains(node.as_str())
+        }
+        _ => step.agent_pool.as_deref() == action.agent_pool(),
+    }
+}
+
+/// What was done, or with `would` was not, because the SpotPool is in `Observe` or suspended.
+fn action_event(action: &Action, status: &SpotPoolStatus, would: &str) -> Event {
+    let reason = action.reason();
+    let (kind, verb, node, note) = match action {
+        Action::ScaleUp { agent_pool, new, count, .. } => {
+            let kind = match reason {
+                Reason::SpotBelowTarget | Reason::OnDemandBelowFloor => EventType::Normal,
+                _ => EventType::Warning,
+            };
+            let price = status
+                .agent_pools
+                .iter()
+                .find(|pool| pool.name == *agent_pool)
+                .and_then(|pool| pool.price.as_ref());
+            let price = price
+                .map(|price| format!(", at {} {} an hour each", price.hourly, price.currency))
+                .unwrap_or_default();
+            let note = format!("asked agent pool {agent_pool} for {new} more nodes, {count} in all{price}");
+            (kind, format!("ScaleUp/{agent_pool}"), None, note)
+        }
+        Action::DeleteMachines { agent_pool, nodes, .. } => {
+            let note = format!("returned {} of agent pool {agent_pool}", nodes.join(", "));
+            (EventType::Normal, "DeleteMachines".to_owned(), nodes.first(), note)
+        }
+        Action::CorrectCount { agent_pool, count } => {
+            let note =
+                format!("lowered the count of agent pool {agent_pool} to the {count} machines that exist");
+            (EventType::Normal, format!("CorrectCount/{agent_pool}"), None, note)
+        }
+        Action::RequestDrain { node, reason: why, .. } => {
+            (EventType::Normal, "Drain".to_owned(), Some(node), format!("asked {node} to drain: {why:?}"))
+        }
+        Action::WithdrawDrain { node, .. } => {
+            let note = format!("withdrew the drain of {node}");
+            (EventType::Normal, "WithdrawDrain".to_owned(), Some(node), note)
+        }
+    };
+    let secondary = node.map(|node| ObjectReference {
+        api_version: Some("v1".into()),
+        kind: Some("Node".into()),
+        name: Some(node.clone()),
+        ..ObjectReference::default()
+    });
+    let (kind, verb) =
+        if would.is_empty() { (kind, verb) } else { (EventType::Normal, format!("Withheld/{verb}")) };
+    Event {
+        type_: kind,
+        reason: reason.to_string(),
+        note: Some(format!("{would}{note}")),
+        action: verb,
+        secondary,
+    }
 }

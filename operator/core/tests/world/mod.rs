@@ -7,11 +7,11 @@ use jiff::{SignedDuration, Timestamp};
 use spotpool_core::fit::Room;
 use spotpool_core::floor::FloorDemand;
 use spotpool_core::{
-    Action, AgentPoolView, DrainView, Losses, Market, Memory, NodeView, Plan, Snapshot, plan,
+    Action, AgentPoolView, DrainView, Losses, Market, Memory, NodeView, Plan, Snapshot, Wishes, plan,
 };
 use spotpool_crds::SpotPoolSpec;
 use spotpool_crds::spot_pool::{Operation, OperationKind, Role};
-use spotpool_crds::voluntary_drain::DrainPhase;
+use spotpool_crds::voluntary_drain::{DrainPhase, DrainReason};
 
 pub const BOOT: i64 = 60;
 const DRAIN: i64 = 5;
@@ -23,6 +23,14 @@ pub struct Machine {
     pub noticed_at: Option<Timestamp>,
     pub dies_at: Option<Timestamp>,
     pub drain: Option<(Timestamp, Timestamp)>,
+    /// Of the drain.
+    pub reason: DrainReason,
+    /// Whether another SpotPool had asked for it.
+    pub foreign: bool,
+    /// Whether no pod leaves.
+    pub blocked: bool,
+    /// Whether a person wants it drained.
+    pub wished: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -48,6 +56,8 @@ pub struct World {
     pub now: Timestamp,
     pub pools: Vec<Pool>,
     pub memory: Memory,
+    pub wishes: Wishes,
+    pub leaving: bool,
     pub losses: BTreeMap<String, Losses>,
     /// Whether Azure's count falls when a VM is evicted.
     pub count_follows_evictions: bool,
@@ -85,6 +95,8 @@ impl World {
             now: "2026-01-01T00:00:00Z".parse().unwrap(),
             pools,
             memory: Memory::default(),
+            wishes: Wishes::default(),
+            leaving: false,
             losses: BTreeMap::new(),
             count_follows_evictions: true,
             launches: BTreeMap::new(),
@@ -113,6 +125,8 @@ impl World {
             memory: self.memory.clone(),
             floor: self.floor.clone(),
             room: self.room.clone(),
+            wishes: self.wishes.clone(),
+            leaving: self.leaving,
             ..Snapshot::default()
         };
         for pool in &self.pools {
@@ -126,12 +140,17 @@ impl World {
                     noticed: machine.noticed_at,
                     drain: machine.drain.map(|(asked, not_after)| DrainView {
                         not_after,
-                        phase: Some(if asked + SignedDuration::from_secs(DRAIN) <= self.now {
+                        phase: Some(if machine.blocked && not_after <= self.now {
+                            DrainPhase::TimedOut
+                        } else if !machine.blocked && asked + SignedDuration::from_secs(DRAIN) <= self.now {
                             DrainPhase::Drained
                         } else {
                             DrainPhase::Draining
                         }),
+                        reason: machine.reason,
+                        is_ours: !machine.foreign,
                     }),
+                    drain_wished: machine.wished,
                 });
             }
             snapshot.agent_pools.push(AgentPoolView {
@@ -246,14 +265,21 @@ impl World {
                 };
                 pool.operation = Some((operation, now + SignedDuration::from_secs(30)));
             }
-            Action::RequestDrain { node, not_after, .. } => {
-                self.machine(node).drain = Some((now, *not_after));
+            Action::RequestDrain { node, not_after, reason } => {
+                let machine = self.machine(node);
+                machine.drain = Some((now, *not_after));
+                machine.reason = *reason;
+                machine.wished &= *reason != DrainReason::Manual;
             }
-            Action::WithdrawDrain { node, .. } => self.machine(node).drain = None,
+            Action::WithdrawDrain { node, .. } => {
+                let machine = self.machine(node);
+                machine.drain = None;
+                machine.foreign = false;
+            }
         }
     }
 
-    fn machine(&mut self, name: &str) -> &mut Machine {
+    pub fn machine(&mut self, name: &str) -> &mut Machine {
         self.pools
             .iter_mut()
             .flat_map(|pool| &mut pool.machines)
@@ -336,7 +362,17 @@ impl Pool {
     fn launch(&mut self, node_at: Timestamp) {
         let name = format!("{}-{:06}", self.name, self.created);
         self.created += 1;
-        self.machines.push(Machine { name, node_at, noticed_at: None, dies_at: None, drain: None });
+        self.machines.push(Machine {
+            name,
+            node_at,
+            noticed_at: None,
+            dies_at: None,
+            drain: None,
+            reason: DrainReason::Failback,
+            foreign: false,
+            blocked: false,
+            wished: false,
+        });
         self.count = self.machines.len() as u32;
     }
 }

@@ -1,0 +1,491 @@
+//! Giving back: when, how many, and what a person says about it. What is returned too early is bought again.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod world;
+
+use proptest::prelude::*;
+use spotpool_core::{Action, Plan};
+use spotpool_crds::Reason;
+use spotpool_crds::spot_pool::Role::{OnDemand, Spot};
+use spotpool_crds::spot_pool::{Adoption, Mode, Window};
+use world::{BOOT, World};
+
+const SPEC: &str = "
+replicas: 4
+agentPools: [{name: spota, maxNodes: 6}, {name: spotb, maxNodes: 6}, {name: reg, maxNodes: 8}]
+fallback: {maxNodes: 4, growthAfter: 5m}
+failback: {stabilization: 10m, minOnDemandLifetime: 20m, maxConcurrent: 3, probe: 2m}
+";
+
+/// Four spot nodes are ready, and so many on-demand nodes too many, bought ten hours ago.
+fn surplus(on_demand: u32) -> World {
+    World::new(SPEC, &[Spot, Spot, OnDemand])
+        .with("spota", 2, 0)
+        .with("spotb", 2, 0)
+        .with("reg", on_demand, 0)
+}
+
+fn asked(plan: &Plan) -> Vec<&str> {
+    let asked = plan.actions.iter().filter_map(|action| match action {
+        Action::RequestDrain { node, .. } => Some(node.as_str()),
+        _ => None,
+    });
+    asked.collect()
+}
+
+/// All that the plan says for this reason.
+fn says(plan: &Plan, reason: Reason) -> String {
+    let said: Vec<&str> =
+        plan.steps.iter().filter(|step| step.reason == reason).map(|step| step.message.as_str()).collect();
+    assert!(!said.is_empty(), "no {reason} in {:?}", plan.steps);
+    said.join("; ")
+}
+
+/// Lets time pass minute by minute until a node is asked to drain.
+fn until_asked(world: &mut World, minutes: u32) -> (Plan, u32) {
+    for minute in 0..minutes {
+        let plan = world.reconcile();
+        if !asked(&plan).is_empty() {
+            return (plan, minute);
+        }
+        world.pass(60);
+    }
+    panic!("nothing was asked to drain in {minutes} minutes: {:?}", world.plan().steps)
+}
+
+fn window(schedule: &str, hours: u64) -> Window {
+    let duration = spotpool_crds::Duration::from_secs(hours * 3600);
+    Window { schedule: schedule.into(), time_zone: "Etc/UTC".into(), duration }
+}
+
+#[test]
+fn the_first_goes_alone_and_the_others_follow_when_spot_stayed_whole() {
+    let mut world = surplus(4);
+    let (plan, _) = until_asked(&mut world, 12);
+    assert_eq!(asked(&plan), ["reg-000000"], "three may go at a time, and the first goes alone");
+    assert!(says(&plan, Reason::FailbackProbe).contains("reg-000000 goes first, alone"));
+    world.pass(10);
+    assert!(
+        matches!(&world.reconcile().actions[..], [Action::DeleteMachines { nodes, .. }] if nodes.len() == 1)
+    );
+    world.pass(30);
+    let plan = world.reconcile();
+    assert!(says(&plan, Reason::FailbackProbe).contains("has gone first; others follow from"));
+    let follow = plan.wake.unwrap();
+    assert_eq!(follow.duration_since(world.now).as_secs(), 120);
+    world.pass(119);
+    assert!(world.reconcile().actions.is_empty());
+    world.pass(1);
+    assert_eq!(asked(&world.reconcile()).len(), 3);
+}
+
+#[test]
+fn spot_that_breaks_after_the_first_has_gone_starts_the_wait_anew() {
+    let mut world = surplus(4);
+    until_asked(&mut world, 12);
+    world.pass(10);
+    world.reconcile();
+    // A spot node vanishes without a notice: nobody was evicting, and spot is not whole.
+    world.pool("spota").machines.pop();
+    world.pass(60);
+    let plan = world.reconcile();
+    assert!(says(&plan, Reason::FailbackProbe).contains("spot was not whole"), "{:?}", plan.steps);
+    assert_eq!(world.memory.probe, None);
+    world.pass(BOOT);
+    let (plan, minutes) = until_asked(&mut world, 30);
+    assert!(minutes >= 9, "after {minutes} minutes");
+    assert_eq!(asked(&plan).len(), 1, "the next goes alone, too");
+}
+
+#[test]
+fn with_a_probe_of_nothing_as_many_go_at_once_as_may() {
+    let mut world = surplus(4);
+    world.spec.failback.probe = spotpool_crds::Duration::from_secs(0);
+    let (plan, _) = until_asked(&mut world, 12);
+    assert_eq!(asked(&plan).len(), 3);
+}
+
+#[test]
+fn nothing_leaves_before_the_window_opens_and_the_plan_says_when_it_does() {
+    // It is midnight; the window opens at six.
+    let mut world = surplus(2);
+    world.spec.failback.window = Some(window("0 6 * * *", 2));
+    world.reconcile();
+    world.pass(3600);
+    let plan = world.reconcile();
+    assert!(plan.actions.is_empty());
+    let said = says(&plan, Reason::WindowClosed);
+    let wanted =
+        "2 more than needed; the first is drained from 2026-01-01T06:00:00Z, when failback.window opens";
+    assert!(said.ends_with(wanted), "{said}");
+    assert_eq!(plan.wake, Some("2026-01-01T06:00:00Z".parse().unwrap()));
+    world.pass(5 * 3600 - 1);
+    assert!(world.reconcile().actions.is_empty());
+    world.pass(1);
+    assert_eq!(asked(&world.reconcile()).len(), 1);
+    // A drain that has begun goes on when it closes; the next one waits.
+    world.pass(2 * 3600);
+    assert!(matches!(world.reconcile().actions[..], [Action::DeleteMachines { .. }]));
+    world.pass(60);
+    world.reconcile();
+    world.pass(300);
+    let plan = world.reconcile();
+    assert!(plan.actions.is_empty());
+    assert!(says(&plan, Reason::WindowClosed).contains("2026-01-02T06:00:00Z"));
+    // Spot nodes that are too many wait as well.
+    let mut world = surplus(0);
+    world.spec.failback.window = Some(window("0 6 * * *", 2));
+    world.spec.replicas = 2;
+    world.reconcile();
+    world.pass(3600);
+    assert!(world.reconcile().actions.is_empty());
+    world.pass(5 * 3600);
+    assert_eq!(asked(&world.reconcile()).len(), 2);
+}
+
+#[test]
+fn an_emergency_waits_for_no_window() {
+    let mut world = surplus(0);
+    world.spec.failback.window = Some(window("0 6 * * *", 2));
+    world.reconcile();
+    world.notice("spota", 2, 30);
+    let bought =
+        |action: &Action| matches!(action, Action::ScaleUp { agent_pool, new: 2, .. } if agent_pool == "reg");
+    assert!(world.reconcile().actions.iter().any(bought));
+}
+
+#[test]
+fn a_window_that_makes_no_sense_keeps_every_node_and_says_what_to_change() {
+    let mut world = surplus(0);
+    world.spec.failback.window = Some(window("0 25 * * *", 2));
+    assert!(
+        says(&world.reconcile(), Reason::WindowInvalid).contains("is no cron schedule"),
+        "before it matters"
+    );
+    let mut world = surplus(2);
+    world.spec.failback.window = Some(window("0 25 * * *", 2));
+    for _ in 0..100 {
+        let plan = world.reconcile();
+        assert!(plan.actions.is_empty(), "{:?}", plan.actions);
+        world.pass(600);
+    }
+}
+
+#[test]
+fn a_pause_keeps_every_node_until_its_time_and_nonsense_is_a_pause() {
+    for text in ["true", "2026-01-01T05:00:00Z", "later"] {
+        let mut world = surplus(2);
+        world.wishes.failback_paused = Some(text.into());
+        world.reconcile();
+        for _ in 0..29 {
+            world.pass(600);
+            let plan = world.reconcile();
+            assert!(plan.actions.is_empty(), "{text}: {:?}", plan.actions);
+            assert!(says(&plan, Reason::FailbackPaused).contains("failback is paused"), "{text}");
+        }
+        world.pass(600);
+        let plan = world.reconcile();
+        assert_eq!(asked(&plan).len(), usize::from(text.starts_with("2026")), "{text}");
+        world.wishes.failback_paused = None;
+        until_asked(&mut world, 6);
+    }
+}
+
+#[test]
+fn a_wish_waits_for_no_clock_and_is_answered_once() {
+    let mut world = surplus(4);
+    world.spec.failback.window = Some(window("0 6 * * *", 2));
+    world.wishes.requested_failback = Some("monday".into());
+    assert_eq!(asked(&world.reconcile()).len(), 3, "as many as may go at a time, at once");
+    for _ in 0..10 {
+        world.pass(60);
+        world.reconcile();
+    }
+    assert_eq!(world.ready(OnDemand), 0);
+    let answered = world.memory.answered.clone().unwrap();
+    assert_eq!(
+        (answered.value.as_str(), answered.answer.as_str()),
+        ("monday", "no node is left that is not needed")
+    );
+    // The same text is no new wish, whatever comes.
+    let mut world = World { memory: world.memory, ..surplus(2) };
+    world.spec.failback.window = Some(window("0 6 * * *", 2));
+    world.wishes.requested_failback = Some("monday".into());
+    for _ in 0..60 {
+        assert!(world.reconcile().actions.is_empty());
+        world.pass(60);
+    }
+    world.wishes.requested_failback = Some("tuesday".into());
+    assert_eq!(asked(&world.reconcile()).len(), 2);
+}
+
+#[test]
+fn a_wish_that_cannot_be_granted_gets_its_reason() {
+    let answer = |world: &mut World| {
+        world.wishes.requested_failback = Some("now".into());
+        let plan = world.reconcile();
+        assert!(asked(&plan).is_empty(), "{:?}", plan.actions);
+        assert!(says(&plan, Reason::FailbackRequested).contains("failback was asked for: "));
+        world.memory.answered.clone().unwrap().answer
+    };
+    let mut young = surplus(1);
+    young.pool("reg").machines[0].node_at = young.now - jiff::SignedDuration::from_mins(5);
+    assert_eq!(answer(&mut young), "reg-000000 is kept until 2026-01-01T00:15:00Z, its minimum lifetime");
+    let mut paused = surplus(1);
+    paused.wishes.failback_paused = Some("true".into());
+    assert_eq!(answer(&mut paused), "1 more than needed, kept because failback is paused by annotation");
+    assert_eq!(answer(&mut surplus(0)), "no node is left that is not needed");
+    let mut hit = surplus(1);
+    hit.spec.replicas = 3;
+    hit.notice("spota", 1, 3600);
+    assert_eq!(answer(&mut hit), "1 more than needed, kept while Azure takes nodes");
+    let mut blocked = surplus(1);
+    blocked.machine("reg-000000").blocked = true;
+    blocked.wishes.requested_failback = Some("now".into());
+    assert_eq!(asked(&blocked.reconcile()).len(), 1);
+    blocked.pass(901);
+    blocked.reconcile();
+    assert_eq!(blocked.memory.answered.clone().unwrap().answer, "reg-000000 could not be drained in time");
+    blocked.pass(60);
+    assert!(blocked.reconcile().actions.is_empty(), "answered: not tried again");
+}
+
+#[test]
+fn a_node_that_a_person_wants_gone_is_replaced_in_the_same_plan_and_not_taken_back() {
+    let mut world = surplus(0);
+    world.spec.failback.max_concurrent = 1;
+    world.reconcile();
+    world.machine("spota-000000").wished = true;
+    world.machine("spotb-000000").wished = true;
+    let plan = world.reconcile();
+    assert_eq!(asked(&plan), ["spota-000000"]);
+    assert!(
+        plan.actions.iter().any(|action| matches!(action, Action::ScaleUp { new: 1, .. })),
+        "{:?}",
+        plan.actions
+    );
+    assert!(
+        plan.steps
+            .iter()
+            .any(|step| step.message == "spotb-000000 waits for its drain: failback.maxConcurrent is 1")
+    );
+    for _ in 0..20 {
+        world.pass(60);
+        let plan = world.reconcile();
+        assert!(
+            !plan.actions.iter().any(|action| matches!(action, Action::WithdrawDrain { .. })),
+            "{:?}",
+            plan.actions
+        );
+    }
+    let gone =
+        |name: &str| world.pools.iter().flat_map(|pool| &pool.machines).all(|machine| machine.name != name);
+    assert!(gone("spota-000000") && gone("spotb-000000"));
+    assert_eq!(world.ready(Spot), 4);
+}
+
+#[test]
+fn a_drain_that_another_spot_pool_left_half_done_is_given_back_and_nothing_is_deleted() {
+    // Found at adoption with a drain request of a SpotPool that is gone; its agent says that it is drained.
+    let mut world = surplus(0).with("reg", 2, 2);
+    world.spec.replicas = 6;
+    let long_ago = world.now - jiff::SignedDuration::from_hours(1);
+    for name in ["reg-000000", "spota-000000"] {
+        let machine = world.machine(name);
+        machine.drain = Some((long_ago, long_ago + jiff::SignedDuration::from_hours(9)));
+        machine.foreign = true;
+    }
+    let plan = world.plan();
+    assert!(says(&plan, Reason::DrainNotOurs).contains("the request is withdrawn"));
+    assert!(
+        !plan.actions.iter().any(|action| matches!(action, Action::DeleteMachines { .. })),
+        "{:?}",
+        plan.actions
+    );
+    for name in ["reg-000000", "spota-000000"] {
+        let withdrawn = Action::WithdrawDrain { node: name.into(), reason: Reason::DrainNotOurs };
+        assert!(plan.actions.contains(&withdrawn), "{:?}", plan.actions);
+    }
+}
+
+#[test]
+fn what_observe_withholds_has_not_happened() {
+    for blocked in [false, true] {
+        let mut world = surplus(2);
+        world.spec.mode = Mode::Observe;
+        world.reconcile();
+        world.pass(601);
+        if blocked {
+            // Asked for before the SpotPool was set to observe, and never ended.
+            let now = world.now;
+            let machine = world.machine("reg-000001");
+            machine.blocked = true;
+            machine.drain = Some((now, now));
+        }
+        let plan = world.reconcile();
+        assert!(plan.actions.is_empty());
+        let withheld = |action: &Action| match action {
+            Action::RequestDrain { .. } => !blocked,
+            Action::WithdrawDrain { .. } => blocked,
+            _ => false,
+        };
+        assert!(plan.withheld.iter().any(withheld), "{:?}", plan.withheld);
+        // Nothing that changes while nothing happens: else status would be written again and again.
+        world.pass(1);
+        let again = world.reconcile();
+        assert_eq!((again.memory, again.steps), (plan.memory, plan.steps));
+    }
+}
+
+#[test]
+fn a_deleted_spot_pool_returns_what_it_bought_and_nothing_else() {
+    for adoption in [Adoption::Keep, Adoption::Reclaim] {
+        // Two found at adoption, three bought; nothing waits for a clock.
+        let mut world = surplus(5);
+        world.pool("reg").kept = 2;
+        world.spec.adoption = adoption;
+        world.spec.failback.max_concurrent = 2;
+        world.spec.failback.window = Some(window("0 6 * * *", 2));
+        world.wishes.failback_paused = Some("true".into());
+        let now = world.now;
+        world.machine("spota-000001").drain = Some((now, now + jiff::SignedDuration::from_hours(1)));
+        world.leaving = true;
+        let plan = world.reconcile();
+        assert_eq!(asked(&plan), ["reg-000002", "reg-000003"], "those found at adoption are the oldest");
+        let given_back = Action::WithdrawDrain { node: "spota-000001".into(), reason: Reason::Leaving };
+        assert!(plan.actions.contains(&given_back), "{:?}", plan.actions);
+        assert_eq!(plan.leaving.map(|leaving| (leaving.fallback_nodes, leaving.done)), Some((3, false)));
+        assert!(says(&plan, Reason::ReturningFallback).contains("3 fallback nodes to return"));
+        let mut done = false;
+        for _ in 0..10 {
+            world.pass(60);
+            let plan = world.reconcile();
+            assert!(!plan.actions.iter().any(|action| matches!(action, Action::ScaleUp { .. })));
+            done = plan.leaving.unwrap().done;
+        }
+        assert!(done);
+        assert_eq!((world.ready(Spot), world.ready(OnDemand)), (4, 2));
+    }
+}
+
+#[test]
+fn a_deleted_spot_pool_tries_a_blocked_drain_again_after_a_pause_and_nothing_while_suspended() {
+    let mut world = surplus(1);
+    world.machine("reg-000000").blocked = true;
+    world.leaving = true;
+    world.spec.suspend = true;
+    let plan = world.reconcile();
+    assert!(plan.actions.is_empty() && !plan.leaving.unwrap().done);
+    assert!(
+        says(&plan, Reason::ReturningFallback).contains("set suspend to false, or deletionPolicy to Retain")
+    );
+    world.spec.suspend = false;
+    assert_eq!(asked(&world.reconcile()), ["reg-000000"]);
+    world.pass(901);
+    let plan = world.reconcile();
+    assert!(says(&plan, Reason::DrainTimedOut).contains("could not be drained in time"));
+    assert_eq!(asked(&plan).len(), 0);
+    world.pass(599);
+    let plan = world.reconcile();
+    assert!(plan.actions.is_empty() && plan.wake.is_some(), "{:?}", plan.steps);
+    world.machine("reg-000000").blocked = false;
+    world.pass(1);
+    assert_eq!(asked(&world.reconcile()), ["reg-000000"]);
+}
+
+#[derive(Clone, Debug)]
+enum Happens {
+    Notice { pool: usize, many: usize, seconds: i64 },
+    Resize(i32),
+    Pass(i64),
+}
+
+fn happens() -> impl Strategy<Value = Happens> {
+    prop_oneof![
+        2 => (0usize..2, 1usize..4, 0i64..40).prop_map(|(pool, many, seconds)| Happens::Notice { pool, many, seconds }),
+        1 => (0i32..9).prop_map(Happens::Resize),
+        4 => (1i64..900).prop_map(Happens::Pass),
+    ]
+}
+
+fn carry_on(world: &mut World, event: &Happens) {
+    match event {
+        Happens::Notice { pool, many, seconds } => {
+            let name = world.pools[*pool].name.clone();
+            world.notice(&name, *many, *seconds);
+        }
+        Happens::Resize(replicas) => world.spec.replicas = *replicas,
+        Happens::Pass(seconds) => world.pass(*seconds),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+
+    /// Whatever happens: no node is asked to leave outside the window or in a pause, and of nodes that nobody has asked
+    /// for yet the first on-demand node goes alone.
+    #[test]
+    fn no_node_is_asked_to_leave_when_none_may(
+        events in proptest::collection::vec(happens(), 1..60), opens in 0u32..24, hours in 1u64..20, paused: bool,
+    ) {
+        let mut world = surplus(2);
+        world.spec.failback.window = Some(window(&format!("0 {opens} * * *"), hours));
+        if paused {
+            world.wishes.failback_paused = Some("2026-01-01T06:00:00Z".into());
+        }
+        for event in events {
+            carry_on(&mut world, &event);
+            let open = spotpool_core::opening(world.spec.failback.window.as_ref().unwrap(), world.now);
+            let probing = world.memory.probe.is_some();
+            let plan = world.reconcile();
+            let on_demand = asked(&plan).iter().filter(|node| node.starts_with("reg")).count();
+            prop_assert!(asked(&plan).is_empty() || open == spotpool_core::Opening::Open, "{:?}", plan.steps);
+            prop_assert!(asked(&plan).is_empty() || !paused || world.now >= "2026-01-01T06:00:00Z".parse().unwrap());
+            prop_assert!(probing || on_demand <= 1, "{:?}", plan.steps);
+        }
+    }
+
+    /// Whenever a SpotPool is deleted: it buys nothing more, returns all that it bought, keeps what it found and its
+    /// baseline, and goes.
+    #[test]
+    fn a_deleted_spot_pool_goes_with_its_fallback_and_leaves_the_rest(
+        events in proptest::collection::vec(happens(), 1..30), kept in 0u32..3, baseline in 0i32..3, reclaim: bool,
+    ) {
+        let mut world = surplus(kept);
+        world.pool("reg").kept = kept;
+        world.spec.on_demand.baseline = baseline;
+        if reclaim {
+            world.spec.adoption = Adoption::Reclaim;
+        }
+        for event in &events {
+            carry_on(&mut world, event);
+            world.reconcile();
+            // As the operator remembers it: never more than still exist.
+            let exist = world.pool("reg").machines.len() as u32;
+            let pool = world.pool("reg");
+            pool.kept = pool.kept.min(exist);
+        }
+        let found = world.pool("reg").kept;
+        let had = world.pool("reg").machines.len() as u32;
+        world.leaving = true;
+        let mut done = false;
+        for _ in 0..120 {
+            let plan = world.reconcile();
+            let harmless = |action: &Action| match action {
+                Action::ScaleUp { .. } | Action::CorrectCount { .. } => false,
+                Action::DeleteMachines { agent_pool, .. } => agent_pool == "reg",
+                _ => true,
+            };
+            prop_assert!(plan.actions.iter().all(harmless), "{:?}", plan.actions);
+            done = plan.leaving.unwrap().done;
+            if done {
+                break;
+            }
+            world.pass(60);
+        }
+        prop_assert!(done, "{:?}", world.plan().steps);
+        let stays = found.max(baseline as u32);
+        prop_assert_eq!(world.pool("reg").machines.len() as u32, had.min(stays));
+    }
+}

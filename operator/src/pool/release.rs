@@ -1,0 +1,152 @@
+//! Takes our marks off nodes that no SpotPool has any more: it is deleted, or does not name their agent pool now. Their
+//! machines stay; a drain that was asked for is taken back.
+//!
+//! One sweep does it for whatever reason, level by level. The finalizer only has a deleted SpotPool wait for the same
+//! work, so that nothing of ours is left when it is gone, and for `deletionPolicy: ReturnFallback`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::Node;
+use kube::api::{Patch, PatchParams};
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::{Api, Client, ResourceExt};
+use serde_json::json;
+use spotpool_core::Plan;
+use spotpool_crds::spot_pool::{DeletionPolicy, Mode};
+use spotpool_crds::{SpotPool, names};
+
+use super::Error;
+use super::gather::Gathered;
+use crate::watches::{Nodes, agent_pool_of};
+
+/// Marks that are left over do no harm for a while.
+const EVERY: Duration = Duration::from_secs(10);
+const PATCHES_AT_ONCE: usize = 8;
+
+/// Sweeps for ever. `spot_pools` are the stores of the watched namespaces, by name; marks of other namespaces
+/// are another operator's.
+pub async fn keep_clean(client: Client, nodes: Nodes, spot_pools: BTreeMap<String, Store<SpotPool>>) {
+    for store in spot_pools.values() {
+        // Before it is filled every node would look left over. An error ends the process elsewhere.
+        let _ = store.wait_until_ready().await;
+    }
+    loop {
+        let orphans = nodes.all().into_iter().filter(|node| is_orphan(node, &spot_pools)).collect();
+        if let Err(error) = take_marks_off(&client, orphans).await {
+            tracing::warn!(%error, "marks not removed from nodes that no SpotPool has; trying again");
+        }
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+fn is_orphan(node: &Arc<Node>, spot_pools: &BTreeMap<String, Store<SpotPool>>) -> bool {
+    let labels = node.labels();
+    let (Some(pool), Some(namespace)) =
+        (labels.get(names::POOL_LABEL), labels.get(names::POOL_NAMESPACE_LABEL))
+    else {
+        return false;
+    };
+    let Some(store) = spot_pools.get(namespace) else { return false };
+    let pool = store.get(&ObjectRef::new(pool).within(namespace));
+    let named = |pool: &SpotPool| {
+        pool.spec.agent_pools.iter().any(|it| Some(it.name.as_str()) == agent_pool_of(node))
+    };
+    !pool.is_some_and(|pool| named(&pool) && has_claims(&pool))
+}
+
+/// Takes our marks off these nodes, as far as they have not changed since they were seen: somebody may have them now.
+async fn take_marks_off(client: &Client, nodes: Vec<Arc<Node>>) -> Result<(), Error> {
+    let api = Api::<Node>::all(client.clone());
+    let manager = Some(names::OPERATOR_FIELD_MANAGER.to_owned());
+    let params = PatchParams { field_manager: manager, ..PatchParams::default() };
+    let (api, params) = (&api, &params);
+    let mut results = futures::stream::iter(nodes)
+        .map(|node| async move {
+            let patch = json!({"metadata": {
+                "uid": node.uid(),
+                "resourceVersion": node.resource_version(),
+                "labels": {names::POOL_LABEL: null, names::POOL_NAMESPACE_LABEL: null},
+                "annotations": {
+                    names::POLICY_ANNOTATION: null,
+                    names::DRAIN_REQUEST_ANNOTATION: null,
+                    names::REQUESTED_DRAIN_ANNOTATION: null,
+                },
+            }});
+            (node.name_any(), api.patch(&node.name_any(), params, &Patch::Merge(patch)).await)
+        })
+        .buffer_unordered(PATCHES_AT_ONCE);
+    let mut outcome = Ok(());
+    while let Some((node, result)) = results.next().await {
+        match result {
+            Ok(_) => tracing::info!(node, "no SpotPool has this node any more: marks removed"),
+            // It went by itself.
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(error) => outcome = Err(Error::kubernetes("take our marks off a Node")(error)),
+        }
+    }
+    outcome
+}
+
+/// Whether the SpotPool's agent pools are still its own: it is not being deleted, or has fallback to return first.
+pub fn has_claims(pool: &SpotPool) -> bool {
+    pool.metadata.deletion_timestamp.is_none() || is_held(pool) && returns_fallback(pool)
+}
+
+/// Whether it waits for us before it goes.
+pub fn is_held(pool: &SpotPool) -> bool {
+    pool.finalizers().iter().any(|finalizer| finalizer == names::FINALIZER)
+}
+
+/// `Observe` returns nothing: it writes nothing to Azure.
+pub fn returns_fallback(pool: &SpotPool) -> bool {
+    pool.spec.deletion_policy == DeletionPolicy::ReturnFallback && pool.spec.mode == Mode::Enforce
+}
+
+/// Whether it should be held from now on, because something of ours will be left otherwise. In `Observe` it is not:
+/// what that marks, the sweep takes off.
+pub fn must_hold(pool: &SpotPool, gathered: &Gathered, plan: &Plan) -> bool {
+    let marks = !gathered.nodes.is_empty() || !plan.actions.is_empty();
+    pool.spec.mode == Mode::Enforce && marks && !is_held(pool)
+}
+
+/// Puts our finalizer on, fenced by the version that `pool` was read at.
+pub async fn hold(client: &Client, pool: &SpotPool) -> Result<SpotPool, Error> {
+    let finalizers = pool.finalizers().iter().cloned().chain([names::FINALIZER.to_owned()]).collect();
+    set_finalizers(client, pool, finalizers).await.map_err(Error::kubernetes("put the finalizer on"))
+}
+
+/// Takes our marks off the SpotPool's nodes, then lets it go.
+pub async fn let_go(client: &Client, nodes: &Nodes, pool: &SpotPool) -> Result<(), Error> {
+    let (name, namespace) = (pool.name_any(), pool.namespace().unwrap_or_default());
+    let marked = |node: &Arc<Node>| {
+        node.labels().get(names::POOL_LABEL) == Some(&name)
+            && node.labels().get(names::POOL_NAMESPACE_LABEL) == Some(&namespace)
+    };
+    take_marks_off(client, nodes.all().into_iter().filter(marked).collect()).await?;
+    let rest = pool.finalizers().iter().filter(|it| *it != names::FINALIZER).cloned().collect();
+    match set_finalizers(client, pool, rest).await {
+        Ok(_) => {
+            tracing::info!(pool = name, namespace, "the SpotPool is deleted; its nodes are on their own");
+        }
+        Err(kube::Error::Api(status)) if status.code == 404 => {}
+        Err(error) => return Err(Error::kubernetes("take the finalizer off")(error)),
+    }
+    Ok(())
+}
+
+async fn set_finalizers(
+    client: &Client,
+    pool: &SpotPool,
+    finalizers: Vec<String>,
+) -> Result<SpotPool, kube::Error> {
+    let api = Api::<SpotPool>::namespaced(client.clone(), &pool.namespace().unwrap_or_default());
+    let manager = Some(names::OPERATOR_FIELD_MANAGER.to_owned());
+    let params = PatchParams { field_manager: manager, ..PatchParams::default() };
+    let patch = json!({"metadata": {
+        "uid": pool.uid(), "resourceVersion": pool.resource_version(), "finalizers": finalizers,
+    }});
+    api.patch(&pool.name_any(), &params, &Patch::Merge(patch)).await
+}
