@@ -110,6 +110,16 @@ pub enum Reason {
     AgentPoolUnsuitable,
     /// Another, older SpotPool already has the agent pool.
     AgentPoolClaimed,
+    /// The agent pool is stopped: it has no machines, and none can be asked for.
+    AgentPoolStopped,
+    /// AKS upgrades or starts the agent pool: its nodes count as they did, and nothing is moved meanwhile.
+    AgentPoolInUpkeep,
+    /// Somebody else has changed an agent pool's count.
+    CountChangedElsewhere,
+    /// The cluster has node auto-provisioning, which buys nodes for pending pods as well.
+    NodeAutoProvisioning,
+    /// Nobody else was seen to change the agent pools.
+    SoleOwner,
     /// None of the named agent pools is a spot pool.
     NoSpotAgentPool,
     /// `spec.suspend` is true.

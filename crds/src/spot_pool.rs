@@ -628,6 +628,9 @@ pub struct AgentPoolStatus {
     /// Nodes under notice here lately; they count half every 6 hours.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub losses: Option<LossesStatus>,
+    /// The last change of its count by somebody else, for a day.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changed_elsewhere: Option<CountChange>,
     /// The last error that Azure gave for it, or what went wrong without one: `ScaleUpStalled`, `ScaleUpIncomplete`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<AzureError>,
@@ -664,6 +667,18 @@ pub struct LossesStatus {
     /// How many, as they counted when the last was seen.
     pub count: i32,
     /// When the last was seen.
+    pub at: Time,
+}
+
+/// A change of an agent pool's count that SpotPool did not ask for: by a person, Terraform, Bicep, a script.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CountChange {
+    /// What it was.
+    pub from: i32,
+    /// What it became.
+    pub to: i32,
+    /// When it was seen.
     pub at: Time,
 }
 

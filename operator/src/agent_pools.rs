@@ -58,6 +58,8 @@ pub struct Known {
     pub count_stale_since: Option<Timestamp>,
     /// Whether a write would be refused, or must not be tried before a read.
     pub busy: bool,
+    /// Whether an operation runs that this process has not begun.
+    pub is_others_operation: bool,
     /// How the last operation of ours failed, if it did.
     pub failure: Option<(AzureError, Timestamp)>,
     /// What was left of its writes after our last one.
@@ -73,6 +75,8 @@ pub struct View {
     pub pools: Option<BTreeMap<String, Known>>,
     /// Why the last read failed, if it did.
     pub unreachable: Option<AzureError>,
+    /// Whether the cluster has node auto-provisioning; filled in by [`crate::neighbours::Neighbours::tell`].
+    pub has_auto_provisioning: bool,
 }
 
 /// The cache.
@@ -214,7 +218,7 @@ impl AgentPools {
             .entries
             .as_ref()
             .map(|entries| entries.iter().map(|(name, entry)| (name.clone(), self.known(entry))).collect());
-        View { pools, unreachable: state.unreachable.clone() }
+        View { pools, unreachable: state.unreachable.clone(), has_auto_provisioning: false }
     }
 
     /// Takes up what `status` says was left of writes before a restart.
@@ -242,11 +246,13 @@ impl AgentPools {
         let role = match (pool.mode, pool.priority) {
             _ if pool.autoscaled => Err(Reason::AgentPoolUnsuitable),
             (AgentPoolMode::System | AgentPoolMode::Gateway, _) => Err(Reason::AgentPoolUnsuitable),
+            (AgentPoolMode::User, _) if pool.stopped => Err(Reason::AgentPoolStopped),
             (AgentPoolMode::User, Priority::Spot) => Ok(Role::Spot),
             (AgentPoolMode::User, Priority::Regular) => Ok(Role::OnDemand),
         };
         let machines = self.existing(entry).cloned().collect();
         let listed = entry.machines.as_ref().map_or(0, |listed| listed.names.len());
+        let is_others_operation = pool.busy() && entry.written == Written::Read;
         let busy = pool.busy() || entry.written != Written::Read || entry.machines.is_none();
         let (failure, count_stale_since) = (entry.failure.clone(), entry.count_stale_since);
         let write_budget = entry.write_budget;
@@ -258,6 +264,7 @@ impl AgentPools {
             joining: entry.joining.clone(),
             count_stale_since,
             busy,
+            is_others_operation,
             failure,
             write_budget,
             market: Facts::default(),

@@ -7,6 +7,7 @@ pub mod backup_drain;
 pub mod leader;
 pub mod market;
 pub mod metrics;
+pub mod neighbours;
 pub mod pool;
 mod quantity;
 pub mod watches;

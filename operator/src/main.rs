@@ -17,6 +17,7 @@ use spotpool_operator::azure::AzureArgs;
 use spotpool_operator::backup_drain::BackupDrains;
 use spotpool_operator::leader::{Elector, Leadership};
 use spotpool_operator::metrics::Metrics;
+use spotpool_operator::neighbours::Neighbours;
 use spotpool_operator::pool::{self, Parts};
 use spotpool_operator::watches::{Nodes, Trigger};
 use spotpool_operator::workloads::Workloads;
@@ -111,6 +112,7 @@ async fn run(args: Args) -> Result<(), Exit> {
         Arc::new(Timestamp::now),
     ));
     let backup_drains = BackupDrains::new(drain_client, trigger.clone(), metrics.clone());
+    let neighbours = Arc::new(Neighbours::default());
     let elector = Elector::new(
         Api::namespaced(lease_client, &namespace),
         "spotpool-operator",
@@ -146,6 +148,7 @@ async fn run(args: Args) -> Result<(), Exit> {
             market: market.clone(),
             workloads: workloads.clone(),
             backup_drains,
+            neighbours: neighbours.clone(),
         };
         let keep = async {
             let Some(held) = held else {
@@ -161,6 +164,7 @@ async fn run(args: Args) -> Result<(), Exit> {
             () = market.keep_fresh(&nodes, &agent_pools, &trigger) => {
                 Err(Exit::Died("the reading of prices has ended".into()))
             }
+            never = neighbours.keep_fresh(client.clone(), &trigger) => match never {},
             () = workloads.keep_surveyed(&trigger) => {
                 Err(Exit::Died("the survey of workloads has ended".into()))
             }

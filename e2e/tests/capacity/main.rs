@@ -8,6 +8,7 @@ mod failback;
 mod floor;
 mod hands;
 mod leaving;
+mod others;
 mod peers;
 mod units;
 

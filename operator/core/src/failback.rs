@@ -12,6 +12,7 @@ use crate::plan::{Action, Answered, Draft, Memory, Probe, Relapses, Situation, a
 use crate::ranking::rank;
 use crate::snapshot::NodeView;
 use crate::units::removable;
+use crate::upkeep;
 use crate::window::{Opening, opening};
 use crate::wishes::Pause;
 
@@ -328,6 +329,11 @@ fn request_drains(
         return (under_way == 0).then(|| "no node is left that is not needed".to_owned());
     }
     let more = format!("{} more than needed", candidates.len());
+    // What AKS works at is neither here nor gone: what is too much then is not known.
+    if upkeep::is_under_way(situation) {
+        draft.memory.surplus_since = None;
+        return Some("AKS is at work on an agent pool".to_owned());
+    }
     // Any node under notice starts the wait anew: spot that is being taken is not stable.
     if tally.evicting > 0 {
         draft.memory.surplus_since = None;

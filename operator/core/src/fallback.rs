@@ -1,14 +1,21 @@
 //! On-demand in the stead of spot: how much, and from when.
 
-use spotpool_crds::Reason;
+use spotpool_crds::{Duration, Reason};
 
 use crate::placement::Placement;
 use crate::plan::{Draft, Memory, Situation, Tally, later, why_not};
+use crate::snapshot::NodeView;
+
+/// A node that somebody has cordoned mostly comes back: a person tries something, AKS begins an upgrade of which we hear
+/// later. On-demand would take as long to boot.
+const SET_ASIDE: Duration = Duration::from_secs(120);
 
 /// What spot, and the on-demand that is always there, do not carry, in units.
 pub(crate) struct Shortfall {
     /// Was there once and is not ready now. A spot node on its way counts for nothing until it is Ready.
     pub lost: u32,
+    /// Of that, what is there and only cordoned, without any sign that its VM goes.
+    pub set_aside: u32,
     /// Never was there, and spot is on its way for it.
     pub growth_on_its_way: u32,
     /// Never was there, and no agent pool could be asked for it.
@@ -26,7 +33,10 @@ impl Shortfall {
         let growth_on_its_way = growth.min(on_its_way);
         memory.lost_since = (lost > 0).then(|| memory.lost_since.unwrap_or(now));
         memory.growth_since = (growth > 0).then(|| memory.growth_since.unwrap_or(now));
-        Self { lost, growth_on_its_way, growth_refused: growth - growth_on_its_way }
+        let pools = situation.snapshot.agent_pools.iter().filter(|pool| pool.role.is_ok());
+        let set_aside: u32 = pools.map(|pool| pool.units_of(NodeView::is_set_aside)).sum();
+        let set_aside = set_aside.min(lost);
+        Self { lost, set_aside, growth_on_its_way, growth_refused: growth - growth_on_its_way }
     }
 }
 
@@ -73,7 +83,13 @@ pub(crate) fn decide(situation: &Situation<'_>, shortfall: &Shortfall, draft: &m
 
     let mut due = 0;
     let parts = [
-        (shortfall.lost, draft.memory.lost_since, fallback.after, "lost"),
+        (shortfall.lost - shortfall.set_aside, draft.memory.lost_since, fallback.after, "lost"),
+        (
+            shortfall.set_aside,
+            draft.memory.lost_since,
+            fallback.after.max(SET_ASIDE),
+            "cordoned, their VMs run",
+        ),
         (shortfall.growth_refused, draft.memory.growth_since, fallback.after, "refused"),
         (shortfall.growth_on_its_way, draft.memory.growth_since, fallback.growth_after, "growth"),
     ];

@@ -204,6 +204,7 @@ mod tests {
             agent_pool: pool.into(),
             created: Timestamp::UNIX_EPOCH,
             ready: true,
+            cordoned: false,
             noticed: None,
             drain: None,
             drain_wished: false,

@@ -19,6 +19,7 @@ pub mod scheduling;
 mod snapshot;
 mod stall;
 mod units;
+pub mod upkeep;
 mod waiting;
 mod window;
 mod wishes;

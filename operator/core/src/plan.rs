@@ -17,6 +17,7 @@ use crate::ranking::{Rank, losses, rank};
 use crate::snapshot::{AgentPoolView, Losses, NodeView, Snapshot};
 use crate::stall::{self, Stall};
 use crate::units;
+use crate::upkeep;
 use crate::waiting::Patience;
 use crate::wishes;
 
@@ -228,6 +229,8 @@ pub(crate) struct Tally {
     pub fallback_nodes: u32,
     pub creating: u32,
     pub evicting: u32,
+    /// Of what counts as ready, what is not: AKS is at work on it. Spot, then on-demand.
+    in_upkeep: [u32; 2],
 }
 
 impl Tally {
@@ -248,23 +251,32 @@ impl Tally {
             fallback_nodes: 0,
             creating: 0,
             evicting: 0,
+            in_upkeep: [0, 0],
         };
         for pool in &snapshot.agent_pools {
-            let stay = pool.staying() * pool.units;
-            let ready = pool.units_of(NodeView::serves);
-            let creating = pool.arriving(now) * pool.units;
+            let (stay, creating) = match upkeep::carried(pool) {
+                Some(carried) => (carried * pool.units, 0),
+                None => (pool.staying() * pool.units, pool.arriving(now) * pool.units),
+            };
+            let serving = pool.units_of(NodeView::serves);
+            let ready = if pool.upkeep.is_some() { stay } else { serving };
             tally.evicting += pool.units_of(|node| node.noticed.is_some());
             match pool.role {
                 Ok(Role::Spot) => {
                     tally.spot_have += stay + creating;
                     tally.spot_ready += ready;
+                    tally.in_upkeep[0] += ready.saturating_sub(serving);
                 }
                 Ok(Role::OnDemand) => {
                     kept_units += kept(spec, pool).min(pool.staying()) * pool.units;
-                    let booting = pool.units_of(|node| node.is_booting(now));
+                    let booting = match pool.upkeep {
+                        Some(_) => 0,
+                        None => pool.units_of(|node| node.is_booting(now)),
+                    };
                     tally.on_demand_coming += creating + booting;
                     tally.on_demand_have += stay + creating;
                     tally.on_demand_ready += ready;
+                    tally.in_upkeep[1] += ready.saturating_sub(serving);
                 }
                 Err(_) => continue,
             }
@@ -367,6 +379,7 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
         floor::explain(spec, snapshot, floor, &mut draft);
     }
     failback::explain_hindrance(&situation, &mut draft);
+    upkeep::explain(&situation, &mut draft);
     if let Some(ready_at) = snapshot.ready_at {
         draft.wake_at(ready_at);
     }
@@ -445,6 +458,9 @@ pub(crate) fn explain_unusable(snapshot: &Snapshot, draft: &mut Draft) {
             let why = match reason {
                 Reason::AgentPoolNotFound => "does not exist in the cluster",
                 Reason::AgentPoolClaimed => "belongs to an older SpotPool",
+                Reason::AgentPoolStopped => {
+                    "is stopped: start it with az aks nodepool start, or take it off the list"
+                }
                 Reason::AgentPoolUnsuitable => "is a System or Gateway pool or is autoscaled",
                 Reason::AzureUnreachable => "is unknown: Azure has not answered yet",
                 _ => "cannot be used",
@@ -537,8 +553,8 @@ pub(crate) fn capacity(tally: &Tally, memory: &Memory, asked_now: u32) -> Capaci
     let not_ready = (tally.spot_have + tally.on_demand_have).saturating_sub(tally.ready() + tally.creating);
     Capacity {
         wanted: tally.wanted as i32,
-        ready_spot: tally.spot_ready as i32,
-        ready_on_demand: tally.on_demand_ready as i32,
+        ready_spot: tally.spot_ready.saturating_sub(tally.in_upkeep[0]) as i32,
+        ready_on_demand: tally.on_demand_ready.saturating_sub(tally.in_upkeep[1]) as i32,
         on_the_way: (tally.creating + not_ready + asked_now) as i32,
         evicting: tally.evicting as i32,
         established: memory.established as i32,

@@ -13,6 +13,7 @@ use crate::fit::Room;
 use crate::floor::FloorDemand;
 use crate::plan::Memory;
 use crate::stall::{COMES_WITHIN, asked, is_overdue};
+use crate::upkeep::Upkeep;
 use crate::wishes::Wishes;
 
 /// Everything that [`crate::plan()`] looks at besides the spec and the time.
@@ -57,6 +58,8 @@ pub struct AgentPoolView {
     pub listed: u32,
     /// Whether a write would be refused: an operation runs, or its outcome is not known yet.
     pub busy: bool,
+    /// What AKS does to it besides scaling.
+    pub upkeep: Option<Upkeep>,
     /// What we asked for and have not seen finished.
     pub operation: Option<Operation>,
     /// A scale-up that Azure accepted, and that is over without an error.
@@ -105,6 +108,7 @@ impl Default for AgentPoolView {
             max_hourly_price: None,
             losses: None,
             refused_at: None,
+            upkeep: None,
             nodes: Vec::new(),
         }
     }
@@ -154,6 +158,8 @@ pub struct NodeView {
     pub created: Timestamp,
     /// Ready for pods: condition Ready, all that `readiness` asks for, and nobody has cordoned it.
     pub ready: bool,
+    /// Whether it takes no new pods, although nothing is known to happen to its VM: somebody has cordoned it.
+    pub cordoned: bool,
     /// Since when it is under notice, by its own agent's word or by a sibling's. Worth nothing from that moment.
     pub noticed: Option<Timestamp>,
     /// The voluntary drain that was asked for.
@@ -184,6 +190,12 @@ impl NodeView {
     /// Whether it has come so lately that it is likely to be ready soon.
     pub fn is_booting(&self, now: Timestamp) -> bool {
         self.stays() && !self.ready && !is_overdue(self.created, now)
+    }
+
+    /// Whether it is out of use although its VM runs, as far as is known: cordoned by a person, or for an upgrade that
+    /// we have not heard of yet.
+    pub fn is_set_aside(&self) -> bool {
+        self.stays() && self.cordoned
     }
 
     /// Whether pods can run on it, today and tomorrow.
@@ -276,6 +288,8 @@ impl AgentPoolView {
 
     /// Machines that may come to exist without anything further being asked.
     pub(crate) fn committed(&self) -> u32 {
-        self.nodes.len() as u32 + self.creating()
+        let machines = self.nodes.len() as u32 + self.creating();
+        // Surge nodes go by themselves.
+        if self.upkeep.is_some() { machines.min(self.count) } else { machines }
     }
 }

@@ -173,6 +173,7 @@ fn node(pool: &str, index: usize, noticed: Option<Timestamp>) -> NodeView {
         agent_pool: pool.into(),
         created: now() - SignedDuration::from_hours(5),
         ready: true,
+        cordoned: false,
         noticed,
         drain: None,
         drain_wished: false,

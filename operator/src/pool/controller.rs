@@ -24,6 +24,7 @@ use crate::agent_pools::AgentPools;
 use crate::backup_drain::BackupDrains;
 use crate::market::Market;
 use crate::metrics::Metrics;
+use crate::neighbours::Neighbours;
 use crate::watches::{Nodes, backoff};
 use crate::workloads::Workloads;
 
@@ -46,6 +47,8 @@ pub struct Parts {
     pub workloads: Workloads,
     /// Drains in the agents' stead.
     pub backup_drains: Arc<BackupDrains>,
+    /// What else buys nodes in the cluster.
+    pub neighbours: Arc<Neighbours>,
 }
 
 /// What reconciliations share.
@@ -62,6 +65,8 @@ pub struct Context {
     pub workloads: Workloads,
     /// Drains in the agents' stead.
     pub backup_drains: Arc<BackupDrains>,
+    /// What else buys nodes in the cluster.
+    pub neighbours: Arc<Neighbours>,
     /// The operator's metrics.
     pub metrics: Metrics,
     recorder: Recorder,
@@ -107,6 +112,7 @@ pub async fn run(
         market: parts.market,
         workloads: parts.workloads,
         backup_drains: parts.backup_drains,
+        neighbours: parts.neighbours,
         metrics,
         spot_pools: controllers.iter().map(Controller::store).collect(),
         memory: Mutex::default(),
@@ -148,6 +154,7 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
     }
     let mut view = context.agent_pools.view(wanted);
     context.market.tell(&mut view);
+    context.neighbours.tell(&mut view);
     let mut gathered = gather(&pool, &context.all_spot_pools(), &context.nodes.all(), view, now);
     context.workloads.tell(&pool, &mut gathered);
     context.backup_drains.forget_gone(&context.nodes);

@@ -13,6 +13,7 @@ use spotpool_azure::{AgentPool, AzureError, Class, Priority, Scope};
 use spotpool_core::avoidance::{Failure, avoided_until};
 use spotpool_core::claims::{Claim, claimed_by};
 use spotpool_core::floor::FloorMemory;
+use spotpool_core::upkeep::Upkeep;
 use spotpool_core::{
     AgentPoolView, Answered, DrainView, Losses, Memory, NodeView, Probe, Relapses, Snapshot, Stall, Wishes,
 };
@@ -24,6 +25,7 @@ use spotpool_crds::voluntary_drain::{DrainRequest, DrainStatus};
 use spotpool_crds::{Reason, SpotPool, names};
 
 use super::doomed::Doomed;
+use super::others::Others;
 use super::release;
 use crate::agent_pools::{Known, View};
 use crate::market::decimal;
@@ -46,6 +48,8 @@ pub struct Gathered {
     pub claimed: BTreeMap<String, String>,
     /// What went wrong with agent pools, and until when each is avoided for it.
     pub trouble: Troubles,
+    /// Who else was seen to scale.
+    pub others: Others,
     /// When the newest notice on these nodes was seen.
     pub newest_notice: Option<Timestamp>,
     /// What workloads mean for it; empty until [`crate::workloads::Workloads::tell`].
@@ -245,6 +249,7 @@ pub fn gather(
             listed: known.map_or(0, |known| known.listed as u32),
             machines,
             busy,
+            upkeep: known.and_then(|known| Upkeep::of(&known.pool.provisioning_state)),
             // Where nothing runs the operation is over, or never reached Azure.
             operation: before.and_then(|before| before.operation.clone()).filter(|operation| {
                 busy && (operation.kind != OperationKind::ScaleUp || operation.machines > 0)
@@ -274,6 +279,7 @@ pub fn gather(
         .filter(EvictionNotice::takes_capacity)
         .map(|n| n.observed_at)
         .max();
+    let others = Others::seen(&status, &azure, view.has_auto_provisioning, now);
     Gathered {
         snapshot,
         nodes,
@@ -282,6 +288,7 @@ pub fn gather(
         unreachable: view.unreachable,
         claimed,
         trouble,
+        others,
         newest_notice,
         survey: Arc::default(),
     }
@@ -373,6 +380,7 @@ fn node_view(node: &Node, doomed: &Doomed, is_warm: bool, uid: Option<&str>) -> 
         agent_pool: agent_pool_of(node)?.to_owned(),
         created: node.metadata.creation_timestamp.as_ref().map_or(Timestamp::MIN, |time| time.0),
         ready: is_warm && !cordoned && !leaving,
+        cordoned,
         noticed: notice(node)
             .filter(EvictionNotice::takes_capacity)
             .map(|notice| notice.observed_at)

@@ -4,6 +4,7 @@ pub mod act;
 mod controller;
 pub mod doomed;
 pub mod gather;
+pub mod others;
 mod release;
 pub mod report;
 

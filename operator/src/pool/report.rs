@@ -19,6 +19,7 @@ use spotpool_crds::{Reason, SpotPool, SpotPoolStatus, names};
 
 use super::act::Outcome;
 use super::gather::Gathered;
+use super::others;
 
 /// The status after a plan, with `operations` that are about to be asked for or were accepted.
 pub fn status(
@@ -187,6 +188,7 @@ fn agent_pools(
                     .map(|budget| WriteBudget { left: budget.left as i32, at: Time(budget.at) })
                     .or_else(|| old.and_then(|old| old.write_budget.clone())),
                 avoided_until: trouble.avoided_until.filter(|until| *until > now).map(Time),
+                changed_elsewhere: gathered.others.changes.get(&view.name).cloned(),
                 last_error: trouble.last_error,
                 price: market.price.as_ref().map(|price| Price {
                     hourly: price.hourly.to_string(),
@@ -246,6 +248,7 @@ fn conditions(
     let ready = status.ready_replicas >= status.replicas && stalled.is_none();
     let working =
         !plan.actions.is_empty() || status.capacity.on_the_way > 0 || !status.fallback.draining.is_empty();
+    let upkeep = plan.steps.iter().find(|step| step.reason == Reason::AgentPoolInUpkeep);
     let fallback = status.fallback.nodes;
     let verdicts = [
         Verdict {
@@ -256,9 +259,13 @@ fn conditions(
         },
         Verdict {
             kind: "Reconciling",
-            status: Some(working),
-            reason: if working { Reason::Progressing } else { Reason::AsWanted },
-            message: message.clone(),
+            status: Some(working || upkeep.is_some()),
+            reason: match &upkeep {
+                Some(step) => step.reason,
+                None if working => Reason::Progressing,
+                None => Reason::AsWanted,
+            },
+            message: upkeep.map_or_else(|| message.clone(), |step| step.message.clone()),
         },
         Verdict {
             kind: "Stalled",
@@ -291,6 +298,7 @@ fn conditions(
             },
             message: plan.on_demand_short.clone().unwrap_or_default(),
         },
+        sole_owner(gathered),
         match &gathered.unreachable {
             Some(error) => Verdict {
                 kind: "AzureReachable",
@@ -314,6 +322,13 @@ fn conditions(
         },
     ];
     verdicts.into_iter().map(|verdict| condition(before, status, verdict, now)).collect()
+}
+
+/// Whether nobody else scales what the SpotPool scales.
+fn sole_owner(gathered: &Gathered) -> Verdict {
+    let seen = gathered.others.seen_first(&gathered.claimed);
+    let (reason, message) = seen.clone().unwrap_or((Reason::SoleOwner, String::new()));
+    Verdict { kind: "SoleOwner", status: Some(seen.is_none()), reason, message }
 }
 
 /// What only a person can mend.
@@ -434,6 +449,15 @@ pub fn events(before: &SpotPoolStatus, after: &SpotPoolStatus, plan: &Plan, outc
             floor.capped_by
         );
         event(EventType::Warning, Reason::FloorAtLimit, "Floor".into(), note);
+    }
+    for pool in &after.agent_pools {
+        let old = before.agent_pools.iter().find(|old| old.name == pool.name);
+        let known = old.and_then(|old| old.changed_elsewhere.as_ref());
+        if let Some(change) = pool.changed_elsewhere.as_ref().filter(|change| known != Some(change)) {
+            let action = format!("Count/{}/{}", pool.name, change.at.0.as_second());
+            let note = others::changed(&pool.name, change);
+            event(EventType::Warning, Reason::CountChangedElsewhere, action, note);
+        }
     }
     for (kind, bad) in [("Stalled", "True"), ("OnDemandAvailable", "False")] {
         let is_bad = |condition: &&Condition| condition.type_ == kind && condition.status == bad;
