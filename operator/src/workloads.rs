@@ -412,3 +412,6 @@ where
     // A watch has no end; should one come to have it, what is known stays.
     std::future::pending().await
 }
+
+#[cfg(test)]
+mod tests;
