@@ -326,7 +326,7 @@ fn request_drains(
     if candidates.is_empty() {
         draft.memory.surplus_since = None;
         draft.memory.probe = None;
-        return (under_way == 0).then(|| "no node is left that is not needed".to_owned());
+        return drains.open.is_empty().then(|| "no node is left that is not needed".to_owned());
     }
     let more = format!("{} more than needed", candidates.len());
     // What AKS works at is neither here nor gone: what is too much then is not known.

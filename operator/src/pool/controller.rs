@@ -168,7 +168,12 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
     let intentions = act::intentions(&plan, now);
     let mut current = pool.clone();
     if release::must_hold(&pool, &gathered, &plan) {
-        current = context.written(&pool, release::hold(&context.client, &pool).await?);
+        match release::hold(&context.client, &pool).await {
+            Ok(held) => current = context.written(&pool, held),
+            Err(error) if error.class() == Class::Conflict => return Err(error),
+            // Capacity does not wait for it: the sweep takes off what is left.
+            Err(error) => tracing::warn!(pool = pool.name_any(), %error, "the finalizer is not on; going on"),
+        }
     }
     if !intentions.is_empty() {
         let intended = report::status(&pool, &gathered, &plan, &intentions, &Outcome::default(), now);

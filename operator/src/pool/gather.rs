@@ -192,7 +192,9 @@ pub fn gather(
         memory: memory(&status),
         wishes: Wishes {
             failback_paused: said(names::FAILBACK_PAUSED_ANNOTATION),
-            requested_failback: said(names::REQUESTED_FAILBACK_ANNOTATION),
+            // Status remembers it: no longer than a name or a time is.
+            requested_failback: said(names::REQUESTED_FAILBACK_ANNOTATION)
+                .map(|text| text.chars().take(100).collect()),
         },
         leaving: pool.metadata.deletion_timestamp.is_some(),
         ..Snapshot::default()

@@ -459,6 +459,11 @@ pub fn events(before: &SpotPoolStatus, after: &SpotPoolStatus, plan: &Plan, outc
             event(EventType::Warning, Reason::CountChangedElsewhere, action, note);
         }
     }
+    let answered = |status: &SpotPoolStatus| status.fallback.request.clone();
+    if let Some(request) = answered(after).filter(|request| answered(before).as_ref() != Some(request)) {
+        let note = format!("failback was asked for ({}): {}", request.value, request.answer);
+        event(EventType::Normal, Reason::FailbackRequested, format!("Answer/{}", request.value), note);
+    }
     for (kind, bad) in [("Stalled", "True"), ("OnDemandAvailable", "False")] {
         let is_bad = |condition: &&Condition| condition.type_ == kind && condition.status == bad;
         let Some(now_bad) = after.conditions.iter().find(is_bad) else { continue };
