@@ -13,7 +13,8 @@ use spotpool_e2e::{OperatorOptions, Stage, eventually, run};
 use crate::hands::Hands;
 use crate::{condition, world};
 
-/// Three spot nodes, all of which go without a notice: on-demand stands in, spot comes back, three are too many.
+/// Three spot nodes, all of which go without a notice: on-demand stands in for two or three, as they are seen to go; spot
+/// comes back, and so many are too many.
 async fn surplus(stage: &Stage<'_>, failback: Value) {
     let (spot, regular) = (format!("{}a", stage.name), format!("{}r", stage.name));
     let pools = json!([{"name": spot, "maxNodes": 5}, {"name": regular, "maxNodes": 5}]);
@@ -33,7 +34,13 @@ async fn surplus(stage: &Stage<'_>, failback: Value) {
         .await
         .unwrap();
     stage.world.sim.kill(&Targets::of_pool(&spot, 3)).await.unwrap();
-    stage.status_is("p", "the loss to show", |status| status.fallback.nodes == 3).await.unwrap();
+    stage.status_is("p", "the loss to show", |status| status.fallback.nodes >= 2).await.unwrap();
+}
+
+/// On-demand nodes that were ever bought.
+async fn bought(stage: &Stage<'_>) -> usize {
+    let (regular, state) = (format!("{}r", stage.name), stage.world.sim.state().await.unwrap());
+    state.vms.iter().filter(|vm| vm.pool == regular).count()
 }
 
 fn says(status: &SpotPoolStatus, reason: &str) -> bool {
@@ -70,10 +77,10 @@ fn spot_that_is_back_is_tried_with_one_node_before_the_others_leave() {
             .unwrap();
         let asked = hands.asked();
         let names: Vec<&str> = asked.iter().map(|(name, _)| name.as_str()).collect();
-        assert_eq!((names.len(), names[0]), (3, first.node.as_str()), "{asked:?}");
+        assert_eq!((names.len(), names[0]), (bought(&stage).await, first.node.as_str()), "{asked:?}");
         // Status keeps whole seconds.
         let follow = first.gone_since.unwrap().0 + SignedDuration::from_secs(5);
-        assert!(asked[1].1.at >= follow && asked[2].1.at >= follow, "{follow}: {asked:?}");
+        assert!(names.len() > 1 && asked[1..].iter().all(|(_, it)| it.at >= follow), "{follow}: {asked:?}");
         assert!(asked[0].1.last_seen < asked[1].1.at, "the first was gone: {asked:?}");
         let state = stage.world.sim.state().await.unwrap();
         assert_eq!(state.vms_of("probea").filter(|vm| vm.phase == VmPhase::Running).count(), 3);
@@ -147,7 +154,7 @@ fn outside_the_window_no_node_leaves_but_a_person_may_wish_it() {
             "{:?}",
             answered.fallback
         );
-        assert_eq!(hands.asked().len(), 3);
+        assert_eq!(hands.asked().len(), bought(&stage).await);
         operator.stop().await.unwrap();
     });
 }
