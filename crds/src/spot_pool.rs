@@ -706,6 +706,9 @@ pub struct Operation {
     pub coming: i32,
     /// When.
     pub since: Time,
+    /// The most of them that were Nodes at a time. One that has gone since was there.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub arrived: i32,
     /// Whether Azure said that it will do it: then what does not come was not given.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub accepted: bool,

@@ -64,7 +64,7 @@ pub(crate) struct Fallback {
     pub units: u32,
     /// Nodes that may be bought without passing `fallback.maxNodes`, counting all that run or are on their
     /// way, those that leave included.
-    pub may_buy: u32,
+    pub most: u32,
 }
 
 pub(crate) fn decide(situation: &Situation<'_>, shortfall: &Shortfall, draft: &mut Draft) -> Fallback {
@@ -78,7 +78,7 @@ pub(crate) fn decide(situation: &Situation<'_>, shortfall: &Shortfall, draft: &m
                 format!("{short} units short and no fallback configured: set spec.fallback.maxNodes to allow on-demand"),
             );
         }
-        return Fallback { units: 0, may_buy: 0 };
+        return Fallback { units: 0, most: 0 };
     };
 
     let mut due = 0;
@@ -108,7 +108,7 @@ pub(crate) fn decide(situation: &Situation<'_>, shortfall: &Shortfall, draft: &m
     }
 
     let limit = fallback.max_nodes.max(0) as u32;
-    Fallback { units: due, may_buy: limit.saturating_sub(situation.tally.fallback_nodes) }
+    Fallback { units: due, most: limit }
 }
 
 /// Says loudly that on-demand is due and nobody has it, and what is wrong with each. One that merely has an operation

@@ -5,12 +5,14 @@ use std::cmp::Ordering;
 use jiff::Timestamp;
 use rust_decimal::Decimal;
 use spotpool_crds::Reason;
+use spotpool_crds::SpotPoolSpec;
 use spotpool_crds::spot_pool::{Placement as Policy, Role};
 
+use crate::plan::kept;
 use crate::ranking::{Rank, likeness, rank, with_concentration};
 use crate::snapshot::{AgentPoolView, Snapshot};
 use crate::stall::Stall;
-use crate::units::waste;
+use crate::units::{beyond, waste};
 
 /// New machines for one agent pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,29 +35,31 @@ pub(crate) struct Need<'a> {
     urgent: u32,
     /// Agent pools that were asked and do not bring what they should.
     stalls: &'a [Stall],
-    /// Units for which `most` does not hold.
-    exempt: u32,
-    /// Most machines beyond those.
-    most: u32,
+    /// What bounds on-demand, and whose kept nodes are nobody's fallback.
+    limit: Option<Limit<'a>>,
+}
+
+/// The most machines that may stand in for spot.
+#[derive(Clone, Debug)]
+pub(crate) struct Limit<'a> {
+    pub spec: &'a SpotPoolSpec,
+    /// Units that the base still lacks: no limit holds for them.
+    pub for_base: u32,
+    /// Units that are no fallback.
+    pub base: u32,
+    /// Machines beyond these.
+    pub most: u32,
 }
 
 impl<'a> Need<'a> {
     /// Spot.
     pub fn spot(units: u32, target: u32, urgent: u32, stalls: &'a [Stall]) -> Self {
-        Self { role: Role::Spot, units, target, urgent, stalls, exempt: u32::MAX, most: u32::MAX }
+        Self { role: Role::Spot, units, target, urgent, stalls, limit: None }
     }
 
-    /// On-demand: `for_base` of the `units` whatever the limit, `may_buy` machines for the rest. It never waits.
-    pub fn on_demand(units: u32, for_base: u32, may_buy: u32, stalls: &'a [Stall]) -> Self {
-        Self {
-            role: Role::OnDemand,
-            units,
-            target: units,
-            urgent: units,
-            stalls,
-            exempt: for_base,
-            most: may_buy,
-        }
+    /// On-demand, inside a limit. It never waits.
+    pub fn on_demand(units: u32, limit: Limit<'a>, stalls: &'a [Stall]) -> Self {
+        Self { role: Role::OnDemand, units, target: units, urgent: units, stalls, limit: Some(limit) }
     }
 }
 
@@ -65,8 +69,6 @@ pub(crate) struct Placement {
     pub placed: Vec<Placed>,
     /// What the placed machines are worth.
     pub units: u32,
-    /// Machines among them that count against the limit.
-    pub limited: u32,
     /// Units that the limit leaves out.
     pub over_limit: u32,
     /// Units of growth that wait for an agent pool with an operation running.
@@ -81,6 +83,19 @@ impl Placement {
     /// Units that wait.
     pub fn waits(&self) -> u32 {
         self.waiting.iter().map(|(_, units)| units).sum()
+    }
+}
+
+impl Limit<'_> {
+    /// Whether one machine more of `candidate` stays inside the limit, with all that is placed.
+    fn allows(&self, candidate: &Candidate, candidates: &[Candidate], pools: &[AgentPoolView]) -> bool {
+        let on_demand = pools.iter().enumerate().filter(|(_, pool)| pool.role == Ok(Role::OnDemand));
+        let machines = on_demand.map(|(index, pool)| {
+            let placed = candidates.iter().find(|it| it.rank.pool == index).map_or(0, |it| it.new);
+            let one = u32::from(candidate.rank.pool == index);
+            (pool.units, kept(self.spec, pool), pool.committed() + placed + one)
+        });
+        beyond(self.base, machines) <= self.most
     }
 }
 
@@ -105,7 +120,7 @@ struct Candidate {
 ///
 /// An agent pool that is losing nodes right now comes last, and one that has its share of the target comes after those
 /// that have not. An avoided agent pool is passed over. So is a busy one by what is urgent; the rest waits for it where it
-/// is better than all that could be asked now.
+/// is cheaper than all that could be asked now.
 pub(crate) fn place(policy: &Policy, snapshot: &Snapshot, need: &Need<'_>, now: Timestamp) -> Placement {
     let mut placement = Placement { unplaced: need.units, ..Placement::default() };
     if need.units == 0 {
@@ -152,37 +167,37 @@ pub(crate) fn place(policy: &Policy, snapshot: &Snapshot, need: &Need<'_>, now: 
     }
     let share = share(policy, need.role, need.target);
     while placement.unplaced > 0 {
-        let is_limited = placement.units >= need.exempt;
-        if is_limited && placement.limited == need.most {
-            placement.over_limit = std::mem::take(&mut placement.unplaced);
-            break;
-        }
         let missing = placement.unplaced;
         let cost = |it: &Candidate| {
             let cost = with_concentration(policy, it.rank.cost, it.together, all);
             cost * waste(policy.strategy, it.units, missing)
         };
         let class = |it: &Candidate| (it.losing, it.stands + it.units.min(missing) > share);
-        let best_of = |busy_too: bool| {
-            let open = |it: &&Candidate| it.new < it.room && (busy_too || !it.busy);
-            candidates.iter().filter(open).min_by(|a, b| {
-                let by_class = class(a).cmp(&class(b));
-                let by_cost = by_class.then_with(|| cost(a).total_cmp(&cost(b)));
-                by_cost.then(a.stands.cmp(&b.stands)).then(a.rank.pool.cmp(&b.rank.pool))
-            })
-        };
-        let free = best_of(false);
         let is_urgent = need.units - missing < need.urgent;
-        let best = if is_urgent { free } else { best_of(true) };
-        // Worth the wait is what is cheaper in itself, or not about to go, or has not had its share: not mere evenness.
-        let worse = |it: &Candidate, than: &Candidate| {
-            let own = |it: &Candidate| it.rank.cost * waste(policy.strategy, it.units, missing);
-            class(it) > class(than) || own(it) > own(than)
+        let open = |it: &&Candidate| it.new < it.room;
+        let limit = need.limit.as_ref().filter(|limit| placement.units >= limit.for_base);
+        let is_allowed = |it: &&Candidate| limit.is_none_or(|limit| limit.allows(it, &candidates, pools));
+        if !candidates.iter().filter(open).any(|it| is_allowed(&it)) && candidates.iter().any(|it| open(&it))
+        {
+            placement.over_limit = std::mem::take(&mut placement.unplaced);
+            break;
+        }
+        // Compared by what does not change while nodes are dealt out: else the next plan could see it otherwise.
+        let is_worth_the_wait = |busy: &Candidate, it: &Candidate| busy.busy && busy.rank.cost < it.rank.cost;
+        let may_be_asked = |it: &&Candidate| {
+            let waits = || candidates.iter().filter(open).any(|busy| is_worth_the_wait(busy, it));
+            !it.busy && (is_urgent || !waits()) && is_allowed(it)
         };
-        let best = match (best, free) {
-            (Some(best), Some(free)) if best.busy && !worse(free, best) => Some(free),
-            (best, _) => best,
+        let free = candidates.iter().filter(open).filter(may_be_asked).min_by(|a, b| {
+            let by_class = class(a).cmp(&class(b));
+            let by_cost = by_class.then_with(|| cost(a).total_cmp(&cost(b)));
+            by_cost.then(a.stands.cmp(&b.stands)).then(a.rank.pool.cmp(&b.rank.pool))
+        });
+        let wait_for = || {
+            let busy = candidates.iter().filter(open).filter(|it| it.busy && !is_urgent);
+            busy.min_by(|a, b| a.rank.cost.total_cmp(&b.rank.cost).then(a.rank.pool.cmp(&b.rank.pool)))
         };
+        let best = free.or_else(wait_for);
         let Some(chosen) = best.and_then(|best| candidates.iter().position(|it| it.place == best.place))
         else {
             break;
@@ -204,7 +219,6 @@ pub(crate) fn place(policy: &Policy, snapshot: &Snapshot, need: &Need<'_>, now: 
         all += units;
         if !candidates[chosen].busy {
             placement.units += units;
-            placement.limited += u32::from(is_limited);
         }
         placement.unplaced = missing.saturating_sub(units);
     }
@@ -227,15 +241,12 @@ fn drop_needless(need: &Need, candidates: &mut [Candidate], placement: &mut Plac
         let by_cost = (one.losing, one.rank.cost).partial_cmp(&(other.losing, other.rank.cost));
         by_cost.unwrap_or(Ordering::Equal).then(one.rank.pool.cmp(&other.rank.pool)).reverse()
     });
-    let mut machines = 0;
     for candidate in candidates.iter_mut().filter(|candidate| !candidate.busy) {
         let needless = (excess / candidate.units).min(candidate.new);
         candidate.new -= needless;
-        machines += candidate.new;
         excess -= needless * candidate.units;
         placement.units -= needless * candidate.units;
     }
-    placement.limited = placement.limited.min(machines);
 }
 
 /// How many units of `target` one agent pool takes before the others. On-demand is not taken back: no share there.

@@ -12,7 +12,7 @@ use crate::failback::{self, Drains};
 use crate::fallback::{self, Shortfall};
 use crate::floor::{self, Floor, FloorMemory};
 use crate::leaving;
-use crate::placement::{Need, Placement, place};
+use crate::placement::{Limit, Need, Placement, place};
 use crate::ranking::{Rank, losses, rank};
 use crate::snapshot::{AgentPoolView, Losses, NodeView, Snapshot};
 use crate::stall::{self, Stall};
@@ -224,9 +224,6 @@ pub(crate) struct Tally {
     pub on_demand_ready: u32,
     /// On-demand that is asked for or boots.
     pub on_demand_coming: u32,
-    /// On-demand machines that stand in for spot, those that leave included as long as they are paid for. Machines,
-    /// not units.
-    pub fallback_nodes: u32,
     pub creating: u32,
     pub evicting: u32,
     /// Of what counts as ready, what is not: AKS is at work on it. Spot, then on-demand.
@@ -248,7 +245,6 @@ impl Tally {
             on_demand_have: 0,
             on_demand_ready: 0,
             on_demand_coming: 0,
-            fallback_nodes: 0,
             creating: 0,
             evicting: 0,
             in_upkeep: [0, 0],
@@ -286,8 +282,6 @@ impl Tally {
         tally.base = always.max(floor);
         tally.base_is_floor = floor > always;
         tally.spot_target = wanted.saturating_sub(tally.base) + tally.standby;
-        let on_demand = snapshot.agent_pools.iter().filter(|pool| pool.role == Ok(Role::OnDemand));
-        tally.fallback_nodes = units::fallback_nodes(spec, on_demand, tally.base);
         tally
     }
 
@@ -403,9 +397,10 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
     let regained_on_demand = drains.withdraw(Role::OnDemand, missing_on_demand, &mut draft);
     let for_base = tally.base_missing().saturating_sub(regained_on_demand);
     let to_buy = missing_on_demand.saturating_sub(regained_on_demand);
-    let need = Need::on_demand(to_buy, for_base, fallback.may_buy, &stalls);
+    let limit = Limit { spec, for_base, base: tally.base, most: fallback.most };
+    let need = Need::on_demand(to_buy, limit, &stalls);
     let on_demand = place(&spec.placement, snapshot, &need, now);
-    let is_fallback = on_demand.limited > 0;
+    let is_fallback = to_buy > for_base && on_demand.units > for_base;
     let reason = match is_fallback {
         true => Reason::FallbackForShortfall,
         false if tally.base_is_floor => Reason::OnDemandBelowFloor,
@@ -418,7 +413,7 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
     failback::decide(&situation, fallback.units, &drains, &mut draft);
     counts::correct(&situation, &mut draft);
 
-    let fallback_nodes = tally.fallback_nodes + on_demand.limited;
+    let fallback_nodes = fallback_nodes(&situation, &on_demand);
     if is_fallback || regained_on_demand > 0 {
         failback::note_relapse(&situation, &mut draft);
     }
@@ -521,6 +516,19 @@ pub(crate) fn why_not(pool: &AgentPoolView, reason: Reason) -> String {
     }
 }
 
+/// On-demand machines beyond the base, those that are asked for now included.
+fn fallback_nodes(situation: &Situation<'_>, placement: &Placement) -> u32 {
+    let Situation { spec, snapshot, tally, .. } = situation;
+    let pools = snapshot.agent_pools.iter().enumerate().filter(|(_, pool)| pool.role == Ok(Role::OnDemand));
+    let machines = pools.map(|(index, pool)| {
+        let new = placement.placed.iter().find(|placed| placed.pool == index).map_or(0, |placed| placed.new);
+        (pool.units, kept(spec, pool), pool.committed() + new)
+    });
+    // Whoever replaces a node of the base that leaves is of the base.
+    let leaving = tally.base_missing().min(placement.units);
+    units::beyond(tally.base + leaving, machines)
+}
+
 /// Says for whom growth waits.
 fn explain_waiting(
     situation: &Situation<'_>,
@@ -532,7 +540,7 @@ fn explain_waiting(
         let name = &situation.snapshot.agent_pools[*index].name;
         let at_most = until.map(|until| format!(", until {until:.0} at most")).unwrap_or_default();
         let message = format!(
-            "{units} units wait for {name}, which has an operation running: others are worse{at_most}"
+            "{units} units wait for {name}, which has an operation running: others cost more{at_most}"
         );
         draft.step(Reason::WaitingForAgentPool, Some(name), message);
         if let Some(until) = until {

@@ -42,7 +42,7 @@ pub(crate) fn detect(snapshot: &Snapshot, now: Timestamp, draft: &mut Draft) -> 
 fn of(pool: &AgentPoolView, now: Timestamp) -> Option<(Reason, Timestamp, String)> {
     let AgentPoolView { name, operation, ended, .. } = pool;
     if let Some(operation) = operation.as_ref().filter(|operation| is_overdue(operation.since.0, now)) {
-        let (asked, missing) = (asked(operation), pool.not_come(operation));
+        let (asked, missing) = (asked(operation), never_came(pool, operation));
         let since = operation.since.0;
         let message = format!("{missing} of {asked} machines asked of {name} at {since:.0} have not come");
         return (operation.kind == OperationKind::ScaleUp && missing > 0).then_some((
@@ -53,7 +53,7 @@ fn of(pool: &AgentPoolView, now: Timestamp) -> Option<(Reason, Timestamp, String
     }
     if let Some(operation) = ended {
         let asked = asked(operation);
-        let missing = pool.not_come(operation).saturating_sub(pool.without_node());
+        let missing = never_came(pool, operation).saturating_sub(pool.without_node());
         let since = operation.since.0;
         let message =
             format!("{name} was asked for {asked} machines, its operation is over and {missing} are missing");
@@ -63,6 +63,11 @@ fn of(pool: &AgentPoolView, now: Timestamp) -> Option<(Reason, Timestamp, String
     let since = overdue.iter().min()?;
     let message = format!("{} machines of {name} are there since {since:.0} and no Nodes", overdue.len());
     Some((Reason::ScaleUpStalled, *since, message))
+}
+
+/// Those that were never seen: a machine that came and is gone was lost, which says nothing of capacity.
+fn never_came(pool: &AgentPoolView, operation: &Operation) -> u32 {
+    asked(operation).saturating_sub(operation.arrived.max(0) as u32).min(pool.not_come(operation))
 }
 
 pub(crate) fn is_overdue(since: Timestamp, now: Timestamp) -> bool {

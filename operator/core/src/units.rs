@@ -1,27 +1,20 @@
 //! What nodes are worth: a node counts for the units of its agent pool, limits of nodes count machines.
 
-use spotpool_crds::spot_pool::{SpotPoolSpec, Strategy};
-
-use crate::plan::kept;
-use crate::snapshot::AgentPoolView;
+use spotpool_crds::spot_pool::Strategy;
 
 /// Of on-demand machines that are paid for, those that stand in for spot: all but the kept ones, and but as many of
 /// the others as `base` still needs.
 ///
 /// The smallest are of the base. By any other order a purchase that was inside `fallback.maxNodes` could turn out to
-/// be beyond it, once a greater node has come that carries the base alone.
-pub(crate) fn fallback_nodes<'a>(
-    spec: &SpotPoolSpec,
-    on_demand: impl Iterator<Item = &'a AgentPoolView>,
-    base: u32,
-) -> u32 {
+/// be beyond it, once a greater node has come that carries the base alone. Agent pools are told by the units of a node,
+/// kept nodes, and machines.
+pub(crate) fn beyond(base: u32, pools: impl Iterator<Item = (u32, u32, u32)>) -> u32 {
     let mut uncovered = base;
     let mut others: Vec<(u32, u32)> = Vec::new();
-    for pool in on_demand {
-        let committed = pool.committed();
-        let kept = kept(spec, pool).min(committed);
-        uncovered = uncovered.saturating_sub(kept * pool.units);
-        others.push((pool.units, committed - kept));
+    for (units, kept, committed) in pools {
+        let kept = kept.min(committed);
+        uncovered = uncovered.saturating_sub(kept * units);
+        others.push((units, committed - kept));
     }
     others.sort_unstable();
     let mut beyond = 0;
@@ -63,37 +56,22 @@ pub(crate) fn removable<T>(
 mod tests {
     use super::*;
 
-    fn pools(machines: &[(u32, usize, u32)]) -> Vec<AgentPoolView> {
-        let pool = |(units, machines, kept): &(u32, usize, u32)| AgentPoolView {
-            units: *units,
-            kept: *kept,
-            machines: (0..*machines).map(|index| format!("m{index}")).collect(),
-            ..AgentPoolView::default()
-        };
-        machines.iter().map(pool).collect()
-    }
-
     #[test]
     fn what_the_base_needs_is_no_fallback() {
-        let spec: SpotPoolSpec = serde_yaml_ng::from_str("replicas: 4\nagentPools: []\n").unwrap();
-        // (units, machines, kept) of each agent pool, the base, fallback nodes.
-        for (machines, base, beyond) in [
-            (vec![(1, 5, 0)], 2, 3),
-            (vec![(1, 5, 0)], 0, 5),
-            (vec![(1, 5, 3)], 3, 2),
-            (vec![(1, 5, 3)], 4, 1),
-            (vec![(4, 2, 0)], 1, 1),
-            (vec![(4, 2, 0)], 5, 0),
-            (vec![(4, 1, 0), (1, 2, 0)], 2, 1),
-            (vec![(4, 1, 1), (1, 2, 0)], 4, 2),
-            (vec![(4, 1, 0), (1, 2, 0)], 3, 0),
-            (vec![(2, 1, 0)], 9, 0),
+        // (units, kept, machines) of each agent pool, the base, fallback nodes.
+        for (machines, base, wanted) in [
+            (vec![(1, 0, 5)], 2, 3),
+            (vec![(1, 0, 5)], 0, 5),
+            (vec![(1, 3, 5)], 3, 2),
+            (vec![(1, 3, 5)], 4, 1),
+            (vec![(4, 0, 2)], 1, 1),
+            (vec![(4, 0, 2)], 5, 0),
+            (vec![(4, 0, 1), (1, 0, 2)], 2, 1),
+            (vec![(4, 1, 1), (1, 0, 2)], 4, 2),
+            (vec![(4, 0, 1), (1, 0, 2)], 3, 0),
+            (vec![(2, 0, 1)], 9, 0),
         ] {
-            assert_eq!(
-                fallback_nodes(&spec, pools(&machines).iter(), base),
-                beyond,
-                "{machines:?} of {base}"
-            );
+            assert_eq!(beyond(base, machines.iter().copied()), wanted, "{machines:?} of {base}");
         }
     }
 

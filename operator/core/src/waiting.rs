@@ -26,7 +26,7 @@ impl Patience {
         let is_growth = tally.wanted > carried(tally) + lost;
         let since = is_growth.then(|| memory.growth_since.unwrap_or(*now));
         let was_refused = snapshot.agent_pools.iter().any(|pool| {
-            let refused = pool.refused_at.zip(memory.growth_since);
+            let refused = pool.refused_at.zip(since);
             pool.role == Ok(Role::Spot) && refused.is_some_and(|(at, since)| at >= since)
         });
         let until = since.map(|since| match &spec.fallback {

@@ -267,6 +267,7 @@ fn a_machine_of_an_earlier_operation_that_becomes_a_node_is_not_one_of_those_ask
         machines: 1,
         coming: 1,
         since: asked.into(),
+        arrived: 0,
         accepted: true,
     };
     snapshot.agent_pools[0].busy = true;
@@ -598,6 +599,7 @@ fn an_operation_that_brought_too_few_machines_is_no_reason_to_ask_the_same_again
         machines: 2,
         coming: 0,
         since: created.into(),
+        arrived: 0,
         accepted: true,
     });
     let plan = spotpool_core::plan(&world.spec, &snapshot, world.now);

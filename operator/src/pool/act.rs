@@ -50,7 +50,8 @@ pub fn intentions(plan: &Plan, now: Timestamp) -> BTreeMap<String, Operation> {
             Action::RequestDrain { .. } | Action::WithdrawDrain { .. } => return None,
         };
         let (count, machines, coming) = (count as i32, machines as i32, coming as i32);
-        let operation = Operation { kind, count, machines, coming, since: since.clone(), accepted: false };
+        let operation =
+            Operation { kind, count, machines, coming, since: since.clone(), arrived: 0, accepted: false };
         Some((action.agent_pool()?.to_owned(), operation))
     };
     plan.actions.iter().filter_map(operation).collect()

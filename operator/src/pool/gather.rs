@@ -240,6 +240,11 @@ pub fn gather(
             _ => 0,
         };
         let busy = known.is_none_or(|known| known.busy);
+        let mut operation = before.and_then(|before| before.operation.clone());
+        if let Some(operation) = &mut operation {
+            let came = nodes.iter().filter(|node| node.created >= operation.since.0).count();
+            operation.arrived = operation.arrived.max(came as i32);
+        }
         snapshot.agent_pools.push(AgentPoolView {
             name: name.clone(),
             max_nodes: agent_pool.max_nodes.max(0) as u32,
@@ -253,10 +258,10 @@ pub fn gather(
             busy,
             upkeep: known.and_then(|known| Upkeep::of(&known.pool.provisioning_state)),
             // Where nothing runs the operation is over, or never reached Azure.
-            operation: before.and_then(|before| before.operation.clone()).filter(|operation| {
+            operation: operation.clone().filter(|operation| {
                 busy && (operation.kind != OperationKind::ScaleUp || operation.machines > 0)
             }),
-            ended: before.and_then(|before| before.operation.clone()).filter(|operation| {
+            ended: operation.filter(|operation| {
                 let is_scale_up = operation.kind == OperationKind::ScaleUp && operation.accepted;
                 is_scale_up
                     && !busy

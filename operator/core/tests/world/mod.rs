@@ -16,9 +16,26 @@ use spotpool_crds::voluntary_drain::{DrainPhase, DrainReason};
 pub const BOOT: i64 = 60;
 const DRAIN: i64 = 5;
 
+/// What becomes of the next scale-up of an agent pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(dead_code, reason = "each test has its own course")]
+pub enum Fate {
+    /// All comes.
+    Good,
+    /// Refused at once: no capacity.
+    Refused,
+    /// Accepted; so many machines come, then the operation fails: no capacity.
+    Fails(u32),
+    /// Accepted; so many machines come, and nobody says that the others do not.
+    Incomplete(u32),
+    /// Accepted, and the machines come, and the last never becomes a Node.
+    Stuck,
+}
+
 #[derive(Clone, Debug)]
 pub struct Machine {
     pub name: String,
+    pub asked_at: Timestamp,
     pub node_at: Timestamp,
     pub noticed_at: Option<Timestamp>,
     pub dies_at: Option<Timestamp>,
@@ -47,6 +64,14 @@ pub struct Pool {
     pub market: Market,
     /// Somebody else's operation runs.
     pub is_taken: bool,
+    pub fate: Fate,
+    /// The fate of the operation that runs.
+    pub running: Fate,
+    pub ended: Option<Operation>,
+    pub avoided_until: Option<Timestamp>,
+    pub refused_at: Option<Timestamp>,
+    pub vm_size: String,
+    pub zones: Vec<String>,
     /// Since when `count` has been above the machines, with no operation running.
     pub stale_since: Option<Timestamp>,
 }
@@ -62,6 +87,8 @@ pub struct World {
     /// Whether Azure's count falls when a VM is evicted.
     pub count_follows_evictions: bool,
     pub launches: BTreeMap<String, u32>,
+    /// Rounds of one reconciliation, each after a refusal.
+    pub rounds: usize,
     /// What disruption budgets need.
     pub floor: Option<FloorDemand>,
     /// What runs where; nobody looks at it if absent.
@@ -87,6 +114,13 @@ impl World {
                 count: 0,
                 market: Market::default(),
                 is_taken: false,
+                fate: Fate::Good,
+                running: Fate::Good,
+                ended: None,
+                avoided_until: None,
+                refused_at: None,
+                vm_size: String::new(),
+                zones: Vec::new(),
                 stale_since: None,
             })
             .collect();
@@ -100,6 +134,7 @@ impl World {
             losses: BTreeMap::new(),
             count_follows_evictions: true,
             launches: BTreeMap::new(),
+            rounds: 0,
             floor: None,
             room: None,
         }
@@ -154,7 +189,15 @@ impl World {
                     drain_wished: machine.wished,
                 });
             }
+            let joining = pool.machines.iter().filter(|machine| machine.node_at > self.now);
+            let came = |at: &Timestamp| nodes.iter().any(|node: &NodeView| node.ready && node.created > *at);
             snapshot.agent_pools.push(AgentPoolView {
+                joining: joining.map(|machine| (machine.name.clone(), machine.asked_at)).collect(),
+                ended: pool.ended.clone(),
+                avoided_until: pool.avoided_until,
+                refused_at: pool.refused_at.filter(|at| !came(at)),
+                vm_size: pool.vm_size.clone(),
+                zones: pool.zones.clone(),
                 name: pool.name.clone(),
                 max_nodes: pool.max_nodes,
                 units: pool.units,
@@ -178,8 +221,32 @@ impl World {
     /// Plans, carries the plan out, and checks what must always hold.
     pub fn reconcile(&mut self) -> Plan {
         let plan = self.plan();
+        let mut refused = !plan.stalls.is_empty();
+        for pool in &mut self.pools {
+            pool.ended = None;
+        }
+        let now = self.now;
+        for pool in &mut self.pools {
+            if let Some((operation, _)) = &mut pool.operation {
+                let since = operation.since.0;
+                let came = pool.machines.iter().filter(|it| it.node_at >= since && it.node_at <= now).count();
+                operation.arrived = operation.arrived.max(came as i32);
+            }
+        }
+        for stall in &plan.stalls {
+            let now = self.now;
+            self.pool(&stall.agent_pool).refuse(now);
+        }
         for action in &plan.actions {
-            self.carry_out(action);
+            let is_refused =
+                |pool: &Pool| action.agent_pool() == Some(&pool.name) && pool.fate == Fate::Refused;
+            if matches!(action, Action::ScaleUp { .. }) && self.pools.iter().any(is_refused) {
+                let now = self.now;
+                self.pool(action.agent_pool().unwrap()).refuse(now);
+                refused = true;
+            } else {
+                self.carry_out(action);
+            }
         }
         self.memory = plan.memory.clone();
         self.losses = plan.losses.clone();
@@ -188,6 +255,13 @@ impl World {
         let launch =
             |action: &Action| matches!(action, Action::ScaleUp { agent_pool, .. } if on_demand(agent_pool));
         self.check(plan.actions.iter().any(launch));
+        if refused {
+            self.rounds += 1;
+            assert!(self.rounds <= 2 * self.pools.len(), "an endless loop: {:?}", plan.actions);
+            let plan = self.reconcile();
+            self.rounds = 0;
+            return plan;
+        }
         let again = self.plan();
         assert!(
             again.actions.is_empty(),
@@ -214,9 +288,17 @@ impl World {
                     pool.machines.len() as u32 + new,
                     "count is machines that exist and new ones"
                 );
-                for _ in 0..*new {
+                let come = match pool.fate {
+                    Fate::Fails(most) | Fate::Incomplete(most) => most.min(*new),
+                    _ => *new,
+                };
+                for _ in 0..come {
                     pool.launch(now + SignedDuration::from_secs(BOOT));
                 }
+                if let (Fate::Stuck, Some(last)) = (pool.fate, pool.machines.last_mut()) {
+                    last.node_at = Timestamp::MAX;
+                }
+                pool.running = std::mem::replace(&mut pool.fate, Fate::Good);
                 let (machines, count) = (*new as i32, *count as i32);
                 let operation = Operation {
                     kind: OperationKind::ScaleUp,
@@ -224,6 +306,7 @@ impl World {
                     machines,
                     coming: *coming as i32,
                     since: now.into(),
+                    arrived: 0,
                     accepted: true,
                 };
                 pool.operation = Some((operation, now + SignedDuration::from_secs(BOOT)));
@@ -246,6 +329,7 @@ impl World {
                     machines,
                     coming: 0,
                     since: now.into(),
+                    arrived: 0,
                     accepted: true,
                 };
                 pool.operation = Some((operation, now + SignedDuration::from_secs(30)));
@@ -262,6 +346,7 @@ impl World {
                     machines: 0,
                     coming: 0,
                     since: now.into(),
+                    arrived: 0,
                     accepted: true,
                 };
                 pool.operation = Some((operation, now + SignedDuration::from_secs(30)));
@@ -341,8 +426,12 @@ impl World {
             if follows {
                 pool.count -= (before - pool.machines.len()) as u32;
             }
-            if pool.operation.as_ref().is_some_and(|(_, ends)| *ends <= now) {
-                pool.operation = None;
+            if let Some((operation, _)) = pool.operation.take_if(|(_, ends)| *ends <= now) {
+                match std::mem::replace(&mut pool.running, Fate::Good) {
+                    Fate::Fails(_) => pool.refuse(now),
+                    _ if operation.kind == OperationKind::ScaleUp => pool.ended = Some(operation),
+                    _ => {}
+                }
             }
             let stale = pool.operation.is_none() && pool.count > pool.machines.len() as u32;
             pool.stale_since = stale.then(|| pool.stale_since.unwrap_or(now));
@@ -360,11 +449,20 @@ impl World {
 }
 
 impl Pool {
+    /// As an error of capacity is remembered.
+    fn refuse(&mut self, now: Timestamp) {
+        self.fate = Fate::Good;
+        self.refused_at = Some(now);
+        self.avoided_until = Some(now + SignedDuration::from_mins(10));
+    }
+
     fn launch(&mut self, node_at: Timestamp) {
         let name = format!("{}-{:06}", self.name, self.created);
         self.created += 1;
+        let asked_at = node_at - SignedDuration::from_secs(BOOT);
         self.machines.push(Machine {
             name,
+            asked_at,
             node_at,
             noticed_at: None,
             dies_at: None,
