@@ -62,6 +62,13 @@ pub const AKS_REMEDIATOR_TAINT: &str = "remediator.kubernetes.azure.com/unschedu
 /// Taint of a node that the cluster autoscaler is about to delete. Its softer `DeletionCandidateOf…` closes nothing.
 pub const AUTOSCALER_DELETION_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 
+/// Well-known Kubernetes taint that sets the pods of a node free whose VM does not run.
+pub const OUT_OF_SERVICE_TAINT: &str = "node.kubernetes.io/out-of-service";
+/// Its value where the operator has put it: one that a person has put is not ours to take off.
+pub const OUT_OF_SERVICE_VALUE: &str = "spotpool.dev";
+/// Taint by which the cloud provider says that a node's VM is stopped or deallocated.
+pub const SHUTDOWN_TAINT: &str = "node.cloudprovider.kubernetes.io/shutdown";
+
 /// Condition that AKS's node problem detector sets on a Node whose spot VM will be taken back.
 pub const PREEMPTION_SCHEDULED_CONDITION: &str = "PreemptionScheduled";
 /// The same for Azure's other events.

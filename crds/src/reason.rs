@@ -154,6 +154,12 @@ pub enum Reason {
     RebalanceRecommended,
     /// No agent has claimed a node's notice in time: the operator drains the node.
     BackupDrain,
+    /// A VM does not run any more, says Azure: its node is out of service, and its pods are set free.
+    OutOfService,
+    /// A machine is deleted because its VM was lost and does not go by itself.
+    LostDeleted,
+    /// Azure is asked to start VMs that it had deallocated.
+    RestartDeallocated,
     /// Every pod that a drain moves has left the node.
     DrainCompleted,
     /// The deadline came with pods left on the node.

@@ -162,6 +162,22 @@ pub struct AgentPool {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^[0-9]{1,6}(\.[0-9]{1,6})?$"), length(max = 13))]
     pub max_hourly_price: Option<String>,
+
+    /// What becomes of a VM that Azure has taken and left deallocated, as agent pools with eviction policy `Deallocate`
+    /// have it: it still uses quota. Its capacity is replaced elsewhere at once, either way. `Replace` deletes it;
+    /// `Restart` has Azure start it again, after a minute and then ever more seldom, and deletes it after 10 attempts.
+    #[serde(default)]
+    pub on_deallocated: OnDeallocated,
+}
+
+/// What becomes of a VM that Azure has deallocated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum OnDeallocated {
+    /// It is deleted, and its quota is free.
+    #[default]
+    Replace,
+    /// It is started again, as often as is sensible.
+    Restart,
 }
 
 /// Which agent pool takes a new node.
@@ -625,12 +641,15 @@ pub struct AgentPoolStatus {
     /// Where it stands among the agent pools that sell the same, and why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rank: Option<RankStatus>,
-    /// Nodes under notice here lately; they count half every 6 hours.
+    /// Nodes that Azure took or announced to take here lately; they count half every 6 hours.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub losses: Option<LossesStatus>,
     /// The last change of its count by somebody else, for a day.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changed_elsewhere: Option<CountChange>,
+    /// How often deallocated VMs of it were started, and when at last; absent once there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restarts: Option<RestartsStatus>,
     /// The last error that Azure gave for it, or what went wrong without one: `ScaleUpStalled`, `ScaleUpIncomplete`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<AzureError>,
@@ -658,6 +677,16 @@ pub struct RankStatus {
     pub position: i32,
     /// What made it so.
     pub why: String,
+}
+
+/// Attempts to start deallocated VMs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RestartsStatus {
+    /// How many.
+    pub count: i32,
+    /// When at last.
+    pub at: Time,
 }
 
 /// Losses of an agent pool.

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 
 use crate::market::Facts;
 use crate::metrics::Metrics;
+use crate::vms::Words;
 use crate::watches::{Nodes, Trigger};
 
 /// How often agent pools are listed while nothing happens: 40 reads an hour out of a bucket that all
@@ -32,6 +33,8 @@ const LONGEST_IDLE: Duration = Duration::from_mins(15);
 const BETWEEN_LISTS: Duration = Duration::from_secs(1);
 /// How often machines are listed while they and their Nodes do not match.
 const RELIST: Duration = Duration::from_secs(30);
+/// Losses are in status long before this.
+const TOLD_FOR: SignedDuration = SignedDuration::from_mins(30);
 /// What was read for a write is believed for so long.
 const STILL_TRUE: SignedDuration = SignedDuration::from_secs(10);
 /// Our code for an agent pool that is not any more as it was planned with.
@@ -62,6 +65,8 @@ pub struct Known {
     pub is_others_operation: bool,
     /// How the last operation of ours failed, if it did.
     pub failure: Option<(AzureError, Timestamp)>,
+    /// When machines of it went that nobody had announced.
+    pub vanished: Vec<Timestamp>,
     /// What was left of its writes after our last one.
     pub write_budget: Option<WriteBudget>,
     /// What the market says of it; filled in by [`crate::market::Market::tell`].
@@ -77,6 +82,8 @@ pub struct View {
     pub unreachable: Option<AzureError>,
     /// Whether the cluster has node auto-provisioning; filled in by [`crate::neighbours::Neighbours::tell`].
     pub has_auto_provisioning: bool,
+    /// What Azure says of the VMs of silent Nodes; filled in from [`crate::vms::Vms::words`].
+    pub words: Words,
 }
 
 /// The cache.
@@ -123,6 +130,8 @@ struct Entry {
     failure: Option<(AzureError, Timestamp)>,
     joining: BTreeMap<String, Timestamp>,
     count_stale_since: Option<Timestamp>,
+    /// When machines of it went that nobody had announced.
+    vanished: Vec<Timestamp>,
     /// What was left of its writes after our last one.
     write_budget: Option<WriteBudget>,
 }
@@ -218,7 +227,12 @@ impl AgentPools {
             .entries
             .as_ref()
             .map(|entries| entries.iter().map(|(name, entry)| (name.clone(), self.known(entry))).collect());
-        View { pools, unreachable: state.unreachable.clone(), has_auto_provisioning: false }
+        View {
+            pools,
+            unreachable: state.unreachable.clone(),
+            has_auto_provisioning: false,
+            words: Words::new(),
+        }
     }
 
     /// Takes up what `status` says was left of writes before a restart.
@@ -266,6 +280,7 @@ impl AgentPools {
             busy,
             is_others_operation,
             failure,
+            vanished: entry.vanished.clone(),
             write_budget,
             market: Facts::default(),
         }
@@ -571,6 +586,7 @@ impl AgentPools {
                     failure: None,
                     joining: BTreeMap::new(),
                     count_stale_since: None,
+                    vanished: Vec::new(),
                     write_budget: None,
                 });
                 // What was written before this list was asked for is in it; what was written since is not.
@@ -655,6 +671,12 @@ impl AgentPools {
             let since =
                 |machine: &String| entry.joining.get(machine).copied().unwrap_or_else(|| (self.clock)());
             entry.joining = joining.map(|machine| (machine.clone(), since(machine))).collect();
+            if let Some(listed) = &entry.machines {
+                let now = (self.clock)();
+                let vanished = self.nodes.vanished(name, &listed.names, listed.at);
+                entry.vanished.retain(|at| now.duration_since(*at) < TOLD_FOR);
+                entry.vanished.extend(std::iter::repeat_n(now, vanished));
+            }
             let since = entry.count_stale_since.unwrap_or_else(|| (self.clock)());
             entry.count_stale_since = entry.is_count_stale().then_some(since);
         }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use clap::ValueEnum;
 use jiff::Timestamp;
 use spotpool_azure::{
-    ApiVersion, Arm, ArmConfig, Authorized, AzureError, Clock, Cloud, ClusterId, CredentialKind, HttpOptions,
-    HttpsTransport, Prices, ResourceGraph, RetailPrices, SpotPlacementScores, Transport, WriteGate,
-    is_loopback,
+    ApiVersion, Arm, ArmConfig, Authorized, AzureError, Clock, Cloud, ClusterId, ComputeInstances,
+    CredentialKind, HttpOptions, HttpsTransport, Prices, ResourceGraph, RetailPrices, SpotPlacementScores,
+    Transport, WriteGate, is_loopback,
 };
 use spotpool_runtime::args::CommonArgs;
 use spotpool_runtime::client;
@@ -86,7 +86,7 @@ impl AzureArgs {
         common: &CommonArgs,
         user_agent: &str,
         may_write: WriteGate,
-    ) -> Result<(Arm, Market), ConfigError> {
+    ) -> Result<(Arm, Market, ComputeInstances), ConfigError> {
         let endpoint = self.endpoint()?;
         let mut options = HttpOptions::new(user_agent);
         options.extra_roots = client::extra_roots(common)?;
@@ -112,11 +112,13 @@ impl AzureArgs {
             resource_group: self.resource_group.clone(),
             cluster_name: self.cluster_name.clone(),
         };
+        let instances = ComputeInstances::new(transport.clone(), endpoint.clone(), may_write.clone())
+            .map_err(wrong("azure-endpoint"))?;
         let (api_version, user_agent) = (self.azure_api_version.clone(), user_agent.to_owned());
         let arm =
             Arm::new(ArmConfig { endpoint, cluster, api_version, user_agent, transport, may_write, clock })
                 .map_err(wrong("azure-endpoint"))?;
-        Ok((arm, market))
+        Ok((arm, market, instances))
     }
 
     fn market(

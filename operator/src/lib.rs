@@ -10,5 +10,6 @@ pub mod metrics;
 pub mod neighbours;
 pub mod pool;
 mod quantity;
+pub mod vms;
 pub mod watches;
 pub mod workloads;

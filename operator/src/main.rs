@@ -19,6 +19,7 @@ use spotpool_operator::leader::{Elector, Leadership};
 use spotpool_operator::metrics::Metrics;
 use spotpool_operator::neighbours::Neighbours;
 use spotpool_operator::pool::{self, Parts};
+use spotpool_operator::vms::Vms;
 use spotpool_operator::watches::{Nodes, Trigger};
 use spotpool_operator::workloads::Workloads;
 use spotpool_runtime::admin::{self, Readiness};
@@ -86,7 +87,7 @@ async fn run(args: Args) -> Result<(), Exit> {
         let leadership = leadership.clone();
         Arc::new(move || leadership.holds())
     };
-    let (azure, market) = args.azure.connect(&args.common, USER_AGENT, may_write.clone())?;
+    let (azure, market, instances) = args.azure.connect(&args.common, USER_AGENT, may_write.clone())?;
     let (azure, market) = (Arc::new(azure), Arc::new(market));
     let lease_client = client::connect(&args.common, USER_AGENT).await?;
     let drain_client = client::connect_gated(&args.common, USER_AGENT, may_write.clone()).await?;
@@ -106,6 +107,13 @@ async fn run(args: Args) -> Result<(), Exit> {
     let agent_pools = Arc::new(AgentPools::new(
         azure.clone(),
         azure,
+        nodes.clone(),
+        trigger.clone(),
+        metrics.clone(),
+        Arc::new(Timestamp::now),
+    ));
+    let vms = Arc::new(Vms::new(
+        Arc::new(instances),
         nodes.clone(),
         trigger.clone(),
         metrics.clone(),
@@ -147,6 +155,7 @@ async fn run(args: Args) -> Result<(), Exit> {
             agent_pools: agent_pools.clone(),
             market: market.clone(),
             workloads: workloads.clone(),
+            vms: vms.clone(),
             backup_drains,
             neighbours: neighbours.clone(),
         };
@@ -161,6 +170,7 @@ async fn run(args: Args) -> Result<(), Exit> {
             ended = keep => ended,
             () = trigger.clone().run(listeners) => Err(Exit::Died("the trigger has ended".into())),
             () = agent_pools.keep_fresh() => Err(Exit::Died("the agent pool cache has ended".into())),
+            () = vms.keep_fresh() => Err(Exit::Died("the reading of VMs has ended".into())),
             () = market.keep_fresh(&nodes, &agent_pools, &trigger) => {
                 Err(Exit::Died("the reading of prices has ended".into()))
             }

@@ -28,6 +28,11 @@ struct Reconcile {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AgentPoolOf {
+    agent_pool: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PoolNodes {
     namespace: String,
     pool: String,
@@ -47,6 +52,7 @@ pub struct Metrics {
     actions: Family<Action, Counter>,
     reconciles: Family<Reconcile, Counter>,
     backup_drains: Family<Reconcile, Counter>,
+    without_notice: Family<AgentPoolOf, Counter>,
     pool_nodes: Family<PoolNodes, Gauge>,
     floor_units: Family<PoolNodes, Gauge>,
     floor_hourly_cost: Family<PoolName, Gauge<f64, AtomicU64>>,
@@ -64,6 +70,7 @@ impl Metrics {
             actions: Family::default(),
             reconciles: Family::default(),
             backup_drains: Family::default(),
+            without_notice: Family::default(),
             pool_nodes: Family::default(),
             floor_units: Family::default(),
             floor_hourly_cost: Family::default(),
@@ -81,6 +88,11 @@ impl Metrics {
             metrics.backup_drains.clone(),
         );
         registry.register("reconciles", "Reconciliations by result", metrics.reconciles.clone());
+        registry.register(
+            "evictions_without_notice",
+            "Nodes whose VM went without a notice, by agent pool",
+            metrics.without_notice.clone(),
+        );
         registry.register(
             "pool_nodes",
             "Capacity of a SpotPool by state, in units; fallback in nodes",
@@ -136,6 +148,12 @@ impl Metrics {
     /// A drain in an agent's stead has begun or ended so.
     pub fn backup_drain(&self, result: &'static str) {
         self.backup_drains.get_or_create(&Reconcile { result }).inc();
+    }
+
+    /// VMs of an agent pool went without a notice.
+    pub fn lost_without_notice(&self, agent_pool: &str, count: u32) {
+        let labels = AgentPoolOf { agent_pool: agent_pool.to_owned() };
+        self.without_notice.get_or_create(&labels).inc_by(count.into());
     }
 
     /// A reconciliation that ended.

@@ -63,7 +63,14 @@ impl Trigger {
 #[derive(Clone)]
 pub struct Nodes {
     store: Store<Node>,
-    gone: Arc<Mutex<BTreeMap<String, Instant>>>,
+    gone: Arc<Mutex<BTreeMap<String, Gone>>>,
+}
+
+/// A Node that was here and is not any more.
+struct Gone {
+    at: Instant,
+    /// Its agent pool, if nobody had announced or asked for it, and it has not been told yet.
+    vanished_from: Option<String>,
 }
 
 impl Nodes {
@@ -116,7 +123,21 @@ impl Nodes {
     /// Whether a machine that Azure listed at `listed` is gone, because its Node was here and is not any more.
     pub fn is_gone(&self, name: &str, listed: Instant) -> bool {
         let gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
-        gone.get(name).is_some_and(|since| listed < *since + LINGERS)
+        gone.get(name).is_some_and(|gone| listed < gone.at + LINGERS)
+    }
+
+    /// How many Nodes of `agent_pool` went unannounced whose machines are not among those `listed` since. Each is told once.
+    pub fn vanished(&self, agent_pool: &str, listed: &[String], at: Instant) -> usize {
+        let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut count = 0;
+        for (name, gone) in gone.iter_mut() {
+            let is_its = gone.vanished_from.as_deref() == Some(agent_pool);
+            if is_its && gone.at < at && !listed.contains(name) {
+                gone.vanished_from = None;
+                count += 1;
+            }
+        }
+        count
     }
 
     /// Keeps digests and the gone names up to date; tells whether a plan could come out differently.
@@ -127,7 +148,7 @@ impl Nodes {
                 digests.insert(node.name_any(), digest) != Some(digest)
             }
             watcher::Event::Delete(node) => {
-                self.mark_gone(node.name_any());
+                self.mark_gone(node.name_any(), vanished_from(node));
                 digests.remove(&node.name_any()).is_some()
             }
             watcher::Event::Init | watcher::Event::InitApply(_) => false,
@@ -135,18 +156,30 @@ impl Nodes {
                 let now: BTreeMap<String, u64> =
                     self.all().iter().map(|node| (node.name_any(), digest(node))).collect();
                 for name in digests.keys().filter(|name| !now.contains_key(*name)) {
-                    self.mark_gone(name.clone());
+                    self.mark_gone(name.clone(), None);
                 }
                 std::mem::replace(digests, now) != *digests
             }
         }
     }
 
-    fn mark_gone(&self, name: String) {
+    fn mark_gone(&self, name: String, vanished_from: Option<String>) {
         let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
-        gone.retain(|_, since| since.elapsed() < REMEMBER_GONE);
-        gone.insert(name, Instant::now());
+        gone.retain(|_, gone| gone.at.elapsed() < REMEMBER_GONE);
+        gone.insert(name, Gone { at: Instant::now(), vanished_from });
     }
+}
+
+/// The agent pool of a Node that nobody had announced to go: no notice, no drain, not even a cordon, as AKS, the cluster
+/// autoscaler and people leave it on what they take away; and that was not known to be lost.
+fn vanished_from(node: &Node) -> Option<String> {
+    let spec = node.spec.as_ref()?;
+    let cordoned = spec.unschedulable.unwrap_or(false);
+    let marks = [names::EVICTION_ANNOTATION, names::DRAIN_REQUEST_ANNOTATION];
+    let is_marked = marks.iter().any(|mark| node.annotations().contains_key(*mark));
+    let taints = spec.taints.iter().flatten();
+    let is_out = taints.into_iter().any(|taint| taint.key == names::OUT_OF_SERVICE_TAINT);
+    if cordoned || is_marked || is_out { None } else { agent_pool_of(node).map(str::to_owned) }
 }
 
 /// The agent pool of a Node.
@@ -212,7 +245,7 @@ fn digest(node: &Node) -> u64 {
         spec.unschedulable.hash(&mut hasher);
         spec.provider_id.hash(&mut hasher);
         for taint in spec.taints.iter().flatten() {
-            taint.key.hash(&mut hasher);
+            (&taint.key, &taint.value).hash(&mut hasher);
         }
     }
     hasher.finish()

@@ -121,6 +121,8 @@ pub struct Switches {
     pub simulated_notice: Duration,
     /// Whether a machine has another bootID once a Reboot or Redeploy of it is over.
     pub reboots_machines: bool,
+    /// Whether the Nodes of machines that are gone stay, silent, as while the cloud provider is behind.
+    pub leaves_nodes: bool,
     /// Whether labels and taints that the pool declares are put back on its Nodes.
     pub put_back: bool,
     /// Whether the API server refuses to take declared labels and taints off Nodes. For the cluster.
@@ -149,6 +151,7 @@ impl Default for Switches {
             quota_refusal: QuotaRefusal::default(),
             simulated_notice: Duration::from_secs(30),
             reboots_machines: false,
+            leaves_nodes: false,
             put_back: false,
             refuse_removal: false,
         }

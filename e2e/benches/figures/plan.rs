@@ -90,6 +90,8 @@ fn situation(dice: &mut Dice, index: usize, now: Timestamp) -> Result<(SpotPoolS
             let name = format!("aks-{}-12345678-vmss{number:06}", pool.name);
             pool.machines.push(name.clone());
             pool.nodes.push(NodeView {
+                lost: None,
+                out_of_service: false,
                 name,
                 agent_pool: pool.name.clone(),
                 created: ago(3_600 + dice.below(400_000)),

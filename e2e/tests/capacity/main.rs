@@ -4,10 +4,12 @@
 
 mod adoption;
 mod backup_drain;
+mod deallocate;
 mod failback;
 mod floor;
 mod hands;
 mod leaving;
+mod loss;
 mod others;
 mod peers;
 mod units;

@@ -16,6 +16,8 @@ pub struct Edit {
     pub taint: Taint,
     /// The cordon.
     pub unschedulable: Option<bool>,
+    /// The operator's taint that sets the pods of a node free whose VM does not run.
+    pub out_of_service: Option<bool>,
     /// The label that takes the node out of cloud load balancers.
     pub excluded: Option<bool>,
     /// Annotations, put or taken off.
@@ -49,7 +51,7 @@ impl Edit {
         let test = |path: &str, value: &Value| json!({"op": "test", "path": path, "value": value});
         let mut patch = vec![test("/metadata/uid", &json!(node.metadata.uid))];
         // What is to stay as it is is tested as well: a write of ours whose answer never came may have changed it.
-        if self.taint != Taint::Keep {
+        if self.taint != Taint::Keep || self.out_of_service.is_some() {
             // An absent list is tested as null.
             patch.push(test("/spec/taints", &json!(node.spec.taints)));
         }
@@ -112,25 +114,30 @@ impl Edit {
 
     /// The whole list of taints as it should be, if it is not.
     fn taints(&self, node: &Node) -> Option<Vec<Value>> {
-        let wanted = match &self.taint {
-            Taint::Keep => return None,
-            Taint::Put(value) => Some(value),
-            Taint::Remove => None,
-        };
-        let is_ours = |taint: &Value| taint["key"] == names::EVICTING_TAINT;
-        let ours = wanted
-            .as_ref()
-            .map(|value| json!({"key": names::EVICTING_TAINT, "value": value, "effect": EFFECT}));
         let last = node.spec.taints.as_deref().unwrap_or_default();
-        let mut taints: Vec<Value> = last.iter().filter(|taint| !is_ours(taint)).cloned().collect();
-        let is_so = match &ours {
-            Some(ours) => last.iter().any(|taint| {
-                is_ours(taint) && (&taint["effect"], &taint["value"]) == (&ours["effect"], &ours["value"])
-            }),
-            None => taints.len() == last.len(),
-        };
-        taints.extend(ours);
-        (!is_so).then_some(taints)
+        let mut taints = last.to_vec();
+        let has = |taint: &Value, key: &str, value: &str| taint["key"] == key && taint["value"] == value;
+        match &self.taint {
+            Taint::Keep => {}
+            Taint::Put(value) => {
+                let is_so = |it: &Value| has(it, names::EVICTING_TAINT, value) && it["effect"] == EFFECT;
+                if !taints.iter().any(is_so) {
+                    taints.retain(|taint| taint["key"] != names::EVICTING_TAINT);
+                    taints.push(json!({"key": names::EVICTING_TAINT, "value": value, "effect": EFFECT}));
+                }
+            }
+            Taint::Remove => taints.retain(|taint| taint["key"] != names::EVICTING_TAINT),
+        }
+        let (key, value) = (names::OUT_OF_SERVICE_TAINT, names::OUT_OF_SERVICE_VALUE);
+        match self.out_of_service {
+            Some(true) if !taints.iter().any(|taint| taint["key"] == key) => {
+                taints.push(json!({"key": key, "value": value, "effect": "NoExecute"}));
+            }
+            // One that a person has put stays.
+            Some(false) => taints.retain(|taint| !has(taint, key, value)),
+            _ => {}
+        }
+        (taints != last).then_some(taints)
     }
 
     fn cordon(&self, node: &Node) -> Option<bool> {
@@ -171,6 +178,7 @@ mod tests {
         Edit {
             taint: Taint::Put("Preempt".into()),
             unschedulable: Some(true),
+            out_of_service: None,
             excluded: Some(true),
             annotations: vec![(names::EVICTION_ANNOTATION, Some("{}".into()))],
         }
@@ -180,6 +188,7 @@ mod tests {
         Edit {
             taint: Taint::Remove,
             unschedulable: Some(false),
+            out_of_service: None,
             excluded: Some(false),
             annotations: vec![(names::EVICTION_ANNOTATION, None)],
         }
@@ -273,6 +282,23 @@ mod tests {
             patch[2]["value"],
             json!([{"key": "spotpool.dev/evicting", "value": "Preempt", "effect": "NoSchedule"}])
         );
+    }
+
+    #[test]
+    fn out_of_service_is_put_beside_other_taints_and_only_ours_comes_off() {
+        let other = json!({"key": "a", "effect": "NoExecute"});
+        let bare = node(&json!({"taints": [other]}), &json!({}));
+        let put = Edit { out_of_service: Some(true), ..Edit::default() };
+        let ours = json!({"key": "node.kubernetes.io/out-of-service", "value": "spotpool.dev", "effect": "NoExecute"});
+        assert_eq!(put.json_patch(&bare)[2]["value"], json!([other, ours]));
+        let off = Edit { out_of_service: Some(false), ..Edit::default() };
+        assert_eq!(
+            off.json_patch(&node(&json!({"taints": [ours, other]}), &json!({})))[2]["value"],
+            json!([other])
+        );
+        let by_hand = json!({"key": "node.kubernetes.io/out-of-service", "value": "nodeshutdown", "effect": "NoExecute"});
+        let by_hand = node(&json!({"taints": [by_hand]}), &json!({}));
+        assert!(put.is_done(&by_hand) && off.is_done(&by_hand));
     }
 
     #[test]

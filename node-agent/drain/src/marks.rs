@@ -25,6 +25,7 @@ pub fn notice(node: &Node, wanted: &EvictionNotice) -> Edit {
         taint: if closes { Taint::Put(wanted.event_type.clone()) } else { Taint::Remove },
         unschedulable,
         excluded: Some(wanted.response == EventResponse::Drain),
+        out_of_service: None,
         annotations: vec![(names::EVICTION_ANNOTATION, text(&EvictionNotice { cordoned, ..wanted.clone() }))],
     }
 }

@@ -29,6 +29,9 @@ pub trait Instances: Send + Sync {
     /// Every VM of the scale set that `member` is or was in; none where that is gone.
     fn scale_set_of<'a>(&'a self, member: &'a VmId) -> BoxFuture<'a, Result<Vec<Instance>, AzureError>>;
 
+    /// Has Azure start a VM that is stopped or deallocated. Accepted is not started: how it goes, its power state tells.
+    fn start<'a>(&'a self, vm: &'a VmId) -> BoxFuture<'a, Result<(), AzureError>>;
+
     /// Has Azure evict a spot VM for practice: notice, 30 s, eviction.
     fn simulate_eviction<'a>(&'a self, vm: &'a VmId) -> BoxFuture<'a, Result<(), AzureError>>;
 }
@@ -223,6 +226,18 @@ impl ComputeInstances {
         }
     }
 
+    /// Asks for something to be done with a VM.
+    async fn post(&self, vm: &VmId, what: &str) -> Result<(), AzureError> {
+        let mut path = vm.vm_path();
+        path.push(what);
+        let request = request(Method::POST, &self.url(&path, false))?;
+        if !(self.may_write)() {
+            return Err(AzureError::new(Class::Conflict, "NotLeader", "the leader lease is lost"));
+        }
+        let answer = self.transport.execute(request).await?;
+        if answer.status().is_success() { Ok(()) } else { Err(AzureError::from_response(&answer)) }
+    }
+
     fn link(&self, link: &str) -> Result<Url, AzureError> {
         Url::parse(link)
             .ok()
@@ -264,18 +279,12 @@ impl Instances for ComputeInstances {
         .boxed()
     }
 
+    fn start<'a>(&'a self, vm: &'a VmId) -> BoxFuture<'a, Result<(), AzureError>> {
+        self.post(vm, "start").boxed()
+    }
+
     fn simulate_eviction<'a>(&'a self, vm: &'a VmId) -> BoxFuture<'a, Result<(), AzureError>> {
-        async move {
-            let mut path = vm.vm_path();
-            path.push("simulateEviction");
-            let request = request(Method::POST, &self.url(&path, false))?;
-            if !(self.may_write)() {
-                return Err(AzureError::new(Class::Conflict, "NotLeader", "the leader lease is lost"));
-            }
-            let answer = self.transport.execute(request).await?;
-            if answer.status().is_success() { Ok(()) } else { Err(AzureError::from_response(&answer)) }
-        }
-        .boxed()
+        self.post(vm, "simulateEviction").boxed()
     }
 }
 

@@ -254,7 +254,8 @@ pub(crate) fn return_drained(situation: &Situation<'_>, drains: &Drains<'_>, dra
         } else {
             draft.step(Reason::ReturnDrained, Some(&pool.name), format!("return {names}"));
             let remaining = pool.existing().saturating_sub(nodes.len() as u32);
-            draft.actions.push(Action::DeleteMachines { agent_pool: pool.name.clone(), nodes, remaining });
+            let (agent_pool, reason) = (pool.name.clone(), Reason::ReturnDrained);
+            draft.actions.push(Action::DeleteMachines { agent_pool, nodes, remaining, reason });
         }
     }
 }

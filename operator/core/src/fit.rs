@@ -200,6 +200,8 @@ mod tests {
 
     fn node(name: &str, pool: &str) -> NodeView {
         NodeView {
+            lost: None,
+            out_of_service: false,
             name: name.into(),
             agent_pool: pool.into(),
             created: Timestamp::UNIX_EPOCH,

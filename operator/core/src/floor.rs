@@ -2,7 +2,7 @@
 //! must be healthy.
 //!
 //! What is needed comes of [`demand`], once when workloads have changed. What is kept follows it slowly, in
-//! [`settle`], in each plan.
+//! `settle`, in each plan.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;

@@ -12,6 +12,7 @@ mod fallback;
 pub mod fit;
 pub mod floor;
 mod leaving;
+pub mod loss;
 mod placement;
 mod plan;
 pub mod ranking;

@@ -152,7 +152,7 @@ pub(crate) fn place(policy: &Policy, snapshot: &Snapshot, need: &Need<'_>, now: 
         match room(pool, need.stalls, now) {
             Ok(room) => candidates.push(Candidate {
                 busy: pool.busy,
-                losing: pool.nodes.iter().any(|node| node.noticed.is_some()),
+                losing: pool.nodes.iter().any(|node| node.noticed.is_some() || node.lost.is_some()),
                 units: pool.units,
                 stands: *stands,
                 place,

@@ -12,8 +12,9 @@ use crate::failback::{self, Drains};
 use crate::fallback::{self, Shortfall};
 use crate::floor::{self, Floor, FloorMemory};
 use crate::leaving;
+use crate::loss::{self, Restarts};
 use crate::placement::{Limit, Need, Placement, place};
-use crate::ranking::{Rank, losses, rank};
+use crate::ranking::{Rank, losses, rank, unannounced_since};
 use crate::snapshot::{AgentPoolView, Losses, NodeView, Snapshot};
 use crate::stall::{self, Stall};
 use crate::units;
@@ -45,6 +46,8 @@ pub enum Action {
         nodes: Vec<String>,
         /// Machines that remain.
         remaining: u32,
+        /// Why.
+        reason: Reason,
     },
     /// PUT the agent pool with its count lowered to the machines that exist: none is deleted by it.
     CorrectCount {
@@ -52,6 +55,23 @@ pub enum Action {
         agent_pool: String,
         /// Machines that exist.
         count: u32,
+    },
+    /// Have Azure start deallocated machines again.
+    Restart {
+        /// The agent pool.
+        agent_pool: String,
+        /// Names of nodes.
+        nodes: Vec<String>,
+    },
+    /// Taint the node `out-of-service`: its VM does not run.
+    TakeOutOfService {
+        /// The node.
+        node: String,
+    },
+    /// Take that taint off.
+    ReturnToService {
+        /// The node.
+        node: String,
     },
     /// Ask the node's agent to drain it, PDBs kept.
     RequestDrain {
@@ -75,8 +95,11 @@ impl Action {
     /// Why.
     pub fn reason(&self) -> Reason {
         match self {
-            Self::ScaleUp { reason, .. } | Self::WithdrawDrain { reason, .. } => *reason,
-            Self::DeleteMachines { .. } => Reason::ReturnDrained,
+            Self::ScaleUp { reason, .. }
+            | Self::WithdrawDrain { reason, .. }
+            | Self::DeleteMachines { reason, .. } => *reason,
+            Self::Restart { .. } => Reason::RestartDeallocated,
+            Self::TakeOutOfService { .. } | Self::ReturnToService { .. } => Reason::OutOfService,
             Self::CorrectCount { .. } => Reason::CountCorrected,
             Self::RequestDrain { reason: DrainReason::Failback, .. } => Reason::Failback,
             Self::RequestDrain { reason: DrainReason::Manual, .. } => Reason::ManualDrain,
@@ -90,7 +113,12 @@ impl Action {
             Self::ScaleUp { agent_pool, .. }
             | Self::DeleteMachines { agent_pool, .. }
             | Self::CorrectCount { agent_pool, .. } => Some(agent_pool),
-            Self::RequestDrain { .. } | Self::WithdrawDrain { .. } => None,
+            // Starting a machine is no write of its agent pool.
+            Self::Restart { .. }
+            | Self::TakeOutOfService { .. }
+            | Self::ReturnToService { .. }
+            | Self::RequestDrain { .. }
+            | Self::WithdrawDrain { .. } => None,
         }
     }
 
@@ -192,6 +220,10 @@ pub struct Plan {
     pub on_demand_short: Option<String>,
     /// What each agent pool has lost lately, by name.
     pub losses: BTreeMap<String, Losses>,
+    /// Of these, what nobody had announced and was not counted before.
+    pub unannounced: BTreeMap<String, u32>,
+    /// Attempts to start deallocated machines, by agent pool that has any.
+    pub restarts: BTreeMap<String, Restarts>,
     /// When time alone changes the plan.
     pub wake: Option<Timestamp>,
     /// How far it is, if the SpotPool is being deleted.
@@ -308,6 +340,7 @@ pub(crate) struct Draft {
     pub actions: Vec<Action>,
     pub steps: Vec<PlanStep>,
     pub memory: Memory,
+    pub restarts: BTreeMap<String, Restarts>,
     pub wake: Option<Timestamp>,
 }
 
@@ -332,6 +365,7 @@ impl Draft {
         self.memory.paused_until = before.paused_until;
         self.memory.probe.clone_from(&before.probe);
         self.memory.answered.clone_from(&before.answered);
+        self.restarts = kept_restarts(snapshot);
         (Vec::new(), actions)
     }
 
@@ -355,8 +389,13 @@ pub(crate) fn later(time: Timestamp, by: Duration) -> Timestamp {
 /// In order: spot up to its target; on-demand for the baseline, and for what is lost or refused, inside `fallback`;
 /// what is there beyond need is drained and returned, on-demand first, once nothing has happened for a while.
 pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
-    let mut draft =
-        Draft { actions: Vec::new(), steps: Vec::new(), memory: snapshot.memory.clone(), wake: None };
+    let mut draft = Draft {
+        actions: Vec::new(),
+        steps: Vec::new(),
+        memory: snapshot.memory.clone(),
+        restarts: kept_restarts(snapshot),
+        wake: None,
+    };
     let floor = floor::settle(spec, snapshot, &mut draft.memory, now);
     let floor_units = floor.as_ref().map_or(0, |floor| floor.units);
     if snapshot.leaving {
@@ -411,6 +450,7 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
     let on_demand_short = fallback::short(&situation, &on_demand, &mut draft);
 
     failback::decide(&situation, fallback.units, &drains, &mut draft);
+    loss::decide(&situation, &mut draft);
     counts::correct(&situation, &mut draft);
 
     let fallback_nodes = fallback_nodes(&situation, &on_demand);
@@ -427,6 +467,8 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
         .collect();
     let of_pool = |pool: &AgentPoolView| Some((pool.name.clone(), losses(pool)?));
     let losses = snapshot.agent_pools.iter().filter_map(of_pool).collect();
+    let new = |pool: &AgentPoolView| (pool.name.clone(), unannounced_since(pool));
+    let unannounced = snapshot.agent_pools.iter().map(new).filter(|(_, count)| *count > 0).collect();
 
     let (actions, withheld) = draft.hold_back(spec, snapshot);
     Plan {
@@ -442,9 +484,21 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
         stalls,
         on_demand_short,
         losses,
+        unannounced,
+        restarts: draft.restarts,
         wake: draft.wake.filter(|wake| *wake > now),
         leaving: None,
     }
+}
+
+/// Attempts are remembered as long as there is something to start.
+fn kept_restarts(snapshot: &Snapshot) -> BTreeMap<String, Restarts> {
+    let kept = |pool: &AgentPoolView| {
+        // Started ones are on their way up until they are ready, or deallocated again.
+        let is_on = pool.nodes.iter().any(|node| !node.ready && node.drain.is_none());
+        Some((pool.name.clone(), pool.restarts.filter(|_| is_on)?))
+    };
+    snapshot.agent_pools.iter().filter_map(kept).collect()
 }
 
 pub(crate) fn explain_unusable(snapshot: &Snapshot, draft: &mut Draft) {

@@ -12,6 +12,7 @@ use rust_decimal::Decimal;
 use rust_decimal::prelude::ToPrimitive;
 use spotpool_crds::spot_pool::{Placement as Policy, Role, Strategy};
 
+use crate::loss;
 use crate::snapshot::{AgentPoolView, Losses, Score, Snapshot};
 
 /// What one eviction costs, in hours of the node's price: on-demand in its stead for its minimum lifetime, the boot
@@ -112,15 +113,24 @@ pub fn remaining_losses(losses: &Losses, now: Timestamp) -> u32 {
     losses.count.checked_shr(u32::try_from(halvings).unwrap_or(u32::MAX)).unwrap_or(0)
 }
 
-/// The losses of an agent pool after the notices of its nodes: each counts once, by the second in which it was seen.
+/// The losses of an agent pool after the notices of its nodes, and those that came without: each counts once, by the
+/// second in which it was seen.
 pub(crate) fn losses(pool: &AgentPoolView) -> Option<Losses> {
     let last = pool.losses.clone();
-    let counted = last.as_ref().map_or(i64::MIN, |last| last.at.as_second());
-    let new: Vec<Timestamp> =
-        pool.nodes.iter().filter_map(|node| node.noticed).filter(|seen| seen.as_second() > counted).collect();
+    let seen = pool.nodes.iter().filter_map(|node| node.noticed).chain(loss::unannounced(pool));
+    let new: Vec<Timestamp> = seen.filter(|seen| is_new(pool, *seen)).collect();
     let Some(at) = new.iter().max().copied() else { return last };
     let before = last.map_or(0, |last| remaining_losses(&last, at));
     Some(Losses { count: before + new.len() as u32, at })
+}
+
+/// How many losses that nobody had announced are counted now for the first time.
+pub(crate) fn unannounced_since(pool: &AgentPoolView) -> u32 {
+    loss::unannounced(pool).filter(|seen| is_new(pool, *seen)).count() as u32
+}
+
+fn is_new(pool: &AgentPoolView, seen: Timestamp) -> bool {
+    pool.losses.as_ref().is_none_or(|last| seen.as_second() > last.at.as_second())
 }
 
 fn is_distrusted(pool: &AgentPoolView, now: Timestamp) -> bool {

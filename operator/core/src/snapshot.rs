@@ -6,11 +6,12 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use rust_decimal::Decimal;
 use spotpool_crds::Reason;
-use spotpool_crds::spot_pool::{Operation, OperationKind, Role};
+use spotpool_crds::spot_pool::{OnDeallocated, Operation, OperationKind, Role};
 use spotpool_crds::voluntary_drain::{DrainPhase, DrainReason};
 
 use crate::fit::Room;
 use crate::floor::FloorDemand;
+use crate::loss::{Lost, Restarts, VmState};
 use crate::plan::Memory;
 use crate::stall::{COMES_WITHIN, asked, is_overdue};
 use crate::upkeep::Upkeep;
@@ -80,6 +81,14 @@ pub struct AgentPoolView {
     pub losses: Option<Losses>,
     /// When Azure last had no capacity for it, if no machine has come since: then it is tried with one first.
     pub refused_at: Option<Timestamp>,
+    /// When nodes of it went that nobody had announced, and whose Node is not there any more.
+    pub vanished: Vec<Timestamp>,
+    /// Whether Azure leaves evicted VMs there, deallocated.
+    pub deallocates: bool,
+    /// What becomes of those.
+    pub on_deallocated: OnDeallocated,
+    /// How often they were started, if they were.
+    pub restarts: Option<Restarts>,
     /// Its nodes, in any order.
     pub nodes: Vec<NodeView>,
 }
@@ -90,6 +99,10 @@ impl Default for AgentPoolView {
         Self {
             name: String::new(),
             max_nodes: 0,
+            vanished: Vec::new(),
+            deallocates: false,
+            on_deallocated: OnDeallocated::default(),
+            restarts: None,
             units: 1,
             role: Err(Reason::AzureUnreachable),
             count: 0,
@@ -148,6 +161,7 @@ pub struct Losses {
 }
 
 /// One node.
+#[expect(clippy::struct_excessive_bools, reason = "each is seen by itself, in any combination")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeView {
     /// Its name, which is also its machine's.
@@ -162,6 +176,10 @@ pub struct NodeView {
     pub cordoned: bool,
     /// Since when it is under notice, by its own agent's word or by a sibling's. Worth nothing from that moment.
     pub noticed: Option<Timestamp>,
+    /// Its VM does not run, says Azure.
+    pub lost: Option<Lost>,
+    /// Whether the operator has put it out of service.
+    pub out_of_service: bool,
     /// The voluntary drain that was asked for.
     pub drain: Option<DrainView>,
     /// Whether a person wants it drained and replaced.
@@ -182,9 +200,9 @@ pub struct DrainView {
 }
 
 impl NodeView {
-    /// Whether it counts as capacity that is there or coming: not under notice, not asked to leave.
+    /// Whether it counts as capacity that is there or coming: not lost, not under notice, not asked to leave.
     pub fn stays(&self) -> bool {
-        self.noticed.is_none() && self.drain.is_none()
+        self.noticed.is_none() && self.lost.is_none() && self.drain.is_none()
     }
 
     /// Whether it has come so lately that it is likely to be ready soon.
@@ -224,7 +242,13 @@ impl AgentPoolView {
 
     /// Machines that exist: every node that is there, and every listed machine that is no node yet.
     pub(crate) fn existing(&self) -> u32 {
-        self.nodes.len() as u32 + self.without_node()
+        self.present() + self.without_node()
+    }
+
+    /// Nodes whose machine is not known to be gone.
+    fn present(&self) -> u32 {
+        let is_gone = |node: &NodeView| node.lost.is_some_and(|lost| lost.state == VmState::Gone);
+        self.nodes.iter().filter(|node| !is_gone(node)).count() as u32
     }
 
     /// Listed machines that are no node yet.
@@ -288,7 +312,7 @@ impl AgentPoolView {
 
     /// Machines that may come to exist without anything further being asked.
     pub(crate) fn committed(&self) -> u32 {
-        let machines = self.nodes.len() as u32 + self.creating();
+        let machines = self.present() + self.creating();
         // Surge nodes go by themselves.
         if self.upkeep.is_some() { machines.min(self.count) } else { machines }
     }

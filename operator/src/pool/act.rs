@@ -2,19 +2,25 @@
 //! Azure is asked, agent pools are written with `If-Match`, nodes with their uid.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Patch, PatchParams};
-use kube::{Api, ResourceExt};
+use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
 use spotpool_azure::{AzureError, Class, Urgency};
 use spotpool_core::{Action, Plan};
+use spotpool_crds::eviction::Phase;
 use spotpool_crds::spot_pool::{Operation, OperationKind};
 use spotpool_crds::voluntary_drain::{DrainReason, DrainRequest};
 use spotpool_crds::{NodePolicy, Reason, SpotPool, names};
+use spotpool_drain::edit::Edit;
+use spotpool_drain::marks;
+use spotpool_drain::node::{self as drain, NodeHandle};
 
 use super::Error;
 use super::controller::Context;
@@ -24,6 +30,8 @@ use crate::agent_pools::AgentPools;
 /// Nodes patched in one go: labels and policies are not urgent.
 const NODES_AT_A_TIME: usize = 50;
 const PATCHES_AT_ONCE: usize = 8;
+/// What cannot be written for so long is planned again.
+const NODE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What became of the plan's actions.
 #[derive(Debug, Default)]
@@ -47,7 +55,11 @@ pub fn intentions(plan: &Plan, now: Timestamp) -> BTreeMap<String, Operation> {
                 (OperationKind::DeleteMachines, *remaining, nodes.len() as u32, 0)
             }
             Action::CorrectCount { count, .. } => (OperationKind::CorrectCount, *count, 0, 0),
-            Action::RequestDrain { .. } | Action::WithdrawDrain { .. } => return None,
+            Action::Restart { .. }
+            | Action::TakeOutOfService { .. }
+            | Action::ReturnToService { .. }
+            | Action::RequestDrain { .. }
+            | Action::WithdrawDrain { .. } => return None,
         };
         let (count, machines, coming) = (count as i32, machines as i32, coming as i32);
         let operation =
@@ -70,6 +82,18 @@ pub async fn act(
         if let (true, Some(noticed)) = (is_emergency(action), gathered.newest_notice) {
             let since = Timestamp::now().duration_since(noticed);
             context.metrics.replacement_requested(since.as_secs_f64().max(0.0));
+        }
+    }
+
+    let services = plan.actions.iter().map(|action| service(context, gathered, action));
+    for (action, result) in plan.actions.iter().zip(futures::future::join_all(services).await) {
+        match result {
+            None => {}
+            Some(Ok(())) => outcome.done.push(action.clone()),
+            Some(Err((agent_pool, error))) => {
+                tracing::warn!(agent_pool, class = %error.class, code = error.code, message = error.message, "Azure does not start a VM");
+                outcome.failed.insert(agent_pool, error);
+            }
         }
     }
 
@@ -109,7 +133,11 @@ pub async fn write_agent_pools(agent_pools: &AgentPools, plan: &Plan) -> Outcome
                 }
                 Action::DeleteMachines { nodes, .. } => agent_pools.delete_machines(agent_pool, nodes).await,
                 Action::CorrectCount { count, .. } => agent_pools.correct_count(agent_pool, *count).await,
-                Action::RequestDrain { .. } | Action::WithdrawDrain { .. } => Ok(()),
+                Action::Restart { .. }
+                | Action::TakeOutOfService { .. }
+                | Action::ReturnToService { .. }
+                | Action::RequestDrain { .. }
+                | Action::WithdrawDrain { .. } => Ok(()),
             };
             (action, agent_pool, result)
         })
@@ -129,6 +157,55 @@ pub async fn write_agent_pools(agent_pools: &AgentPools, plan: &Plan) -> Outcome
         }
     }
     outcome
+}
+
+/// Puts a node out of service or back, or has its VM started; `None` for other actions.
+async fn service(
+    context: &Context,
+    gathered: &Gathered,
+    action: &Action,
+) -> Option<Result<(), (String, AzureError)>> {
+    let of_name = |name: &String| gathered.nodes.iter().find(|node| node.name_any() == *name);
+    match action {
+        Action::TakeOutOfService { node } | Action::ReturnToService { node } => {
+            let on = matches!(action, Action::TakeOutOfService { .. });
+            let edit = |_: &drain::Node| Edit { out_of_service: Some(on), ..Edit::default() };
+            // One that could not be written is planned again.
+            write_node(&context.client, of_name(node)?, edit).await.then_some(Ok(()))
+        }
+        Action::Restart { agent_pool, nodes } => {
+            let mut result = Ok(());
+            for node in nodes.iter().filter_map(of_name) {
+                // Before it runs: its pods would be evicted, and nothing could be scheduled there.
+                let clean = |node: &drain::Node| Edit {
+                    out_of_service: Some(false),
+                    ..marks::ended(node, Phase::Over)
+                };
+                if !write_node(&context.client, node, clean).await {
+                    continue;
+                }
+                if let Err(error) = context.vms.start(node).await {
+                    result = Err((agent_pool.clone(), error));
+                    break;
+                }
+            }
+            Some(result)
+        }
+        _ => None,
+    }
+}
+
+/// Writes a Node from how it is now: taints have other writers. Whether it is so in the end.
+async fn write_node(client: &Client, node: &Node, edit: impl Fn(&drain::Node) -> Edit) -> bool {
+    let (name, uid) = (node.name_any(), node.uid());
+    let written = async {
+        let live = Api::<drain::Node>::all(client.clone()).get(&name).await.ok()?;
+        let live = Some(live).filter(|live| live.metadata.uid == uid)?;
+        let (_, watched) = tokio::sync::watch::channel(Some(Arc::new(live)));
+        let handle = NodeHandle::new(client.clone(), names::OPERATOR_FIELD_MANAGER, &name, watched);
+        Some(handle.write(edit, || ()).await)
+    };
+    matches!(tokio::time::timeout(NODE_TIMEOUT, written).await, Ok(Some(_)))
 }
 
 /// Whether capacity is short until it is done.

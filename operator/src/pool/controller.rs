@@ -25,6 +25,7 @@ use crate::backup_drain::BackupDrains;
 use crate::market::Market;
 use crate::metrics::Metrics;
 use crate::neighbours::Neighbours;
+use crate::vms::Vms;
 use crate::watches::{Nodes, backoff};
 use crate::workloads::Workloads;
 
@@ -45,6 +46,8 @@ pub struct Parts {
     pub market: Arc<Market>,
     /// Pods and disruption budgets.
     pub workloads: Workloads,
+    /// What Azure says of the VMs of silent Nodes.
+    pub vms: Arc<Vms>,
     /// Drains in the agents' stead.
     pub backup_drains: Arc<BackupDrains>,
     /// What else buys nodes in the cluster.
@@ -63,6 +66,8 @@ pub struct Context {
     pub market: Arc<Market>,
     /// Pods and disruption budgets.
     pub workloads: Workloads,
+    /// What Azure says of the VMs of silent Nodes.
+    pub vms: Arc<Vms>,
     /// Drains in the agents' stead.
     pub backup_drains: Arc<BackupDrains>,
     /// What else buys nodes in the cluster.
@@ -111,6 +116,7 @@ pub async fn run(
         agent_pools: parts.agent_pools,
         market: parts.market,
         workloads: parts.workloads,
+        vms: parts.vms,
         backup_drains: parts.backup_drains,
         neighbours: parts.neighbours,
         metrics,
@@ -155,6 +161,7 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
     let mut view = context.agent_pools.view(wanted);
     context.market.tell(&mut view);
     context.neighbours.tell(&mut view);
+    view.words = context.vms.words();
     let mut gathered = gather(&pool, &context.all_spot_pools(), &context.nodes.all(), view, now);
     context.workloads.tell(&pool, &mut gathered);
     context.backup_drains.forget_gone(&context.nodes);
@@ -200,6 +207,9 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
     let cost = report::floor_cost(&pool, &gathered, &plan);
     context.metrics.budgets(&pool.namespace().unwrap_or_default(), &pool.name_any(), &status, cost);
     let current = context.write_report(current, status).await?;
+    for (agent_pool, count) in &plan.unannounced {
+        context.metrics.lost_without_notice(agent_pool, *count);
+    }
     let reference = pool.object_ref(&());
     for event in events {
         // Events tell, they do not decide: one that is lost changes nothing.

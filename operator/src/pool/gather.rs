@@ -9,10 +9,11 @@ use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 use serde::de::DeserializeOwned;
-use spotpool_azure::{AgentPool, AzureError, Class, Priority, Scope};
+use spotpool_azure::{AgentPool, AzureError, Class, EvictionPolicy, Priority, Scope};
 use spotpool_core::avoidance::{Failure, avoided_until};
 use spotpool_core::claims::{Claim, claimed_by};
 use spotpool_core::floor::FloorMemory;
+use spotpool_core::loss::{Lost, Restarts, lost, quarantine};
 use spotpool_core::upkeep::Upkeep;
 use spotpool_core::{
     AgentPoolView, Answered, DrainView, Losses, Memory, NodeView, Probe, Relapses, Snapshot, Stall, Wishes,
@@ -29,6 +30,7 @@ use super::others::Others;
 use super::release;
 use crate::agent_pools::{Known, View};
 use crate::market::decimal;
+use crate::vms::signs;
 use crate::watches::agent_pool_of;
 use crate::workloads::Survey;
 
@@ -97,6 +99,11 @@ impl Troubles {
     /// Of one agent pool.
     pub fn of(&self, agent_pool: &str) -> Trouble {
         self.0.get(agent_pool).cloned().unwrap_or_default()
+    }
+
+    /// Has `agent_pool` left alone.
+    fn avoid(&mut self, agent_pool: &str, until: Timestamp) {
+        self.0.entry(agent_pool.to_owned()).or_default().avoid(until);
     }
 
     /// Takes an error of `agent_pool` in: for itself, and for all whom it speaks of as well.
@@ -186,7 +193,7 @@ pub fn gather(
 
     let asked = view.pools.is_some();
     let azure: BTreeMap<String, Known> =
-        view.pools.into_iter().flatten().filter(|(name, _)| names.contains(name.as_str())).collect();
+        view.pools.clone().into_iter().flatten().filter(|(name, _)| names.contains(name.as_str())).collect();
     let said = |key: &str| pool.annotations().get(key).cloned();
     let mut snapshot = Snapshot {
         memory: memory(&status),
@@ -204,7 +211,9 @@ pub fn gather(
     for node in &nodes {
         let warm_at = warm_at(node, &pool.spec.readiness);
         let is_warm = warm_at.is_some_and(|warm_at| warm_at <= now);
-        let Some(view) = node_view(node, &doomed, is_warm, uid.as_deref()) else { continue };
+        let word = view.words.get(&node.uid().unwrap_or_default());
+        let lost = lost(&signs(node), word, now);
+        let Some(view) = node_view(node, &doomed, is_warm, lost, uid.as_deref()) else { continue };
         let soonest = [snapshot.ready_at, warm_at.filter(|warm_at| *warm_at > now)];
         snapshot.ready_at = soonest.into_iter().flatten().min();
         views.entry(view.agent_pool.clone()).or_default().push(view);
@@ -277,8 +286,20 @@ pub fn gather(
                 .and_then(|before| before.losses.as_ref())
                 .map(|losses| Losses { count: losses.count.max(0) as u32, at: losses.at.0 }),
             refused_at: trouble.of(name).refused_at(),
+            vanished: known.map(|known| known.vanished.clone()).unwrap_or_default(),
+            deallocates: known
+                .is_some_and(|known| known.pool.eviction_policy == Some(EvictionPolicy::Deallocate)),
+            on_deallocated: agent_pool.on_deallocated,
+            restarts: before
+                .and_then(|before| before.restarts.as_ref())
+                .map(|restarts| Restarts { count: restarts.count.max(0) as u32, at: restarts.at.0 }),
             nodes,
         });
+    }
+    for (index, until) in quarantine(&snapshot.agent_pools, now) {
+        let pool = &mut snapshot.agent_pools[index];
+        trouble.avoid(&pool.name, until);
+        pool.avoided_until = trouble.of(&pool.name).avoided_until;
     }
     let newest_notice = nodes
         .iter()
@@ -377,7 +398,13 @@ fn warm_at(node: &Node, readiness: &Readiness) -> Option<Timestamp> {
     Some(since.saturating_add(SignedDuration::try_from(warmup).ok()?).unwrap_or(Timestamp::MAX))
 }
 
-fn node_view(node: &Node, doomed: &Doomed, is_warm: bool, uid: Option<&str>) -> Option<NodeView> {
+fn node_view(
+    node: &Node,
+    doomed: &Doomed,
+    is_warm: bool,
+    lost: Option<Lost>,
+    uid: Option<&str>,
+) -> Option<NodeView> {
     let request: Option<DrainRequest> = annotation(node, names::DRAIN_REQUEST_ANNOTATION);
     let status: Option<DrainStatus> = annotation(node, names::DRAIN_STATUS_ANNOTATION);
     let cordoned = node.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or(false);
@@ -392,6 +419,8 @@ fn node_view(node: &Node, doomed: &Doomed, is_warm: bool, uid: Option<&str>) -> 
             .filter(EvictionNotice::takes_capacity)
             .map(|notice| notice.observed_at)
             .or_else(|| doomed.names(node)),
+        lost,
+        out_of_service: is_out_of_service(node),
         drain: request.map(|request| DrainView {
             not_after: request.not_after,
             phase: status.filter(|status| status.id == request.id).map(|status| status.phase),
@@ -399,6 +428,15 @@ fn node_view(node: &Node, doomed: &Doomed, is_warm: bool, uid: Option<&str>) -> 
             is_ours: request.spot_pool.is_none() || request.spot_pool.as_deref() == uid,
         }),
         drain_wished: node.annotations().contains_key(names::REQUESTED_DRAIN_ANNOTATION),
+    })
+}
+
+/// Whether the operator has put it out of service.
+fn is_out_of_service(node: &Node) -> bool {
+    let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+    taints.into_iter().any(|taint| {
+        taint.key == names::OUT_OF_SERVICE_TAINT
+            && taint.value.as_deref() == Some(names::OUT_OF_SERVICE_VALUE)
     })
 }
 
@@ -442,7 +480,10 @@ mod tests {
 
     fn noticed(nodes: &[Arc<Node>]) -> Vec<bool> {
         let doomed = Doomed::of(nodes);
-        nodes.iter().map(|node| node_view(node, &doomed, true, None).unwrap().noticed.is_some()).collect()
+        nodes
+            .iter()
+            .map(|node| node_view(node, &doomed, true, None, None).unwrap().noticed.is_some())
+            .collect()
     }
 
     #[test]

@@ -13,7 +13,7 @@ use spotpool_core::{Action, AgentPoolView, Plan};
 use spotpool_crds::spot_pool::{
     Adoption, AgentPoolStatus, BlockedBudget, BudgetFloor, FallbackStatus, FloorStatus, LeavingStatus,
     LossesStatus, NextFloor, Operation, PlanStep, Price, ProbeStatus, RankStatus, RelapsesStatus,
-    RequestStatus, Role, WriteBudget,
+    RequestStatus, RestartsStatus, Role, WriteBudget,
 };
 use spotpool_crds::{Reason, SpotPool, SpotPoolStatus, names};
 
@@ -201,6 +201,10 @@ fn agent_pools(
                     .losses
                     .get(&view.name)
                     .map(|losses| LossesStatus { count: losses.count as i32, at: Time(losses.at) }),
+                restarts: plan
+                    .restarts
+                    .get(&view.name)
+                    .map(|restarts| RestartsStatus { count: restarts.count as i32, at: Time(restarts.at) }),
                 unusable: view.role.err(),
             };
             let is_scaled = |done: &Action| {
@@ -484,9 +488,11 @@ pub fn events(before: &SpotPoolStatus, after: &SpotPoolStatus, plan: &Plan, outc
 
 fn speaks_of(step: &PlanStep, action: &Action) -> bool {
     match action {
-        Action::RequestDrain { node, .. } | Action::WithdrawDrain { node, .. } => {
-            step.message.contains(node.as_str())
-        }
+        Action::RequestDrain { node, .. }
+        | Action::WithdrawDrain { node, .. }
+        | Action::TakeOutOfService { node }
+        | Action::ReturnToService { node } => step.message.contains(node.as_str()),
+        Action::Restart { agent_pool, .. } => step.agent_pool.as_ref() == Some(agent_pool),
         _ => step.agent_pool.as_deref() == action.agent_pool(),
     }
 }
@@ -512,13 +518,26 @@ fn action_event(action: &Action, status: &SpotPoolStatus, would: &str) -> Event 
             (kind, format!("ScaleUp/{agent_pool}"), None, note)
         }
         Action::DeleteMachines { agent_pool, nodes, .. } => {
-            let note = format!("returned {} of agent pool {agent_pool}", nodes.join(", "));
+            let done = if reason == Reason::LostDeleted { "deleted lost" } else { "returned" };
+            let note = format!("{done} {} of agent pool {agent_pool}", nodes.join(", "));
             (EventType::Normal, "DeleteMachines".to_owned(), nodes.first(), note)
         }
         Action::CorrectCount { agent_pool, count } => {
             let note =
                 format!("lowered the count of agent pool {agent_pool} to the {count} machines that exist");
             (EventType::Normal, format!("CorrectCount/{agent_pool}"), None, note)
+        }
+        Action::Restart { agent_pool, nodes } => {
+            let note = format!("had Azure start {} of agent pool {agent_pool}", nodes.join(", "));
+            (EventType::Normal, format!("Restart/{agent_pool}"), nodes.first(), note)
+        }
+        Action::TakeOutOfService { node } => {
+            let note = format!("taken {node} out of service: its VM does not run, its pods are set free");
+            (EventType::Warning, "TakeOutOfService".to_owned(), Some(node), note)
+        }
+        Action::ReturnToService { node } => {
+            let note = format!("put {node} in service again");
+            (EventType::Normal, "ReturnToService".to_owned(), Some(node), note)
         }
         Action::RequestDrain { node, reason: why, .. } => {
             (EventType::Normal, "Drain".to_owned(), Some(node), format!("asked {node} to drain: {why:?}"))

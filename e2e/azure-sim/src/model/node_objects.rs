@@ -31,7 +31,13 @@ impl Cloud {
             .iter()
             .flat_map(|(name, pool)| {
                 let put_back = self.switches(name).put_back;
-                pool.vms.values().filter_map(move |vm| {
+                let left = pool.gone.iter().filter(move |vm| self.leaves(vm)).map(|vm| WantedNode {
+                    vm: vm.clone(),
+                    properties: pool.properties.clone(),
+                    ready: false,
+                    put_back: false,
+                });
+                let there = pool.vms.values().filter_map(move |vm| {
                     let ready = vm.state.is_up();
                     let stays = vm.state.registered_at.is_some() && vm.state.phase != VmPhase::Gone;
                     (ready || stays).then(|| WantedNode {
@@ -40,7 +46,8 @@ impl Cloud {
                         ready,
                         put_back,
                     })
-                })
+                });
+                there.chain(left)
             })
             .collect()
     }
@@ -49,7 +56,14 @@ impl Cloud {
     pub fn gone_nodes(&self) -> Vec<String> {
         let gone = self.pools.values().flat_map(|pool| &pool.gone);
         let retired = self.retired.values().flat_map(|(_, gone)| gone);
-        gone.chain(retired).filter(|vm| vm.node_removed_at.is_none()).map(|vm| vm.node.clone()).collect()
+        let to_go = |vm: &&VmState| vm.node_removed_at.is_none() && !self.leaves(vm);
+        gone.chain(retired).filter(to_go).map(|vm| vm.node.clone()).collect()
+    }
+
+    /// Whether the Node of a machine that is gone stays for now.
+    fn leaves(&self, vm: &VmState) -> bool {
+        let had_node = vm.registered_at.is_some() && vm.node_removed_at.is_none();
+        had_node && self.pools.contains_key(&vm.pool) && self.switches(&vm.pool).leaves_nodes
     }
 
     /// The machine's Node exists.

@@ -168,6 +168,8 @@ impl World {
             let mut nodes = Vec::new();
             for machine in pool.machines.iter().filter(|machine| machine.node_at <= self.now) {
                 nodes.push(NodeView {
+                    lost: None,
+                    out_of_service: false,
                     name: machine.name.clone(),
                     agent_pool: pool.name.clone(),
                     created: machine.node_at,
@@ -361,6 +363,9 @@ impl World {
                 let machine = self.machine(node);
                 machine.drain = None;
                 machine.foreign = false;
+            }
+            Action::Restart { .. } | Action::TakeOutOfService { .. } | Action::ReturnToService { .. } => {
+                panic!("no VM is lost without a notice here: {action:?}")
             }
         }
     }
