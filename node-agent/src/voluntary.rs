@@ -64,6 +64,7 @@ pub async fn run(context: Arc<Context>, request: DrainRequest, stop: Cancellatio
             pods: context.pods.clone(),
             terms: terms.subscribe(),
             holds: telling.holds(),
+            crowd: 1,
             stop: stop.clone(),
             observer: &hears,
         }

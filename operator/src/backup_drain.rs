@@ -343,6 +343,7 @@ impl BackupDrains {
             pods,
             terms: watch::channel(terms).1,
             holds: watch::channel(Holds::default()).1,
+            crowd: 1,
             stop: stop.clone(),
             observer: &hears,
         };

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
+use std::time::Duration;
 
 use futures::StreamExt;
 use futures::future::BoxFuture;
@@ -13,9 +14,13 @@ use kube::runtime::watcher;
 use kube::{Api, Client};
 use tokio::sync::{mpsc, watch};
 
-use crate::follow::follow;
+use crate::follow::follow_with_pauses;
 use crate::pods::Pod;
 use crate::report::Budget;
+
+/// Where there is no budget, one that is made during a drain is noticed this late: the watch for it would have to be
+/// opened just when the evictions are sent, by each of many nodes that may go at once.
+const NONE_THERE: Duration = Duration::from_secs(5);
 
 /// What is known of one budget.
 #[derive(Debug)]
@@ -136,10 +141,10 @@ async fn follow_namespace(
 ) -> Infallible {
     // Any version will do for the list: what is newer comes by the watch.
     let config = watcher::Config::default().any_semantic();
-    let mut listed = BTreeMap::new();
+    let (mut listed, mut is_empty) = (BTreeMap::new(), false);
     // A drain waits for these: no long pauses after errors.
     let (_urgent, urgent) = watch::channel(true);
-    follow(api, config, urgent, "disruption budgets", |event| {
+    follow_with_pauses(api, config, urgent, "disruption budgets", |event| {
         let change = match event {
             watcher::Event::Init => {
                 listed.clear();
@@ -149,7 +154,10 @@ async fn follow_namespace(
                 listed.extend(read(budget));
                 None
             }
-            watcher::Event::InitDone => Some(Change::Listed(namespace.clone(), std::mem::take(&mut listed))),
+            watcher::Event::InitDone => {
+                is_empty = listed.is_empty();
+                Some(Change::Listed(namespace.clone(), std::mem::take(&mut listed)))
+            }
             watcher::Event::Apply(budget) => {
                 read(budget).map(|(uid, known)| Change::Applied(namespace.clone(), uid, known))
             }
@@ -160,6 +168,7 @@ async fn follow_namespace(
         if let Some(change) = change {
             let _ = tell.send(change); // nobody listens any more: the drain is over
         }
+        if std::mem::take(&mut is_empty) { NONE_THERE } else { Duration::ZERO }
     })
     .await
 }

@@ -38,6 +38,8 @@ pub struct Drain<'a, O> {
     pub terms: watch::Receiver<Terms>,
     /// Pods that may not be asked yet.
     pub holds: watch::Receiver<Holds>,
+    /// Nodes that go at the same time, as far as is known, this one included.
+    pub crowd: usize,
     /// Ends it early.
     pub stop: CancellationToken,
     /// Hears what happens.
@@ -51,7 +53,7 @@ impl<O: Observer> Drain<'_, O> {
     /// Drains until nothing is left, the time is over, or it is stopped.
     pub async fn run(mut self) -> Report {
         let clock = Clock::start();
-        let (mut schedule, mut budgets) = (Schedule::default(), Budgets::new());
+        let (mut schedule, mut budgets) = (Schedule::among(self.crowd), Budgets::new());
         let (mut flying, mut marking) = (FuturesUnordered::new(), FuturesUnordered::new());
         let mut progress = Progress::default();
         let (mut evicted, mut escalated) = (0, 0);

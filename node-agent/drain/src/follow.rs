@@ -24,9 +24,27 @@ const LONGEST_WAIT: Duration = Duration::from_secs(10);
 pub async fn follow<K>(
     api: Api<K>,
     config: watcher::Config,
-    mut urgent: watch::Receiver<bool>,
+    urgent: watch::Receiver<bool>,
     what: &'static str,
     mut apply: impl FnMut(watcher::Event<K>),
+) -> Infallible
+where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let at_once = |event| {
+        apply(event);
+        Duration::ZERO
+    };
+    follow_with_pauses(api, config, urgent, what, at_once).await
+}
+
+/// The same, with the pauses that `apply` returns: after a list, the watch is opened so much later.
+pub async fn follow_with_pauses<K>(
+    api: Api<K>,
+    config: watcher::Config,
+    mut urgent: watch::Receiver<bool>,
+    what: &'static str,
+    mut apply: impl FnMut(watcher::Event<K>) -> Duration,
 ) -> Infallible
 where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
@@ -41,7 +59,10 @@ where
                     tracing::info!(what, "watch works again");
                     wait = FIRST_WAIT;
                 }
-                apply(event);
+                let pause = apply(event);
+                if !pause.is_zero() {
+                    tokio::time::sleep(pause).await;
+                }
             }
             Some(Err(error)) => {
                 if wait == FIRST_WAIT {

@@ -18,8 +18,10 @@ use crate::pods::Pod;
 
 /// Requests in flight at a time in all: only against absurdity, since a node has 250 pods at most.
 pub const MOST_IN_FLIGHT: usize = 200;
+/// The same for all nodes that go at once together, in the first second.
+pub const CROWD_IN_FLIGHT: usize = 200;
 /// Requests of one controller's pods that may be in flight before anything is known of them.
-const FIRST_WINDOW: usize = 4;
+pub const FIRST_WINDOW: usize = 4;
 /// The same for pods of no controller, which seldom share a budget.
 const FIRST_WINDOW_OF_BARE: usize = 8;
 /// An answer after this is no quick one.

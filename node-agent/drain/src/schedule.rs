@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::answer::Answer;
 use crate::budgets::Budgets;
-use crate::groups::{Groups, Key, Load, MOST_IN_FLIGHT, Room, SLOW};
+use crate::groups::{CROWD_IN_FLIGHT, FIRST_WINDOW, Groups, Key, Load, MOST_IN_FLIGHT, Room, SLOW};
 use crate::holds::Holds;
 use crate::known::{Deletion, Known, names};
 use crate::plan::{self, Action, Asked, Standing, Terms};
@@ -20,6 +20,8 @@ use crate::report::{Budget, Progress};
 
 /// An eviction that is not answered in this is sent again.
 const HANGS: Duration = Duration::from_secs(5);
+/// In this time every agent asks for the document once: who hears last must get its cordon through.
+const ALL_HEAR_WITHIN: Duration = Duration::from_secs(1);
 /// As good as any later time, and cannot overflow an instant.
 const ABOUT_A_YEAR: Duration = Duration::from_secs(1 << 25);
 /// Budgets named in reports.
@@ -57,6 +59,8 @@ pub struct Schedule {
     groups: Groups,
     /// When it was last found which pods are under which budget.
     regrouped: Option<Instant>,
+    /// Nodes that go at the same time, this one included.
+    crowd: usize,
 }
 
 /// A request to send.
@@ -115,7 +119,24 @@ struct Candidate<'a> {
     sent: Option<Instant>,
 }
 
+/// Evictions of one node that may be in flight so long after the drain began, where so many nodes go at once.
+///
+/// An apiserver that has as many before it as it can handle gains nothing by more, and the nodes that hear of their
+/// notice last wait for their cordon behind them: evicted pods come to those.
+fn most_in_flight(crowd: usize, since: Duration) -> usize {
+    if since < ALL_HEAR_WITHIN && crowd > 1 {
+        (CROWD_IN_FLIGHT / crowd).clamp(FIRST_WINDOW, MOST_IN_FLIGHT)
+    } else {
+        MOST_IN_FLIGHT
+    }
+}
+
 impl Schedule {
+    /// Of a node that goes together with others: so many in all.
+    pub fn among(crowd: usize) -> Self {
+        Self { crowd, ..Self::default() }
+    }
+
     /// Looks at all pods, and counts what it returns to be sent as sent.
     pub fn look(
         &mut self,
@@ -219,12 +240,13 @@ impl Schedule {
         }
         candidates.sort_by_key(|it| (!it.overdue, it.sent, it.pod.tier, Reverse(it.pod.grace)));
         let pressing = terms.is_pressing(now);
+        let most = most_in_flight(self.crowd, clock.since.elapsed());
         for candidate in candidates {
             let Some(known) = self.pods.get_mut(&candidate.pod.uid) else { continue };
             let key = known.key.get_or_insert_with(|| Key::of(candidate.pod, budgets));
             let load = loads.entry(key.clone()).or_default();
             if !candidate.overdue {
-                if in_flight >= MOST_IN_FLIGHT {
+                if in_flight >= most {
                     view.hurries = true;
                     continue;
                 }
@@ -344,5 +366,23 @@ impl Schedule {
 impl View {
     fn wakes_at(&mut self, time: Instant) {
         self.wake = Some(self.wake.map_or(time, |wake| wake.min(time)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crowd_of_nodes_begins_gently_and_one_alone_does_not() {
+        let second = Duration::from_secs(1);
+        let begins = |crowd| most_in_flight(crowd, Duration::ZERO);
+        assert_eq!(
+            (begins(0), begins(1)),
+            (MOST_IN_FLIGHT, MOST_IN_FLIGHT),
+            "a node of no known scale set, and one alone"
+        );
+        assert_eq!((begins(2), begins(20), begins(50), begins(5000)), (100, 10, 4, 4));
+        assert_eq!(most_in_flight(50, second), MOST_IN_FLIGHT, "all have heard");
     }
 }

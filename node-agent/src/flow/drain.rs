@@ -1,5 +1,6 @@
 //! Draining the node by the deadline, and again what still comes.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -29,6 +30,7 @@ impl Flow {
                 pods: self.context.pods.clone(),
                 terms: self.terms.subscribe(),
                 holds: telling.holds(),
+                crowd: self.crowd(),
                 stop: self.stop.clone(),
                 observer: &hears,
             }
@@ -78,6 +80,13 @@ impl Flow {
             }
             self.until_there_is_more(phase).await;
         }
+    }
+
+    /// Nodes of the scale set that are under notice.
+    fn crowd(&self) -> usize {
+        let wanted = self.wanted.borrow();
+        // Two events may name the same VM.
+        wanted.doomed.iter().flat_map(|event| event.instances.iter()).collect::<BTreeSet<_>>().len()
     }
 
     /// After a drain that ended well: until pods come. After one that did not: until there is new time.

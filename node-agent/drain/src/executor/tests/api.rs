@@ -210,6 +210,7 @@ impl Api {
             pods: self.pods.subscribe(),
             terms: watch::Sender::new(terms).subscribe(),
             holds: self.holds.subscribe(),
+            crowd: 1,
             stop,
             observer: &heard,
         };
