@@ -12,16 +12,10 @@ use spotpool_azure_sim::api::PoolSpec;
 use spotpool_crds::eviction::{Claimant, Phase, Source};
 use spotpool_crds::{EvictionNotice, names};
 use spotpool_e2e::objects::{create, is_ready, takes_pods};
-use spotpool_e2e::{OperatorOptions, Stage, World, WorldOptions, eventually, run};
+use spotpool_e2e::{OperatorOptions, Stage, eventually, run};
 use spotpool_e2e_cluster::Signal;
-use tokio::sync::OnceCell;
 
-static WORLD: OnceCell<World> = OnceCell::const_new();
-
-/// One with agents.
-async fn world() -> &'static World {
-    WORLD.get_or_init(async || World::start(WorldOptions::default()).await.unwrap()).await
-}
+use crate::world_with_agents;
 
 struct Scene {
     stage: Stage<'static>,
@@ -31,7 +25,7 @@ struct Scene {
 
 impl Scene {
     async fn set(name: &str, mode: &str) -> Self {
-        let stage = Stage::set(world().await, name).await.unwrap();
+        let stage = Stage::set(world_with_agents().await, name).await.unwrap();
         stage.agent_pools(&[PoolSpec::spot(name, "Standard_D4s_v5", 2)]).await.unwrap();
         let pools = json!([{"name": name, "maxNodes": 6}]);
         stage.spot_pool("p", json!({"mode": mode, "replicas": 2, "agentPools": pools})).await.unwrap();

@@ -1,5 +1,5 @@
-//! Disruption budgets: on-demand that is kept for them, those that hold their pods, and pods that must have room before
-//! their node is given back.
+//! Row J, disruption budgets: on-demand that is kept for them, those that hold their pods, and pods that must have room
+//! before their node is given back.
 
 use std::time::Duration;
 

@@ -6,13 +6,19 @@ mod adoption;
 mod backup_drain;
 mod deallocate;
 mod failback;
+mod flood;
 mod floor;
 mod hands;
 mod leaving;
 mod loss;
+mod market;
 mod others;
 mod peers;
+mod replacement;
+mod standby;
 mod units;
+mod versions;
+mod warm_up;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -22,47 +28,21 @@ use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
 use kube::api::DeleteParams;
 use serde_json::json;
-use spotpool_azure_sim::api::{Envelope, Fault, FaultAction, FaultTarget, PoolSpec, Priority, Targets};
+use spotpool_azure_sim::api::{Envelope, Fault, FaultAction, FaultTarget, PoolSpec};
 use spotpool_crds::{SpotPoolStatus, names};
 use spotpool_e2e::{OperatorOptions, Stage, World, WorldOptions, eventually, run};
 use tokio::sync::OnceCell;
 
 static WORLD: OnceCell<World> = OnceCell::const_new();
+static WORLD_WITH_AGENTS: OnceCell<World> = OnceCell::const_new();
 
 async fn world() -> &'static World {
     let options = WorldOptions { agents: false, ..WorldOptions::default() };
     WORLD.get_or_init(async || World::start(options).await.unwrap()).await
 }
 
-#[test]
-fn a_pool_grows_from_nothing_and_heals_when_machines_vanish() {
-    run(async {
-        let stage = Stage::set(world().await, "heal").await.unwrap();
-        stage
-            .agent_pools(&[
-                PoolSpec::spot("heala", "Standard_D4s_v5", 0),
-                PoolSpec::spot("healb", "Standard_D4s_v5", 0),
-            ])
-            .await
-            .unwrap();
-        let operator = stage.operator(&OperatorOptions::default()).await.unwrap();
-        let pools = json!([{"name": "heala", "maxNodes": 5}, {"name": "healb", "maxNodes": 5}]);
-        stage.spot_pool("p", json!({"replicas": 4, "agentPools": pools})).await.unwrap();
-        stage.status_is("p", "4 ready", |status| status.ready_replicas == 4).await.unwrap();
-        assert_eq!(
-            (stage.nodes("heala").await.unwrap().len(), stage.nodes("healb").await.unwrap().len()),
-            (2, 2)
-        );
-
-        stage.world.sim.kill(&Targets::of_pool("heala", 2)).await.unwrap();
-        stage.status_is("p", "the loss to show", |status| status.ready_replicas == 2).await.unwrap();
-        stage.status_is("p", "4 ready again", |status| status.ready_replicas == 4).await.unwrap();
-        let state = stage.world.sim.state().await.unwrap();
-        let puts: Vec<_> =
-            state.writes_to("heala").chain(state.writes_to("healb")).map(|write| write.status).collect();
-        assert_eq!(puts.len(), 3, "one PUT for each pool at first, one for the loss: {puts:?}");
-        operator.stop().await.unwrap();
-    });
+async fn world_with_agents() -> &'static World {
+    WORLD_WITH_AGENTS.get_or_init(async || World::start(WorldOptions::default()).await.unwrap()).await
 }
 
 #[test]
@@ -261,134 +241,6 @@ fn a_denied_write_is_explained_with_azures_own_words() {
         assert!(error.message.contains("agentPools/write") && pool.avoided_until.is_some(), "{pool:?}");
         let writes = stage.world.sim.state().await.unwrap().writes_to("denieda").count();
         assert!(writes <= 1, "{writes} writes: a refusal must not be repeated at once");
-        operator.stop().await.unwrap();
-    });
-}
-
-#[test]
-fn spot_that_is_sold_out_is_avoided_and_on_demand_stands_in() {
-    run(async {
-        let stage = Stage::set(world().await, "soldout").await.unwrap();
-        let sim = &stage.world.sim;
-        stage
-            .agent_pools(&[
-                PoolSpec::spot("soldouta", "Standard_E4s_v5", 0),
-                PoolSpec::regular("soldoutr", "Standard_E4s_v5", 0),
-            ])
-            .await
-            .unwrap();
-        sim.set_capacity("Standard_E4s_v5", Priority::Spot, Some(1)).await.unwrap();
-        let operator = stage.operator(&OperatorOptions::default()).await.unwrap();
-        let pools = json!([{"name": "soldouta", "maxNodes": 5}, {"name": "soldoutr", "maxNodes": 5}]);
-        let fallback = json!({"maxNodes": 2});
-        stage
-            .spot_pool("p", json!({"replicas": 2, "agentPools": pools, "fallback": fallback}))
-            .await
-            .unwrap();
-        let status =
-            stage.status_is("p", "on-demand to stand in", |status| status.ready_replicas == 2).await.unwrap();
-        assert_eq!((status.capacity.ready_spot, status.capacity.ready_on_demand), (1, 1));
-        assert_eq!(condition(&status, "FallbackActive"), "True");
-        let pool = status.agent_pools.iter().find(|it| it.name == "soldouta").unwrap();
-        assert_eq!(pool.last_error.as_ref().unwrap().code, "SkuNotAvailable");
-        assert!(pool.avoided_until.is_some());
-        operator.stop().await.unwrap();
-    });
-}
-
-#[test]
-fn nodes_go_where_spot_is_cheap_and_calm_and_status_says_why() {
-    run(async {
-        let stage = Stage::set(world().await, "market").await.unwrap();
-        // By the simulator's prices and eviction rates: F8s is 9 % dearer than D8as and evicted ten times as often.
-        stage
-            .agent_pools(&[
-                PoolSpec::spot("marketf", "Standard_F8s_v2", 1),
-                PoolSpec::spot("marketd", "Standard_D8as_v5", 0),
-                PoolSpec::spot("marketx", "Standard_D8ds_v5", 0),
-                PoolSpec::regular("marketr", "Standard_D8as_v5", 0),
-            ])
-            .await
-            .unwrap();
-        let operator = stage.operator(&OperatorOptions::default()).await.unwrap();
-        let pools = json!([
-            {"name": "marketf", "maxNodes": 5}, {"name": "marketd", "maxNodes": 5},
-            {"name": "marketx", "maxNodes": 5, "maxHourlyPrice": "0.09"}, {"name": "marketr", "maxNodes": 5}
-        ]);
-        let placement = json!({"strategy": "Balanced", "maxSharePerPool": 80});
-        stage
-            .spot_pool("p", json!({"replicas": 1, "agentPools": pools, "placement": placement}))
-            .await
-            .unwrap();
-        let known = |status: &SpotPoolStatus| {
-            let pools = &status.agent_pools;
-            !pools.is_empty()
-                && pools.iter().all(|pool| {
-                    pool.price.is_some() && (pool.name == "marketr" || !pool.placement_score.is_empty())
-                })
-        };
-        let status = stage.status_is("p", "the market to be known", known).await.unwrap();
-        let of = |name: &str| status.agent_pools.iter().find(|pool| pool.name == name).unwrap().clone();
-        let (f, d) = (of("marketf"), of("marketd"));
-        let price = d.price.unwrap();
-        assert_eq!((price.hourly.as_str(), price.currency.as_str()), ("0.0619", "USD"));
-        assert_eq!((d.eviction_band.as_str(), f.eviction_band.as_str()), ("0-5", "20+"));
-        assert_eq!((d.rank.as_ref().unwrap().position, f.rank.as_ref().unwrap().position), (1, 2));
-        let why = d.rank.unwrap().why;
-        assert!(why.starts_with("0.0619 an hour, about 2.5 % evicted an hour"), "{why}");
-        assert_eq!(of("marketr").price.unwrap().hourly, "0.344");
-
-        // One more: to the calm one. Three more: none above its price, and the share is kept.
-        stage.replicas("p", 2).await.unwrap();
-        // An agent pool with an operation running would be passed over.
-        let settled = |status: &SpotPoolStatus| {
-            let idle = status
-                .agent_pools
-                .iter()
-                .all(|pool| pool.operation.is_none() && pool.provisioning_state == "Succeeded");
-            idle && status.ready_replicas == 2
-        };
-        stage.status_is("p", "2 ready and nothing under way", settled).await.unwrap();
-        assert_eq!(stage.nodes("marketd").await.unwrap().len(), 1);
-        stage.replicas("p", 5).await.unwrap();
-        let status = stage.status_is("p", "5 ready", |status| status.ready_replicas == 5).await.unwrap();
-        assert_eq!(stage.nodes("marketx").await.unwrap().len(), 0, "{:?}", status.plan);
-        assert!(stage.nodes("marketd").await.unwrap().len() >= 3);
-        operator.stop().await.unwrap();
-    });
-}
-
-#[test]
-fn a_baseline_is_on_demand_from_the_start_and_a_node_counts_when_it_is_warm() {
-    run(async {
-        let stage = Stage::set(world().await, "base").await.unwrap();
-        stage
-            .agent_pools(&[
-                PoolSpec::spot("basea", "Standard_D4s_v5", 0),
-                PoolSpec::regular("baser", "Standard_D4s_v5", 0),
-            ])
-            .await
-            .unwrap();
-        let operator = stage.operator(&OperatorOptions::default()).await.unwrap();
-        let pools = json!([{"name": "basea", "maxNodes": 5}, {"name": "baser", "maxNodes": 5}]);
-        let spec = json!({"replicas": 3, "agentPools": pools, "onDemand": {"baseline": 1}, "standby": {"units": 1},
-            "readiness": {"warmup": "5s"}});
-        stage.spot_pool("p", spec).await.unwrap();
-        let ready =
-            stage.status_is("p", "all to be ready", |status| status.ready_replicas == 4).await.unwrap();
-        assert_eq!((ready.capacity.ready_spot, ready.capacity.ready_on_demand, ready.replicas), (3, 1, 3));
-        assert_eq!((ready.fallback.nodes, condition(&ready, "FallbackActive")), (0, "False"));
-        let now = Timestamp::now();
-        for node in stage.nodes("basea").await.unwrap().iter().chain(&stage.nodes("baser").await.unwrap()) {
-            let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
-            let since = conditions.into_iter().find(|it| it.type_ == "Ready").unwrap();
-            let since = since.last_transition_time.as_ref().unwrap().0;
-            assert!(
-                now.duration_since(since).as_secs() >= 4,
-                "{} counted {since}, now {now}",
-                node.name_any()
-            );
-        }
         operator.stop().await.unwrap();
     });
 }

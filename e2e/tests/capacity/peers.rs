@@ -1,4 +1,4 @@
-//! What users of other tools have suffered, each on a real control plane.
+//! Rows C, D and H, as users of other tools have suffered them, each on a real control plane.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Agent pools whose nodes are worth different amounts of capacity.
+//! Row D: agent pools whose nodes are worth different amounts of capacity.
 
 use serde_json::json;
 use spotpool_azure_sim::api::{PoolSpec, Targets};
