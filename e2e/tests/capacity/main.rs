@@ -5,6 +5,8 @@
 mod adoption;
 mod backup_drain;
 mod deallocate;
+mod demand;
+mod external_metrics;
 mod failback;
 mod flood;
 mod floor;
@@ -31,13 +33,16 @@ use serde_json::json;
 use spotpool_azure_sim::api::{Envelope, Fault, FaultAction, FaultTarget, PoolSpec};
 use spotpool_crds::{SpotPoolStatus, names};
 use spotpool_e2e::{OperatorOptions, Stage, World, WorldOptions, eventually, run};
+use spotpool_e2e_cluster::ClusterOptions;
 use tokio::sync::OnceCell;
 
 static WORLD: OnceCell<World> = OnceCell::const_new();
 static WORLD_WITH_AGENTS: OnceCell<World> = OnceCell::const_new();
 
 async fn world() -> &'static World {
-    let options = WorldOptions { agents: false, ..WorldOptions::default() };
+    let mut cluster = ClusterOptions::default();
+    cluster.controller_manager_args.push("--horizontal-pod-autoscaler-sync-period=1s".into());
+    let options = WorldOptions { agents: false, cluster, ..WorldOptions::default() };
     WORLD.get_or_init(async || World::start(options).await.unwrap()).await
 }
 
