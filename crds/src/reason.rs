@@ -59,6 +59,16 @@ pub enum Reason {
     FallbackAtLimit,
     /// No agent pool has room for what is missing.
     NoCandidateWithRoom,
+    /// An autoscaled agent pool is at the cluster autoscaler's `maxCount`, which is never changed.
+    AutoscalerAtMaximum,
+    /// The minimum of an autoscaled agent pool is raised to nodes that are there and counted on, so that the cluster
+    /// autoscaler leaves them.
+    HoldMinimum,
+    /// The minimum of an autoscaled agent pool is lowered, because so many nodes are not needed; the cluster autoscaler
+    /// takes those that are idle.
+    LowerMinimum,
+    /// A drain request is taken back because the cluster autoscaler has the node's agent pool now.
+    LeftToAutoscaler,
     /// An agent pool has an operation running; what it cannot take goes elsewhere or waits.
     AgentPoolBusy,
     /// An agent pool's price is above its `maxHourlyPrice`, or not known.
@@ -106,7 +116,7 @@ pub enum Reason {
     DrainTimedOut,
     /// The named agent pool does not exist in the cluster.
     AgentPoolNotFound,
-    /// The named agent pool may not be managed (System or Gateway mode, or autoscaled).
+    /// The named agent pool may not be managed (System or Gateway mode, or single VMs that are autoscaled).
     AgentPoolUnsuitable,
     /// Another, older SpotPool already has the agent pool.
     AgentPoolClaimed,
@@ -116,6 +126,8 @@ pub enum Reason {
     AgentPoolInUpkeep,
     /// Somebody else has changed an agent pool's count.
     CountChangedElsewhere,
+    /// Somebody else has changed the minimum of an autoscaled agent pool.
+    MinimumChangedElsewhere,
     /// The cluster has node auto-provisioning, which buys nodes for pending pods as well.
     NodeAutoProvisioning,
     /// Nobody else was seen to change the agent pools.

@@ -629,6 +629,9 @@ pub struct AgentPoolStatus {
     /// Nothing new is asked of it before this time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub avoided_until: Option<Time>,
+    /// What for: `Capacity`, `ShortLived` (its VMs were taken back at once), or the class of another error.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub avoided_for: String,
     /// What a machine of it costs an hour.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub price: Option<Price>,
@@ -644,7 +647,10 @@ pub struct AgentPoolStatus {
     /// Nodes that Azure took or announced to take here lately; they count half every 6 hours.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub losses: Option<LossesStatus>,
-    /// The last change of its count by somebody else, for a day.
+    /// What the cluster autoscaler may do with it; absent where it is not autoscaled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autoscaler: Option<AutoscalerStatus>,
+    /// The last change of its count by somebody else, or of an autoscaled one's minimum, for a day.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changed_elsewhere: Option<CountChange>,
     /// How often deallocated VMs of it were started, and when at last; absent once there are none.
@@ -689,6 +695,18 @@ pub struct RestartsStatus {
     pub at: Time,
 }
 
+/// The range of the cluster autoscaler.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AutoscalerStatus {
+    /// Azure's `minCount`: SpotPool moves it.
+    pub min: i32,
+    /// Azure's `maxCount`, which SpotPool never changes.
+    pub max: i32,
+    /// The minimum that somebody else gave it. It is never lowered below that, and gets it back when it is released.
+    pub own_min: i32,
+}
+
 /// Losses of an agent pool.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -699,7 +717,8 @@ pub struct LossesStatus {
     pub at: Time,
 }
 
-/// A change of an agent pool's count that SpotPool did not ask for: by a person, Terraform, Bicep, a script.
+/// A change of an agent pool's count, or of an autoscaled one's minimum, that SpotPool did not ask for: by a person,
+/// Terraform, Bicep, a script.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CountChange {
@@ -726,7 +745,8 @@ pub enum Role {
 pub struct Operation {
     /// What was asked.
     pub kind: OperationKind,
-    /// The agent pool's count that was asked for; for `DeleteMachines` what is left after it.
+    /// The agent pool's count that was asked for, or the minimum of an autoscaled one; for `DeleteMachines` what is left
+    /// after it.
     pub count: i32,
     /// Machines asked for beyond those that existed; for `DeleteMachines` those to delete.
     pub machines: i32,
@@ -761,12 +781,14 @@ pub struct WriteBudget {
 /// Kinds of operations on an agent pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum OperationKind {
-    /// PUT of the agent pool with a higher count.
+    /// PUT of the agent pool with a higher count; of an autoscaled one with a minimum that adds machines.
     ScaleUp,
     /// POST deleteMachines.
     DeleteMachines,
     /// PUT of the agent pool with its count lowered to the machines that exist.
     CorrectCount,
+    /// PUT of an autoscaled agent pool with another minimum, which adds no machine.
+    SetMinimum,
 }
 
 /// An error as Azure gave it.

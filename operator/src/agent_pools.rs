@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use spotpool_azure::{
-    Accepted, AgentPool, AgentPoolMode, AzureError, Class, Clock, OperationOutcome, OperationUrl, Priority,
-    Urgency, WriteBudget,
+    Accepted, AgentPool, AgentPoolKind, AgentPoolMode, AzureError, Class, Clock, OperationOutcome,
+    OperationUrl, Priority, Urgency, WriteBudget,
 };
 use spotpool_crds::spot_pool::Role;
 use spotpool_crds::{Reason, SpotPoolStatus};
@@ -71,6 +71,13 @@ pub struct Known {
     pub write_budget: Option<WriteBudget>,
     /// What the market says of it; filled in by [`crate::market::Market::tell`].
     pub market: Facts,
+}
+
+impl Known {
+    /// The least that the cluster autoscaler keeps.
+    pub fn min(&self) -> u32 {
+        self.pool.min_count.unwrap_or(0)
+    }
 }
 
 /// What is known of all agent pools at one moment.
@@ -258,7 +265,11 @@ impl AgentPools {
     fn known(&self, entry: &Entry) -> Known {
         let pool = entry.pool.clone();
         let role = match (pool.mode, pool.priority) {
-            _ if pool.autoscaled => Err(Reason::AgentPoolUnsuitable),
+            // Single VMs that are autoscaled have a range for each size, and none as a whole.
+            _ if pool.autoscaled && pool.max_count.is_none() => Err(Reason::AgentPoolUnsuitable),
+            _ if pool.autoscaled && pool.kind != AgentPoolKind::VirtualMachineScaleSets => {
+                Err(Reason::AgentPoolUnsuitable)
+            }
             (AgentPoolMode::System | AgentPoolMode::Gateway, _) => Err(Reason::AgentPoolUnsuitable),
             (AgentPoolMode::User, _) if pool.stopped => Err(Reason::AgentPoolStopped),
             (AgentPoolMode::User, Priority::Spot) => Ok(Role::Spot),
@@ -293,30 +304,56 @@ impl AgentPools {
         listed.filter(|(name, at)| !self.nodes.is_gone(name, *at)).map(|(name, _)| name)
     }
 
-    /// Asks for `count` machines.
+    /// Asks for `count` machines: of an autoscaled agent pool as the least that it keeps.
     pub async fn scale(&self, name: &str, count: u32, urgency: Urgency) -> Result<(), AzureError> {
         let pool = self.claim_write(name)?;
         let outcome = match self.confirm(name, &pool).await {
-            Ok(()) => self.azure.scale(&pool, count, urgency).await,
+            Ok(pool) if pool.autoscaled => self.move_minimum(&pool, count, urgency).await,
+            Ok(pool) => self.azure.scale(&pool, count, urgency).await,
             Err(error) => Err(error),
         };
         self.metrics.azure_write("scale", &outcome);
         self.settle(name, outcome)
     }
 
+    /// Has the cluster autoscaler keep at least `min` machines.
+    pub async fn set_minimum(&self, name: &str, min: u32) -> Result<(), AzureError> {
+        let pool = self.claim_write(name)?;
+        let outcome = match self.confirm(name, &pool).await {
+            Ok(pool) => self.move_minimum(&pool, min, Urgency::Routine).await,
+            Err(error) => Err(error),
+        };
+        self.metrics.azure_write("setMinimum", &outcome);
+        self.settle(name, outcome)
+    }
+
+    /// Its maximum goes back as it was read, and is never passed.
+    async fn move_minimum(
+        &self,
+        pool: &AgentPool,
+        min: u32,
+        urgency: Urgency,
+    ) -> Result<Accepted, AzureError> {
+        let max = pool.max_count.unwrap_or(min);
+        self.azure.set_autoscaler_range(pool, min.min(max), max, urgency).await
+    }
+
     /// A count that is too high brings VMs back that nobody wants, one that is too low lets Azure choose what to
-    /// delete. Where ETags do not tell, or Nodes have gone since their machines were listed, both are read again.
-    async fn confirm(&self, name: &str, pool: &AgentPool) -> Result<(), AzureError> {
+    /// delete. Where ETags do not tell, or Nodes have gone since their machines were listed, both are read again. An
+    /// autoscaled agent pool changes by itself, and Azure may refuse a count that is not its own. Returns it as it is.
+    async fn confirm(&self, name: &str, pool: &AgentPool) -> Result<AgentPool, AzureError> {
+        let is_old = (self.clock)().duration_since(pool.read_at) > STILL_TRUE;
         let doubtful = {
             let state = self.state();
             let entry = state.entries.as_ref().and_then(|entries| entries.get(name));
             entry.is_none_or(|entry| {
                 let listed = entry.machines.as_ref().map_or(0, |listed| listed.names.len());
-                pool.etag.is_none() || self.existing(entry).count() < listed
+                let may_differ = pool.etag.is_none() || (pool.autoscaled && is_old);
+                may_differ || self.existing(entry).count() < listed
             })
         };
         if !doubtful {
-            return Ok(());
+            return Ok(pool.clone());
         }
         let at = Instant::now();
         let machines = self.azure.machines(name).await?;
@@ -332,12 +369,14 @@ impl AgentPools {
         };
         let unchanged = fresh.count == pool.count
             && fresh.provisioning_state == pool.provisioning_state
+            && (fresh.autoscaled, fresh.min_count, fresh.max_count)
+                == (pool.autoscaled, pool.min_count, pool.max_count)
             && entry.machines.as_ref().is_some_and(same);
         // What took long to be answered is old by the time it is.
         let age = (self.clock)().duration_since(fresh.read_at);
         entry.machines = Some(Listed { names, at });
-        entry.pool = fresh;
-        if unchanged && age <= STILL_TRUE { Ok(()) } else { Err(conflict(CHANGED, "it has changed")) }
+        entry.pool = fresh.clone();
+        if unchanged && age <= STILL_TRUE { Ok(fresh) } else { Err(conflict(CHANGED, "it has changed")) }
     }
 
     /// Deletes these machines.

@@ -5,13 +5,16 @@ use jiff::SignedDuration;
 use spotpool_crds::Reason;
 
 use crate::plan::{Action, Draft, Situation};
+use crate::snapshot::AgentPoolView;
 
 /// Azure's count often follows by itself, a little later.
 const STALE_FOR: SignedDuration = SignedDuration::from_mins(2);
 
 /// Lowers counts to the machines that exist, never below, where nothing else is written anyway.
 pub(crate) fn correct(situation: &Situation<'_>, draft: &mut Draft) {
-    for pool in situation.snapshot.agent_pools.iter().filter(|pool| pool.role.is_ok() && !pool.busy) {
+    // An autoscaled one's count is the autoscaler's.
+    let ours = |pool: &&AgentPoolView| pool.role.is_ok() && !pool.busy && pool.autoscaler.is_none();
+    for pool in situation.snapshot.agent_pools.iter().filter(ours) {
         let Some(since) = pool.count_stale_since else { continue };
         let exist = pool.count_with(0);
         let written = draft.actions.iter().any(|action| action.agent_pool() == Some(&pool.name));

@@ -7,6 +7,7 @@ use spotpool_crds::Reason;
 use spotpool_crds::spot_pool::Role;
 use spotpool_crds::voluntary_drain::{DrainPhase, DrainReason};
 
+use crate::autoscaler::{self, Releasable};
 use crate::fit::{self, Fit};
 use crate::plan::{Action, Answered, Draft, Memory, Probe, Relapses, Situation, acts, kept, later};
 use crate::ranking::rank;
@@ -64,12 +65,15 @@ pub(crate) struct Drains<'a> {
     failed: Vec<&'a NodeView>,
     /// Asked for by another SpotPool, which cannot take them back any more.
     not_ours: Vec<&'a NodeView>,
+    /// In agent pools that the cluster autoscaler has: it chooses by itself who goes.
+    autoscaled: Vec<&'a NodeView>,
 }
 
 impl<'a> Drains<'a> {
     pub fn of(situation: &Situation<'a>) -> Self {
         let (snapshot, now) = (situation.snapshot, situation.now);
-        let mut drains = Self { open: Vec::new(), failed: Vec::new(), not_ours: Vec::new() };
+        let mut drains =
+            Self { open: Vec::new(), failed: Vec::new(), not_ours: Vec::new(), autoscaled: Vec::new() };
         for pool in &snapshot.agent_pools {
             let Ok(role) = pool.role else { continue };
             for node in pool.nodes.iter().filter(|node| node.noticed.is_none()) {
@@ -81,8 +85,13 @@ impl<'a> Drains<'a> {
                         drain.not_after.saturating_add(AGENT_SILENCE).is_ok_and(|end| end < now)
                     }
                 };
+                let is_wished = drain.reason == DrainReason::Manual;
                 if !drain.is_ours {
                     drains.not_ours.push(node);
+                } else if pool.autoscaler.is_some() && !is_wished {
+                    drains.autoscaled.push(node);
+                } else if pool.autoscaler.is_some() && drain.phase == Some(DrainPhase::Drained) {
+                    // Empty and closed: the autoscaler takes it.
                 } else if given_up {
                     drains.failed.push(node);
                 } else {
@@ -151,6 +160,12 @@ impl<'a> Drains<'a> {
             draft
                 .actions
                 .push(Action::WithdrawDrain { node: node.name.clone(), reason: Reason::DrainNotOurs });
+        }
+        for node in &self.autoscaled {
+            let message = format!("{} is left to the cluster autoscaler, not drained", node.name);
+            draft.step(Reason::LeftToAutoscaler, Some(&node.agent_pool), message);
+            let reason = Reason::LeftToAutoscaler;
+            draft.actions.push(Action::WithdrawDrain { node: node.name.clone(), reason });
         }
         let until = later(situation.now, situation.spec.failback.stabilization);
         for node in &self.failed {
@@ -323,13 +338,14 @@ fn request_drains(
     let now = *now;
     let returned: usize = draft.actions.iter().map(Action::machines_deleted).sum();
     let under_way = drains.open.len() - returned;
-    let candidates = surplus(situation, fallback_wanted);
-    if candidates.is_empty() {
+    let Surplus { nodes: candidates, held } = surplus(situation, fallback_wanted, draft);
+    if candidates.is_empty() && held.is_empty() {
         draft.memory.surplus_since = None;
         draft.memory.probe = None;
         return drains.open.is_empty().then(|| "no node is left that is not needed".to_owned());
     }
-    let more = format!("{} more than needed", candidates.len());
+    let too_many = candidates.len() + held.iter().map(|it| it.machines as usize).sum::<usize>();
+    let more = format!("{too_many} more than needed");
     // What AKS works at is neither here nor gone: what is too much then is not known.
     if upkeep::is_under_way(situation) {
         draft.memory.surplus_since = None;
@@ -369,6 +385,11 @@ fn request_drains(
     let mut probing = Probing::of(situation, draft, wished);
     let mut kept = None;
     let asked_before = draft.actions.len();
+    for releasable in &held {
+        if let Err(why) = autoscaler::release(releasable, &mut spare, now, draft) {
+            kept.get_or_insert(why);
+        }
+    }
     for (node, role, units) in candidates {
         if slots == 0 {
             break;
@@ -467,14 +488,22 @@ impl Probing {
     }
 }
 
+/// What is there beyond need.
+struct Surplus<'a> {
+    /// Nodes that may be asked to drain.
+    nodes: Vec<(&'a NodeView, Role, u32)>,
+    /// Machines of autoscaled agent pools that need not be held.
+    held: Vec<Releasable<'a>>,
+}
+
 /// Nodes beyond need, in the order in which they go: bought on-demand nodes, oldest first, then spot nodes,
 /// those that do not work first, then those of the agent pool that ranks lowest, the youngest first. A node whose
-/// units are needed in part is needed.
-fn surplus<'a>(situation: &Situation<'a>, fallback_wanted: u32) -> Vec<(&'a NodeView, Role, u32)> {
+/// units are needed in part is needed. Before any of a role drains, those of autoscaled agent pools are let go.
+fn surplus<'a>(situation: &Situation<'a>, fallback_wanted: u32, draft: &Draft) -> Surplus<'a> {
     let Situation { spec, snapshot, tally, .. } = situation;
     let mut on_demand = Vec::new();
     let mut spot = Vec::new();
-    for pool in &snapshot.agent_pools {
+    for pool in snapshot.agent_pools.iter().filter(|pool| pool.autoscaler.is_none()) {
         let staying = pool.nodes.iter().filter(|node| node.stays());
         let mut nodes: Vec<_> = staying.map(|node| (node, pool.units)).collect();
         nodes.sort_by(|(a, _), (b, _)| (a.created, &a.name).cmp(&(b.created, &b.name)));
@@ -499,13 +528,16 @@ fn surplus<'a>(situation: &Situation<'a>, fallback_wanted: u32) -> Vec<(&'a Node
     // Nobody goes for a node that is yet to come.
     let there = |role| -> u32 {
         let pools = snapshot.agent_pools.iter().filter(|pool| pool.role == Ok(role));
-        pools.map(|pool| pool.staying() * pool.units).sum()
+        pools.map(|pool| autoscaler::held_of(pool, draft).min(pool.staying()) * pool.units).sum()
     };
-    let too_much_on_demand = there(Role::OnDemand).saturating_sub(tally.base + fallback_wanted);
-    let too_much_spot = there(Role::Spot).saturating_sub(tally.spot_target);
+    let mut too_much_on_demand = there(Role::OnDemand).saturating_sub(tally.base + fallback_wanted);
+    let mut too_much_spot = there(Role::Spot).saturating_sub(tally.spot_target);
+    let mut held = autoscaler::releasable(situation, Role::OnDemand, &mut too_much_on_demand, draft);
+    held.extend(autoscaler::releasable(situation, Role::Spot, &mut too_much_spot, draft));
     let of = |nodes: Vec<(&'a NodeView, u32)>, role, too_much| {
         let go = removable(nodes.into_iter(), |(_, units)| *units, too_much);
         go.into_iter().map(move |(node, units)| (node, role, units))
     };
-    of(on_demand, Role::OnDemand, too_much_on_demand).chain(of(spot, Role::Spot, too_much_spot)).collect()
+    let on_demand = of(on_demand, Role::OnDemand, too_much_on_demand);
+    Surplus { nodes: on_demand.chain(of(spot, Role::Spot, too_much_spot)).collect(), held }
 }

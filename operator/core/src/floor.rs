@@ -213,7 +213,7 @@ pub(crate) fn settle(
     let most = limits.max_units.unwrap_or(0).max(0) as u32;
     // What no agent pool can hold must not be wanted in place of spot.
     let room = snapshot.agent_pools.iter().filter(|pool| pool.role == Ok(Role::OnDemand));
-    let room: u32 = room.map(|pool| pool.max_nodes * pool.units).sum();
+    let room: u32 = room.map(|pool| pool.most() * pool.units).sum();
     let needed = snapshot.floor.as_ref().and_then(|demand| demand.units);
     // Roles are not known while Azure has not answered: the floor stays as it is.
     let roles_known = snapshot.agent_pools.iter().all(|pool| pool.role != Err(Reason::AzureUnreachable));

@@ -95,7 +95,13 @@ impl<'a> Fallback<'a> {
         let (snapshot, tally) = (situation.snapshot, &situation.tally);
         let (mut bought, mut coming) = (Vec::new(), Vec::new());
         let (mut kept, mut committed) = (0, 0);
+        let mut base = tally.base;
         for pool in snapshot.agent_pools.iter().filter(|pool| pool.role == Ok(Role::OnDemand)) {
+            // Nobody drains these: their minimum is returned, and the autoscaler sees to the rest.
+            if pool.autoscaler.is_some() {
+                base = base.saturating_sub(pool.staying() * pool.units);
+                continue;
+            }
             let mut nodes: Vec<&NodeView> = pool.nodes.iter().collect();
             nodes.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
             // Those found at adoption are the oldest, and stay whatever `adoption` says: nobody bought them for us.
@@ -108,7 +114,7 @@ impl<'a> Fallback<'a> {
         bought
             .sort_by(|(a, _), (b, _)| (a.stays(), a.created, &a.name).cmp(&(b.stays(), b.created, &b.name)));
         let all = bought.into_iter().map(|(node, units)| (Some(node), units)).chain(coming);
-        let go = removable(all, |(_, units)| *units, committed.saturating_sub(tally.base.max(kept)));
+        let go = removable(all, |(_, units)| *units, committed.saturating_sub(base.max(kept)));
         Self { go: go.into_iter().map(|(node, _)| node).collect() }
     }
 

@@ -3,6 +3,7 @@
 //! [`plan()`] is the whole of it. It never fails and never waits; what cannot be done now is a step with a
 //! reason and a time at which to look again.
 
+mod autoscaler;
 pub mod avoidance;
 pub mod backup;
 pub mod claims;
@@ -25,6 +26,7 @@ mod waiting;
 mod window;
 mod wishes;
 
+pub use autoscaler::Autoscaler;
 pub use plan::{Action, Answered, Leaving, Memory, Plan, Probe, Relapses, plan};
 pub use snapshot::{AgentPoolView, DrainView, Losses, Market, NodeView, Score, Snapshot};
 pub use stall::Stall;

@@ -105,7 +105,7 @@ pub fn quarantine(pools: &[AgentPoolView], now: Timestamp) -> Vec<(usize, Timest
         pool.role == Ok(Role::Spot)
             && until(pool).is_none()
             && pool.avoided_until.is_none_or(|until| until <= now)
-            && pool.committed() < pool.max_nodes
+            && pool.committed() < pool.most()
     };
     if !pools.iter().any(is_free) {
         return Vec::new();

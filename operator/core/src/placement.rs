@@ -93,7 +93,7 @@ impl Limit<'_> {
         let machines = on_demand.map(|(index, pool)| {
             let placed = candidates.iter().find(|it| it.rank.pool == index).map_or(0, |it| it.new);
             let one = u32::from(candidate.rank.pool == index);
-            (pool.units, kept(self.spec, pool), pool.committed() + placed + one)
+            (pool.units, kept(self.spec, pool), pool.bound_to(placed + one))
         });
         beyond(self.base, machines) <= self.most
     }
@@ -223,6 +223,15 @@ pub(crate) fn place(policy: &Policy, snapshot: &Snapshot, need: &Need<'_>, now: 
         placement.unplaced = missing.saturating_sub(units);
     }
     drop_needless(need, &mut candidates, &mut placement);
+    if placement.unplaced > 0 {
+        // Full now, and by a limit that only a person can raise.
+        let is_full = |it: &&Candidate| {
+            let pool = &pools[it.rank.pool];
+            is_bound_by_autoscaler(pool) && !it.busy && pool.committed() + it.new >= pool.most()
+        };
+        let full = candidates.iter().filter(is_full).map(|it| it.rank.pool);
+        placement.passed_over.extend(full.map(|pool| (pool, Reason::AutoscalerAtMaximum)));
+    }
     placement.placed = candidates
         .into_iter()
         .filter(|candidate| candidate.new > 0 && !candidate.busy)
@@ -260,9 +269,14 @@ fn share(policy: &Policy, role: Role, target: u32) -> u32 {
     }
 }
 
+/// Whether it is the autoscaler that allows no more.
+fn is_bound_by_autoscaler(pool: &AgentPoolView) -> bool {
+    pool.autoscaler.is_some_and(|autoscaler| autoscaler.max < pool.max_nodes)
+}
+
 /// How many new machines the agent pool may be asked for now, or why none.
 fn room(pool: &AgentPoolView, stalls: &[Stall], now: Timestamp) -> Result<u32, Reason> {
-    let room = pool.max_nodes.saturating_sub(pool.committed());
+    let room = pool.most().saturating_sub(pool.committed());
     let too_dear = |most: Decimal| pool.market.hourly_price.is_none_or(|price| price > most);
     if pool.avoided_until.is_some_and(|until| until > now) {
         Err(Reason::AgentPoolAvoided)
@@ -271,7 +285,11 @@ fn room(pool: &AgentPoolView, stalls: &[Stall], now: Timestamp) -> Result<u32, R
     } else if pool.max_hourly_price.is_some_and(too_dear) {
         Err(Reason::PriceAboveCeiling)
     } else if room == 0 {
-        Err(Reason::NoCandidateWithRoom)
+        Err(if is_bound_by_autoscaler(pool) {
+            Reason::AutoscalerAtMaximum
+        } else {
+            Reason::NoCandidateWithRoom
+        })
     } else if pool.refused_at.is_none() {
         Ok(room)
     } else if pool.arriving(now) == 0 && !pool.busy {

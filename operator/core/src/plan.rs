@@ -7,6 +7,7 @@ use spotpool_crds::spot_pool::{Adoption, Capacity, Mode, PlanStep, Role, SpotPoo
 use spotpool_crds::voluntary_drain::DrainReason;
 use spotpool_crds::{Duration, Reason};
 
+use crate::autoscaler::{self, Held};
 use crate::counts;
 use crate::failback::{self, Drains};
 use crate::fallback::{self, Shortfall};
@@ -25,7 +26,7 @@ use crate::wishes;
 /// One thing to do. At most one write to an agent pool in a plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// PUT the agent pool with a higher count.
+    /// PUT the agent pool with a higher count; an autoscaled one with a minimum of that many.
     ScaleUp {
         /// The agent pool.
         agent_pool: String,
@@ -55,6 +56,15 @@ pub enum Action {
         agent_pool: String,
         /// Machines that exist.
         count: u32,
+    },
+    /// PUT the autoscaled agent pool with another minimum that adds no machine and takes none by itself.
+    SetMinimum {
+        /// The agent pool.
+        agent_pool: String,
+        /// The least that the autoscaler keeps from now on.
+        min: u32,
+        /// Why.
+        reason: Reason,
     },
     /// Have Azure start deallocated machines again.
     Restart {
@@ -96,6 +106,7 @@ impl Action {
     pub fn reason(&self) -> Reason {
         match self {
             Self::ScaleUp { reason, .. }
+            | Self::SetMinimum { reason, .. }
             | Self::WithdrawDrain { reason, .. }
             | Self::DeleteMachines { reason, .. } => *reason,
             Self::Restart { .. } => Reason::RestartDeallocated,
@@ -112,7 +123,8 @@ impl Action {
         match self {
             Self::ScaleUp { agent_pool, .. }
             | Self::DeleteMachines { agent_pool, .. }
-            | Self::CorrectCount { agent_pool, .. } => Some(agent_pool),
+            | Self::CorrectCount { agent_pool, .. }
+            | Self::SetMinimum { agent_pool, .. } => Some(agent_pool),
             // Starting a machine is no write of its agent pool.
             Self::Restart { .. }
             | Self::TakeOutOfService { .. }
@@ -330,8 +342,9 @@ impl Tally {
 /// On-demand nodes of the agent pool that failback never takes.
 pub(crate) fn kept(spec: &SpotPoolSpec, pool: &AgentPoolView) -> u32 {
     match spec.adoption {
-        Adoption::Keep => pool.kept,
-        Adoption::Reclaim => 0,
+        // What people have the autoscaler keep stays, whatever we say.
+        Adoption::Reclaim if pool.autoscaler.is_none() => 0,
+        Adoption::Keep | Adoption::Reclaim => pool.kept,
     }
 }
 
@@ -447,6 +460,10 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
     };
     request(&situation, &on_demand, reason, &mut draft);
     fallback::explain_limit(&situation, on_demand.over_limit, &mut draft);
+    let spot_there = tally.spot_have + regained_spot + spot.units;
+    autoscaler::settle(&situation, &Held::spot(tally, spot_there), &mut draft);
+    let on_demand_there = tally.on_demand_have + regained_on_demand + on_demand.units;
+    autoscaler::settle(&situation, &Held::on_demand(tally, on_demand_there, fallback.units), &mut draft);
     let on_demand_short = fallback::short(&situation, &on_demand, &mut draft);
 
     failback::decide(&situation, fallback.units, &drains, &mut draft);
@@ -510,7 +527,9 @@ pub(crate) fn explain_unusable(snapshot: &Snapshot, draft: &mut Draft) {
                 Reason::AgentPoolStopped => {
                     "is stopped: start it with az aks nodepool start, or take it off the list"
                 }
-                Reason::AgentPoolUnsuitable => "is a System or Gateway pool or is autoscaled",
+                Reason::AgentPoolUnsuitable => {
+                    "is a System or Gateway pool, or one of single VMs that is autoscaled"
+                }
                 Reason::AzureUnreachable => "is unknown: Azure has not answered yet",
                 _ => "cannot be used",
             };
@@ -528,10 +547,11 @@ fn request(situation: &Situation<'_>, placement: &Placement, reason: Reason, dra
         let count = pool.count_with(placed.new);
         let price =
             pool.market.hourly_price.map(|price| format!(", each at {price} an hour")).unwrap_or_default();
+        let by = autoscaler::by_minimum(pool, count);
         draft.step(
             reason,
             Some(&pool.name),
-            format!("ask {} for {} more ({exist} exist){price}", pool.name, placed.new),
+            format!("ask {} for {} more ({exist} exist){by}{price}", pool.name, placed.new),
         );
         let coming = pool.without_node();
         let agent_pool = pool.name.clone();
@@ -566,6 +586,7 @@ pub(crate) fn why_not(pool: &AgentPoolView, reason: Reason) -> String {
         (Reason::Probing, _) => format!("{name} had no capacity and is tried with one node first"),
         (Reason::ScaleUpStalled, _) => format!("{name} was asked before, and its machines have not come"),
         (Reason::PriceAboveCeiling, _) => ceiling(pool),
+        (Reason::AutoscalerAtMaximum, _) => autoscaler::at_maximum(pool),
         _ => format!("{name} is at its maxNodes of {}", pool.max_nodes),
     }
 }
@@ -576,7 +597,7 @@ fn fallback_nodes(situation: &Situation<'_>, placement: &Placement) -> u32 {
     let pools = snapshot.agent_pools.iter().enumerate().filter(|(_, pool)| pool.role == Ok(Role::OnDemand));
     let machines = pools.map(|(index, pool)| {
         let new = placement.placed.iter().find(|placed| placed.pool == index).map_or(0, |placed| placed.new);
-        (pool.units, kept(spec, pool), pool.committed() + new)
+        (pool.units, kept(spec, pool), pool.bound_to(new))
     });
     // Whoever replaces a node of the base that leaves is of the base.
     let leaving = tally.base_missing().min(placement.units);

@@ -9,6 +9,7 @@ use spotpool_crds::Reason;
 use spotpool_crds::spot_pool::{OnDeallocated, Operation, OperationKind, Role};
 use spotpool_crds::voluntary_drain::{DrainPhase, DrainReason};
 
+use crate::autoscaler::Autoscaler;
 use crate::fit::Room;
 use crate::floor::FloorDemand;
 use crate::loss::{Lost, Restarts, VmState};
@@ -49,6 +50,8 @@ pub struct AgentPoolView {
     pub role: Result<Role, Reason>,
     /// Azure's `count`. May be stale after evictions: [`Self::machines`] is the truth.
     pub count: u32,
+    /// The range of the cluster autoscaler, if that scales it.
+    pub autoscaler: Option<Autoscaler>,
     /// Names of the machines that Azure listed and that are not known to be gone since.
     pub machines: Vec<String>,
     /// Since when listed machines have been without a Node, for those of which that is known.
@@ -67,6 +70,8 @@ pub struct AgentPoolView {
     pub ended: Option<Operation>,
     /// Nothing new is asked of it before this time.
     pub avoided_until: Option<Timestamp>,
+    /// Nothing at all is written to it before this time.
+    pub unwritable_until: Option<Timestamp>,
     /// On-demand nodes found at adoption that failback never takes.
     pub kept: u32,
     /// VM size; empty while Azure has not answered.
@@ -106,6 +111,7 @@ impl Default for AgentPoolView {
             units: 1,
             role: Err(Reason::AzureUnreachable),
             count: 0,
+            autoscaler: None,
             machines: Vec::new(),
             joining: BTreeMap::new(),
             count_stale_since: None,
@@ -114,6 +120,7 @@ impl Default for AgentPoolView {
             operation: None,
             ended: None,
             avoided_until: None,
+            unwritable_until: None,
             kept: 0,
             vm_size: String::new(),
             zones: Vec::new(),
@@ -305,12 +312,24 @@ impl AgentPoolView {
     }
 
     /// The count to ask for so that `new` machines come, and none goes that Azure still knows of: lowering a
-    /// count lets Azure choose what to delete.
+    /// count lets Azure choose what to delete. Of an autoscaled agent pool it is the minimum.
     pub(crate) fn count_with(&self, new: u32) -> u32 {
-        (self.existing() + new).max(self.count.min(self.listed))
+        let count = (self.existing() + new).max(self.count.min(self.listed));
+        self.autoscaler.map_or(count, |autoscaler| count.min(autoscaler.max))
     }
 
-    /// Machines that may come to exist without anything further being asked.
+    /// Most machines that may exist in it: by the spec, and by the autoscaler.
+    pub(crate) fn most(&self) -> u32 {
+        self.autoscaler.map_or(self.max_nodes, |autoscaler| autoscaler.max.min(self.max_nodes))
+    }
+
+    /// Machines that there may be once `new` ones are asked for: the autoscaler brings what its minimum lacks.
+    pub(crate) fn bound_to(&self, new: u32) -> u32 {
+        let machines = self.committed() + new;
+        self.autoscaler.map_or(machines, |autoscaler| machines.max(autoscaler.min))
+    }
+
+    /// Machines that exist or were asked for.
     pub(crate) fn committed(&self) -> u32 {
         let machines = self.present() + self.creating();
         // Surge nodes go by themselves.

@@ -19,6 +19,7 @@ failback: {stabilization: 3m, minOnDemandLifetime: 5m, maxConcurrent: 2}
 #[derive(Clone, Debug)]
 enum Happens {
     Notice { pool: usize, many: usize, seconds: i64 },
+    Pending { pool: usize, many: u32 },
     Resize(i32),
     Pass(i64),
 }
@@ -26,6 +27,7 @@ enum Happens {
 fn happens() -> impl Strategy<Value = Happens> {
     prop_oneof![
         3 => (0usize..2, 1usize..6, 0i64..40).prop_map(|(pool, many, seconds)| Happens::Notice { pool, many, seconds }),
+        1 => (0usize..4, 1u32..4).prop_map(|(pool, many)| Happens::Pending { pool, many }),
         1 => (0i32..9).prop_map(Happens::Resize),
         4 => (1i64..400).prop_map(Happens::Pass),
     ]
@@ -35,7 +37,8 @@ fn happens() -> impl Strategy<Value = Happens> {
 fn carries_just(world: &World, role: Role, wanted: u32) -> Result<(), TestCaseError> {
     let ready = world.ready(role);
     prop_assert!(ready >= wanted, "{ready} of {wanted} {role:?} ready");
-    for pool in world.pools.iter().filter(|pool| pool.role == role && pool.machines.len() as u32 > pool.kept)
+    for pool in
+        world.pools.iter().filter(|pool| pool.role == role && pool.machines.len() as u32 > pool.kept())
     {
         prop_assert!(
             ready - pool.units < wanted,
@@ -55,8 +58,14 @@ proptest! {
     fn limits_hold_and_the_pool_recovers(
         events in proptest::collection::vec(happens(), 1..40), follows: bool, baseline in 0i32..4, standby in 0i32..3,
         units in prop_oneof![Just([1; 4]), prop::array::uniform4(1u32..6)], prices in prop::array::uniform4(0u32..4),
+        minimums in prop_oneof![Just([None; 3]), prop::array::uniform3(prop::option::of(0u32..3))],
     ) {
         let mut world = World::new(SPEC, &[Spot, Spot, OnDemand, OnDemand]).with("rega", 1, 1);
+        for (name, min) in ["spota", "spotb", "regb"].into_iter().zip(minimums) {
+            if let Some(min) = min {
+                world = world.with(name, min, 0).autoscaled(name, min, 10);
+            }
+        }
         for ((pool, units), price) in world.pools.iter_mut().zip(units).zip(prices) {
             pool.units = units;
             // 0 stands for a price that is not known.
@@ -72,6 +81,10 @@ proptest! {
                     let name = world.pools[pool].name.clone();
                     world.notice(&name, many, seconds);
                 }
+                Happens::Pending { pool, many } => {
+                    let name = world.pools[pool].name.clone();
+                    world.pending(&name, many);
+                }
                 Happens::Resize(replicas) => world.spec.replicas = replicas,
                 Happens::Pass(seconds) => world.pass(seconds),
             }
@@ -83,7 +96,7 @@ proptest! {
             world.pass(60);
             world.reconcile();
         }
-        let base = (baseline as u32).max(units[2]);
+        let base = (baseline as u32).max(units[2] + world.pools[3].kept() * units[3]);
         let wanted = world.spec.replicas.max(baseline) as u32;
         carries_just(&world, Spot, wanted.saturating_sub(base) + standby as u32)?;
         carries_just(&world, OnDemand, base)?;
@@ -103,6 +116,10 @@ proptest! {
                 Happens::Notice { pool, many, seconds } => {
                     let name = world.pools[pool].name.clone();
                     world.notice(&name, many, seconds);
+                }
+                Happens::Pending { pool, many } => {
+                    let name = world.pools[pool].name.clone();
+                    world.pending(&name, many);
                 }
                 Happens::Resize(replicas) => world.spec.replicas = replicas,
                 Happens::Pass(seconds) => world.pass(seconds),

@@ -80,7 +80,15 @@ fn world(dice: &mut Dice) -> World {
     }
     let kept = dice.below(3) as u32;
     let reg = format!("reg{spot}");
-    world.with(&reg, kept, kept)
+    let mut world = world.with(&reg, kept, kept);
+    let pools: Vec<_> = world.pools.iter().map(|pool| (pool.name.clone(), pool.max_nodes)).collect();
+    for (name, most) in pools {
+        if name != reg && dice.below(3) == 0 {
+            let min = dice.below(3) as u32;
+            world = world.with(&name, min, 0).autoscaled(&name, min, most - 1 + dice.below(4) as u32);
+        }
+    }
+    world
 }
 
 /// One thing happens.
@@ -88,7 +96,7 @@ fn happen(dice: &mut Dice, world: &mut World) {
     let at = dice.below(world.pools.len() as u64) as usize;
     let name = world.pools[at].name.clone();
     let is_spot = world.pools[at].role == Spot;
-    match dice.below(12) {
+    match dice.below(13) {
         0..=2 if is_spot => {
             let (many, seconds) = (1 + dice.below(5) as usize, dice.below(40) as i64);
             world.notice(&name, many, seconds);
@@ -108,6 +116,7 @@ fn happen(dice: &mut Dice, world: &mut World) {
             let taken = world.pools[at].is_taken;
             world.pools[at].is_taken = !taken && world.pools[at].operation.is_none();
         }
+        8 => world.pending(&name, 1 + dice.below(3) as u32),
         _ => world.pass(1 + dice.below(400) as i64),
     }
 }
@@ -116,7 +125,8 @@ fn happen(dice: &mut Dice, world: &mut World) {
 fn carries_just(world: &World, role: Role, wanted: u32) {
     let ready = world.ready(role);
     assert!(ready >= wanted, "{ready} of {wanted} {role:?} ready: {:#?}", world.plan().steps);
-    for pool in world.pools.iter().filter(|pool| pool.role == role && pool.machines.len() as u32 > pool.kept)
+    for pool in
+        world.pools.iter().filter(|pool| pool.role == role && pool.machines.len() as u32 > pool.kept())
     {
         assert!(ready - pool.units < wanted, "a node of {} is not needed: {ready} of {wanted}", pool.name);
     }
@@ -156,7 +166,8 @@ fn schedule(seed: u64) {
         world.pass(60);
         world.reconcile();
     }
-    let kept: u32 = world.pools.iter().map(|pool| pool.kept * pool.units).sum();
+    let on_demand = world.pools.iter().filter(|pool| pool.role == OnDemand);
+    let kept: u32 = on_demand.map(|pool| pool.kept() * pool.units).sum();
     let baseline = world.spec.on_demand.baseline as u32;
     let (base, wanted) = (kept.max(baseline), (world.spec.replicas as u32).max(baseline));
     carries_just(&world, Spot, wanted.saturating_sub(base) + world.spec.standby.units as u32);

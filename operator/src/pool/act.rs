@@ -55,6 +55,7 @@ pub fn intentions(plan: &Plan, now: Timestamp) -> BTreeMap<String, Operation> {
                 (OperationKind::DeleteMachines, *remaining, nodes.len() as u32, 0)
             }
             Action::CorrectCount { count, .. } => (OperationKind::CorrectCount, *count, 0, 0),
+            Action::SetMinimum { min, .. } => (OperationKind::SetMinimum, *min, 0, 0),
             Action::Restart { .. }
             | Action::TakeOutOfService { .. }
             | Action::ReturnToService { .. }
@@ -133,6 +134,7 @@ pub async fn write_agent_pools(agent_pools: &AgentPools, plan: &Plan) -> Outcome
                 }
                 Action::DeleteMachines { nodes, .. } => agent_pools.delete_machines(agent_pool, nodes).await,
                 Action::CorrectCount { count, .. } => agent_pools.correct_count(agent_pool, *count).await,
+                Action::SetMinimum { min, .. } => agent_pools.set_minimum(agent_pool, *min).await,
                 Action::Restart { .. }
                 | Action::TakeOutOfService { .. }
                 | Action::ReturnToService { .. }

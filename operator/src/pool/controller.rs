@@ -33,6 +33,10 @@ use crate::workloads::Workloads;
 const RESYNC: Duration = Duration::from_mins(5);
 /// After a refused write, once what we know has been read again.
 const AFTER_REFUSAL: Duration = Duration::from_secs(1);
+/// While a deleted SpotPool waits for minimums to be returned.
+const GOODBYE: Duration = Duration::from_secs(2);
+/// After the return of one was refused, while the SpotPool goes on.
+const RETURN_AGAIN: Duration = Duration::from_secs(30);
 /// SpotPools reconciled at the same time: one that waits for Azure must not hold up another.
 const CONCURRENCY: u16 = 32;
 
@@ -149,12 +153,17 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
     let pool = context.freshest(seen);
     if pool.metadata.deletion_timestamp.is_some() && !release::has_claims(&pool) {
         if release::is_held(&pool) {
+            if release::must_wait(&context.agent_pools, &pool, Timestamp::now()).await {
+                return Ok(Action::requeue(GOODBYE));
+            }
             release::let_go(&context.client, &context.nodes, &pool).await?;
         }
         return Ok(Action::await_change());
     }
     let now = Timestamp::now();
-    let wanted = pool.spec.agent_pools.iter().map(|pool| pool.name.as_str());
+    let remembered = pool.status.iter().flat_map(|status| &status.agent_pools);
+    let released = remembered.filter(|entry| entry.autoscaler.is_some()).map(|entry| entry.name.as_str());
+    let wanted = pool.spec.agent_pools.iter().map(|pool| pool.name.as_str()).chain(released);
     if let Some(status) = &pool.status {
         context.agent_pools.restore_write_budgets(status);
     }
@@ -190,6 +199,8 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
         tracing::info!(pool = pool.name_any(), reason = %step.reason, agent_pool = step.agent_pool, "{}", step.message);
     }
     let outcome = act(&context, &pool, &gathered, &plan, now).await;
+    let returned =
+        gathered.snapshot.leaving || release::return_minimums(&context.agent_pools, &gathered.minimums).await;
 
     let status = report::status(&current, &gathered, &plan, &intentions, &outcome, now);
     let mut events = report::events(&pool.status.clone().unwrap_or_default(), &status, &plan, &outcome);
@@ -221,11 +232,18 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
         return Err(error);
     }
     if plan.leaving.is_some_and(|leaving| leaving.done) {
+        if release::must_wait(&context.agent_pools, &current, now).await {
+            return Ok(Action::requeue(GOODBYE));
+        }
         release::let_go(&context.client, &context.nodes, &current).await?;
     }
     context.succeeded(&pool);
     context.metrics.reconcile("Success");
-    let wait = if outcome.failed.is_empty() { RESYNC } else { AFTER_REFUSAL };
+    let wait = match () {
+        () if !outcome.failed.is_empty() => AFTER_REFUSAL,
+        () if !returned => RETURN_AGAIN,
+        () => RESYNC,
+    };
     let wake = plan.wake.into_iter().chain(backup_wake).min();
     let wake = wake.and_then(|wake| Duration::try_from(wake.duration_since(now)).ok());
     Ok(Action::requeue(wake.map_or(wait, |wake| wake.min(wait))))

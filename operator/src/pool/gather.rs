@@ -16,18 +16,20 @@ use spotpool_core::floor::FloorMemory;
 use spotpool_core::loss::{Lost, Restarts, lost, quarantine};
 use spotpool_core::upkeep::Upkeep;
 use spotpool_core::{
-    AgentPoolView, Answered, DrainView, Losses, Memory, NodeView, Probe, Relapses, Snapshot, Stall, Wishes,
+    AgentPoolView, Answered, Autoscaler, DrainView, Losses, Memory, NodeView, Probe, Relapses, Snapshot,
+    Stall, Wishes,
 };
 use spotpool_crds::eviction::EvictionNotice;
 use spotpool_crds::spot_pool::{
-    AgentPoolStatus, AzureError as StatusError, FloorStatus, Operation, OperationKind, Readiness, Role,
+    AgentPoolStatus, AutoscalerStatus, AzureError as StatusError, FloorStatus, Operation, OperationKind,
+    Readiness, Role,
 };
 use spotpool_crds::voluntary_drain::{DrainRequest, DrainStatus};
 use spotpool_crds::{Reason, SpotPool, names};
 
 use super::doomed::Doomed;
-use super::others::Others;
-use super::release;
+use super::others::{Others, is_minimum_theirs};
+use super::release::{self, Minimum};
 use crate::agent_pools::{Known, View};
 use crate::market::decimal;
 use crate::vms::signs;
@@ -52,6 +54,8 @@ pub struct Gathered {
     pub trouble: Troubles,
     /// Who else was seen to scale.
     pub others: Others,
+    /// Minimums of agent pools that the SpotPool does not name any more, and that are to be returned.
+    pub minimums: Vec<Minimum>,
     /// When the newest notice on these nodes was seen.
     pub newest_notice: Option<Timestamp>,
     /// What workloads mean for it; empty until [`crate::workloads::Workloads::tell`].
@@ -65,7 +69,12 @@ pub struct Trouble {
     pub last_error: Option<StatusError>,
     /// Nothing new is asked of the agent pool before this time.
     pub avoided_until: Option<Timestamp>,
+    /// What for.
+    pub avoided_for: String,
 }
+
+/// Its VMs were taken back minutes after they came.
+const SHORT_LIVED: &str = "ShortLived";
 
 impl Trouble {
     /// As status remembers it; an error is over once one of the agent pool's `nodes` has come after it.
@@ -77,6 +86,7 @@ impl Trouble {
                 .and_then(|before| before.last_error.clone())
                 .filter(|error| !came_after(error)),
             avoided_until: before.and_then(|before| before.avoided_until.as_ref()).map(|until| until.0),
+            avoided_for: before.map(|before| before.avoided_for.clone()).unwrap_or_default(),
         }
     }
 
@@ -86,8 +96,17 @@ impl Trouble {
         (error.class == <&str>::from(Class::Capacity)).then_some(error.time.0)
     }
 
-    fn avoid(&mut self, until: Timestamp) {
-        self.avoided_until = Some(self.avoided_until.map_or(until, |known| known.max(until)));
+    fn avoid(&mut self, until: Timestamp, what_for: &str) {
+        if self.avoided_until.is_none_or(|known| known < until) {
+            self.avoided_until = Some(until);
+            what_for.clone_into(&mut self.avoided_for);
+        }
+    }
+
+    /// Until when every write would fail, not only one that asks for machines.
+    fn unwritable_until(&self) -> Option<Timestamp> {
+        let takes_writes = [<&str>::from(Class::Capacity), SHORT_LIVED].contains(&self.avoided_for.as_str());
+        self.avoided_until.filter(|_| !takes_writes)
     }
 }
 
@@ -102,8 +121,8 @@ impl Troubles {
     }
 
     /// Has `agent_pool` left alone.
-    fn avoid(&mut self, agent_pool: &str, until: Timestamp) {
-        self.0.entry(agent_pool.to_owned()).or_default().avoid(until);
+    fn avoid(&mut self, agent_pool: &str, until: Timestamp, what_for: &str) {
+        self.0.entry(agent_pool.to_owned()).or_default().avoid(until, what_for);
     }
 
     /// Takes an error of `agent_pool` in: for itself, and for all whom it speaks of as well.
@@ -130,6 +149,7 @@ impl Troubles {
         let stated = error.retry_after.or(error.avoid.map(|avoid| avoid.lasting));
         let until = avoided_until(failure, stated.and_then(|stated| stated.try_into().ok()), time);
         own.avoided_until = Some(until);
+        own.avoided_for = error.class.to_string();
         // Refused here, before the wire, is no error of Azure's.
         if !error.is_local() {
             let (code, message) = (error.code.clone(), error.message.clone());
@@ -139,7 +159,7 @@ impl Troubles {
         let (Some(avoid), Some(from)) = (error.avoid, azure.get(agent_pool)) else { return };
         for (name, known) in azure {
             if name != agent_pool && reaches(avoid.scope, &from.pool, &known.pool) {
-                self.0.entry(name.clone()).or_default().avoid(until);
+                self.0.entry(name.clone()).or_default().avoid(until, error.class.into());
             }
         }
     }
@@ -149,7 +169,7 @@ impl Troubles {
     /// Takes in that a scale-up does not get on, as if Azure had said that it has no capacity: which is what it means.
     pub fn note_stall(&mut self, stall: &Stall, now: Timestamp) {
         let own = self.0.entry(stall.agent_pool.clone()).or_default();
-        own.avoid(avoided_until(Failure::Capacity, None, now));
+        own.avoid(avoided_until(Failure::Capacity, None, now), Class::Capacity.into());
         own.last_error = Some(StatusError {
             code: stall.reason.to_string(),
             class: Class::Capacity.to_string(),
@@ -242,8 +262,14 @@ pub fn gather(
         let machines = known.map(|known| known.machines.clone()).unwrap_or_default();
         let nodes = views.remove(name).unwrap_or_default();
         let exist = machines.len().max(nodes.len());
+        let autoscaler = autoscaler(before.copied(), known);
         // Found at adoption, and never more than still exist.
-        let kept = match (role, before.and_then(|before| before.kept)) {
+        let found = match autoscaler {
+            // What there is beyond its own minimum comes and goes with pods.
+            Some(range) => Some(range.own_min as i32),
+            None => before.and_then(|before| before.kept),
+        };
+        let kept = match (role, found) {
             (Ok(Role::OnDemand), Some(kept)) => (kept.max(0) as usize).min(exist),
             (Ok(Role::OnDemand), None) => exist,
             _ => 0,
@@ -263,6 +289,7 @@ pub fn gather(
             joining: known.map(|known| known.joining.clone()).unwrap_or_default(),
             count_stale_since: known.and_then(|known| known.count_stale_since),
             listed: known.map_or(0, |known| known.listed as u32),
+            autoscaler,
             machines,
             busy,
             upkeep: known.and_then(|known| Upkeep::of(&known.pool.provisioning_state)),
@@ -277,6 +304,7 @@ pub fn gather(
                     && known.is_some_and(|known| !is_explained(known, &trouble.of(name), operation))
             }),
             avoided_until: trouble.of(name).avoided_until,
+            unwritable_until: trouble.of(name).unwritable_until(),
             kept: kept as u32,
             vm_size: known.map(|known| known.pool.vm_size.clone()).unwrap_or_default(),
             zones: known.map(|known| known.pool.zones.clone()).unwrap_or_default(),
@@ -298,7 +326,7 @@ pub fn gather(
     }
     for (index, until) in quarantine(&snapshot.agent_pools, now) {
         let pool = &mut snapshot.agent_pools[index];
-        trouble.avoid(&pool.name, until);
+        trouble.avoid(&pool.name, until, SHORT_LIVED);
         pool.avoided_until = trouble.of(&pool.name).avoided_until;
     }
     let newest_notice = nodes
@@ -307,7 +335,12 @@ pub fn gather(
         .filter(EvictionNotice::takes_capacity)
         .map(|n| n.observed_at)
         .max();
-    let others = Others::seen(&status, &azure, view.has_auto_provisioning, now);
+    let mut others = Others::seen(&status, &azure, view.has_auto_provisioning, now);
+    if snapshot.leaving {
+        // Minimums are returned now.
+        others.changes.clear();
+    }
+    let minimums = release::minimums(pool, view.pools.as_ref());
     Gathered {
         snapshot,
         nodes,
@@ -317,9 +350,29 @@ pub fn gather(
         claimed,
         trouble,
         others,
+        minimums,
         newest_notice,
         survey: Arc::default(),
     }
+}
+
+/// The cluster autoscaler's range, with the minimum that people gave it: the one that was found, or that somebody else
+/// has set since.
+fn autoscaler(before: Option<&AgentPoolStatus>, known: Option<&Known>) -> Option<Autoscaler> {
+    let remembered = before.and_then(|before| before.autoscaler.as_ref());
+    let number = |number: i32| number.max(0) as u32;
+    let Some(known) = known else {
+        let as_it_was = |it: &AutoscalerStatus| Autoscaler {
+            min: number(it.min),
+            max: number(it.max),
+            own_min: number(it.own_min),
+        };
+        return remembered.map(as_it_was);
+    };
+    let (min, max) = (known.min(), known.pool.max_count.filter(|_| known.pool.autoscaled)?);
+    let is_theirs = before.is_some_and(|before| is_minimum_theirs(before, known));
+    let own_min = remembered.filter(|_| !is_theirs).map_or(min, |it| number(it.own_min));
+    Some(Autoscaler { min, max, own_min })
 }
 
 /// Whether Azure said why the operation brought less than it should.

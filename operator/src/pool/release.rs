@@ -1,6 +1,8 @@
 //! Takes our marks off nodes that no SpotPool has any more: it is deleted, or does not name their agent pool now. Their
 //! machines stay; a drain that was asked for is taken back.
 //!
+//! An autoscaled agent pool gets the minimum back that people gave it. Status remembers that until it is so.
+//!
 //! One sweep does it for whatever reason, level by level. The finalizer only has a deleted SpotPool wait for the same
 //! work, so that nothing of ours is left when it is gone, and for `deletionPolicy: ReturnFallback`.
 
@@ -9,22 +11,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client, ResourceExt};
 use serde_json::json;
 use spotpool_core::Plan;
-use spotpool_crds::spot_pool::{DeletionPolicy, Mode};
+use spotpool_crds::spot_pool::{AgentPoolStatus, DeletionPolicy, Mode};
 use spotpool_crds::{SpotPool, names};
 
 use super::Error;
 use super::gather::Gathered;
+use super::others::is_minimum_theirs;
+use crate::agent_pools::{AgentPools, Known};
 use crate::watches::{Nodes, agent_pool_of};
 
 /// Marks that are left over do no harm for a while.
 const EVERY: Duration = Duration::from_secs(10);
 const PATCHES_AT_ONCE: usize = 8;
+/// A deleted SpotPool does not wait longer for Azure to take minimums back: its finalizer must not hang.
+const LONGEST_GOODBYE: SignedDuration = SignedDuration::from_mins(10);
 
 /// Sweeps for ever. `spot_pools` are the stores of the watched namespaces, by name; marks of other namespaces
 /// are another operator's.
@@ -93,6 +100,87 @@ async fn take_marks_off(client: &Client, nodes: Vec<Arc<Node>>) -> Result<(), Er
 /// Whether the SpotPool's agent pools are still its own: it is not being deleted, or has fallback to return first.
 pub fn has_claims(pool: &SpotPool) -> bool {
     pool.metadata.deletion_timestamp.is_none() || is_held(pool) && returns_fallback(pool)
+}
+
+/// A minimum that is ours, of an agent pool that is not any more.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Minimum {
+    /// What status remembers of the agent pool.
+    pub entry: AgentPoolStatus,
+    /// The minimum that people gave it, if it can be returned now.
+    pub due: Option<u32>,
+}
+
+/// Minimums of agent pools that `pool` has had and does not name, or of all while it is deleted; `azure` is what is
+/// known of all agent pools, if anything is.
+pub fn minimums(pool: &SpotPool, azure: Option<&BTreeMap<String, Known>>) -> Vec<Minimum> {
+    let goes = pool.metadata.deletion_timestamp.is_some();
+    let is_named = |name: &str| !goes && pool.spec.agent_pools.iter().any(|it| it.name == name);
+    let entries = pool.status.iter().flat_map(|status| &status.agent_pools);
+    let gone = entries.filter(|entry| entry.autoscaler.is_some() && !is_named(&entry.name));
+    let acts = pool.spec.mode == Mode::Enforce && !pool.spec.suspend;
+    gone.filter_map(|entry| {
+        let Some(azure) = azure else {
+            return may_be_ours(entry).then(|| Minimum { entry: entry.clone(), due: None });
+        };
+        let known = azure.get(&entry.name).filter(|known| known.pool.autoscaled)?;
+        let own_min = own_min(entry).filter(|own_min| known.min() > *own_min)?;
+        if is_minimum_theirs(entry, known) {
+            return None;
+        }
+        let due = (acts && !known.busy).then_some(own_min);
+        Some(Minimum { entry: entry.clone(), due })
+    })
+    .collect()
+}
+
+fn own_min(entry: &AgentPoolStatus) -> Option<u32> {
+    Some(entry.autoscaler.as_ref()?.own_min.max(0) as u32)
+}
+
+/// Whether the minimum is above the one that people gave it, by all that status knows.
+fn may_be_ours(entry: &AgentPoolStatus) -> bool {
+    entry.operation.is_some() || entry.autoscaler.as_ref().is_some_and(|it| it.min > it.own_min)
+}
+
+/// Returns those that are due. Whether none is left to be tried again.
+pub async fn return_minimums(agent_pools: &AgentPools, minimums: &[Minimum]) -> bool {
+    let due = minimums.iter().filter_map(|minimum| Some((minimum.entry.name.as_str(), minimum.due?)));
+    let writes = due.map(|(name, min)| async move {
+        match agent_pools.set_minimum(name, min).await {
+            Ok(()) => {
+                tracing::info!(agent_pool = name, min, "the cluster autoscaler's own minimum is returned");
+                true
+            }
+            Err(error) => {
+                tracing::warn!(agent_pool = name, min, %error, "the cluster autoscaler's own minimum is not returned yet");
+                false
+            }
+        }
+    });
+    futures::future::join_all(writes).await.into_iter().all(|done| done)
+}
+
+/// Whether a SpotPool that goes has still to wait for its minimums. It is asked again and again until it has not.
+pub async fn must_wait(agent_pools: &AgentPools, pool: &SpotPool, now: Timestamp) -> bool {
+    let had = pool.status.iter().flat_map(|status| &status.agent_pools);
+    let had = had.filter(|entry| entry.autoscaler.is_some()).map(|entry| entry.name.as_str());
+    let minimums = minimums(pool, agent_pools.view(had).pools.as_ref());
+    let names = || minimums.iter().map(|it| it.entry.name.as_str()).collect::<Vec<_>>().join(", ");
+    if minimums.is_empty() {
+        return false;
+    }
+    if pool.spec.mode == Mode::Observe || pool.spec.suspend {
+        tracing::warn!(agent_pools = names(), "their minimums are not returned: nothing is written to Azure");
+        return false;
+    }
+    let since = pool.metadata.deletion_timestamp.as_ref().map_or(now, |since| since.0);
+    if now.duration_since(since) >= LONGEST_GOODBYE {
+        tracing::warn!(agent_pools = names(), "their minimums could not be returned: set minCount by hand");
+        return false;
+    }
+    return_minimums(agent_pools, &minimums).await;
+    true
 }
 
 /// Whether it waits for us before it goes.

@@ -11,9 +11,9 @@ use spotpool_core::floor::NAMED;
 use spotpool_core::ranking::Rank;
 use spotpool_core::{Action, AgentPoolView, Plan};
 use spotpool_crds::spot_pool::{
-    Adoption, AgentPoolStatus, BlockedBudget, BudgetFloor, FallbackStatus, FloorStatus, LeavingStatus,
-    LossesStatus, NextFloor, Operation, PlanStep, Price, ProbeStatus, RankStatus, RelapsesStatus,
-    RequestStatus, RestartsStatus, Role, WriteBudget,
+    Adoption, AgentPoolStatus, AutoscalerStatus, BlockedBudget, BudgetFloor, FallbackStatus, FloorStatus,
+    LeavingStatus, LossesStatus, NextFloor, Operation, PlanStep, Price, ProbeStatus, RankStatus,
+    RelapsesStatus, RequestStatus, RestartsStatus, Role, WriteBudget,
 };
 use spotpool_crds::{Reason, SpotPool, SpotPoolStatus, names};
 
@@ -187,7 +187,18 @@ fn agent_pools(
                     .and_then(|known| known.write_budget)
                     .map(|budget| WriteBudget { left: budget.left as i32, at: Time(budget.at) })
                     .or_else(|| old.and_then(|old| old.write_budget.clone())),
+                avoided_for: match trouble.avoided_until {
+                    Some(until) if until > now => trouble.avoided_for,
+                    _ => String::new(),
+                },
                 avoided_until: trouble.avoided_until.filter(|until| *until > now).map(Time),
+                autoscaler: view.autoscaler.filter(|_| view.role != Err(Reason::AgentPoolClaimed)).map(
+                    |range| AutoscalerStatus {
+                        min: range.min as i32,
+                        max: range.max as i32,
+                        own_min: range.own_min as i32,
+                    },
+                ),
                 changed_elsewhere: gathered.others.changes.get(&view.name).cloned(),
                 last_error: trouble.last_error,
                 price: market.price.as_ref().map(|price| Price {
@@ -218,6 +229,8 @@ fn agent_pools(
             }
             entry
         })
+        // Remembered until their minimums are returned.
+        .chain(gathered.minimums.iter().filter(|_| !gathered.snapshot.leaving).map(|it| it.entry.clone()))
         .collect()
 }
 
@@ -357,7 +370,8 @@ fn stalled(gathered: &Gathered, plan: &Plan) -> Option<(Reason, String)> {
             }
             Err(Reason::AgentPoolUnsuitable) => {
                 let message = format!(
-                    "agent pool {} is a System or Gateway pool or is autoscaled: use a User pool without autoscaling",
+                    "agent pool {} is a System or Gateway pool, or one of single VMs (type VirtualMachines) that is \
+                     autoscaled: use a User pool, and turn autoscaling off for single VMs",
                     view.name
                 );
                 return Some((Reason::AgentPoolUnsuitable, message));
@@ -459,8 +473,8 @@ pub fn events(before: &SpotPoolStatus, after: &SpotPoolStatus, plan: &Plan, outc
         let known = old.and_then(|old| old.changed_elsewhere.as_ref());
         if let Some(change) = pool.changed_elsewhere.as_ref().filter(|change| known != Some(change)) {
             let action = format!("Count/{}/{}", pool.name, change.at.0.as_second());
-            let note = others::changed(&pool.name, change);
-            event(EventType::Warning, Reason::CountChangedElsewhere, action, note);
+            let (reason, note) = others::changed(&pool.name, change, pool.autoscaler.is_some());
+            event(EventType::Warning, reason, action, note);
         }
     }
     let answered = |status: &SpotPoolStatus| status.fallback.request.clone();
@@ -514,7 +528,11 @@ fn action_event(action: &Action, status: &SpotPoolStatus, would: &str) -> Event 
             let price = price
                 .map(|price| format!(", at {} {} an hour each", price.hourly, price.currency))
                 .unwrap_or_default();
-            let note = format!("asked agent pool {agent_pool} for {new} more nodes, {count} in all{price}");
+            let is_autoscaled =
+                status.agent_pools.iter().any(|pool| pool.name == *agent_pool && pool.autoscaler.is_some());
+            let by = if is_autoscaled { " by its minimum" } else { "" };
+            let note =
+                format!("asked agent pool {agent_pool} for {new} more nodes, {count} in all{by}{price}");
             (kind, format!("ScaleUp/{agent_pool}"), None, note)
         }
         Action::DeleteMachines { agent_pool, nodes, .. } => {
@@ -526,6 +544,10 @@ fn action_event(action: &Action, status: &SpotPoolStatus, would: &str) -> Event 
             let note =
                 format!("lowered the count of agent pool {agent_pool} to the {count} machines that exist");
             (EventType::Normal, format!("CorrectCount/{agent_pool}"), None, note)
+        }
+        Action::SetMinimum { agent_pool, min, .. } => {
+            let note = format!("set the minimum of autoscaled agent pool {agent_pool} to {min}");
+            (EventType::Normal, format!("SetMinimum/{agent_pool}"), None, note)
         }
         Action::Restart { agent_pool, nodes } => {
             let note = format!("had Azure start {} of agent pool {agent_pool}", nodes.join(", "));

@@ -7,7 +7,8 @@ use jiff::{SignedDuration, Timestamp};
 use spotpool_core::fit::Room;
 use spotpool_core::floor::FloorDemand;
 use spotpool_core::{
-    Action, AgentPoolView, DrainView, Losses, Market, Memory, NodeView, Plan, Snapshot, Wishes, plan,
+    Action, AgentPoolView, Autoscaler, DrainView, Losses, Market, Memory, NodeView, Plan, Snapshot, Wishes,
+    plan,
 };
 use spotpool_crds::SpotPoolSpec;
 use spotpool_crds::spot_pool::{Operation, OperationKind, Role};
@@ -15,6 +16,10 @@ use spotpool_crds::voluntary_drain::{DrainPhase, DrainReason};
 
 pub const BOOT: i64 = 60;
 const DRAIN: i64 = 5;
+/// The cluster autoscaler makes good what its minimum lacks after this …
+const RESTORES: i64 = 60;
+/// … and takes idle nodes beyond it after this.
+const IDLE: i64 = 600;
 
 /// What becomes of the next scale-up of an agent pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +79,10 @@ pub struct Pool {
     pub zones: Vec<String>,
     /// Since when `count` has been above the machines, with no operation running.
     pub stale_since: Option<Timestamp>,
+    /// The cluster autoscaler's range. No pod keeps it from taking a node beyond its minimum.
+    pub autoscaler: Option<Autoscaler>,
+    /// Since when it has more machines than its minimum, or fewer.
+    pub uneven: Option<(std::cmp::Ordering, Timestamp)>,
 }
 
 pub struct World {
@@ -122,6 +131,8 @@ impl World {
                 vm_size: String::new(),
                 zones: Vec::new(),
                 stale_since: None,
+                autoscaler: None,
+                uneven: None,
             })
             .collect();
         Self {
@@ -153,6 +164,26 @@ impl World {
         }
         pool.kept = kept;
         self
+    }
+
+    /// Hands an agent pool to the cluster autoscaler.
+    #[allow(dead_code, reason = "each test has its own course")]
+    pub fn autoscaled(mut self, pool: &str, min: u32, max: u32) -> Self {
+        self.pool(pool).autoscaler = Some(Autoscaler { min, max, own_min: min });
+        self
+    }
+
+    /// The cluster autoscaler makes nodes for pods that are pending.
+    #[allow(dead_code, reason = "each test has its own course")]
+    pub fn pending(&mut self, pool: &str, many: u32) {
+        let now = self.now;
+        let pool = self.pool(pool);
+        let Some(range) = pool.autoscaler.filter(|_| pool.operation.is_none() && !pool.is_taken) else {
+            return;
+        };
+        for _ in 0..many.min(range.max.saturating_sub(pool.machines.len() as u32)) {
+            pool.launch(now + SignedDuration::from_secs(BOOT));
+        }
     }
 
     pub fn snapshot(&self) -> Snapshot {
@@ -210,7 +241,8 @@ impl World {
                 listed: pool.machines.len() as u32,
                 busy: pool.operation.is_some() || pool.is_taken,
                 operation: pool.operation.as_ref().map(|(operation, _)| operation.clone()),
-                kept: pool.kept,
+                kept: pool.kept(),
+                autoscaler: pool.autoscaler,
                 market: pool.market.clone(),
                 losses: self.losses.get(&pool.name).cloned(),
                 nodes,
@@ -300,6 +332,10 @@ impl World {
                 if let (Fate::Stuck, Some(last)) = (pool.fate, pool.machines.last_mut()) {
                     last.node_at = Timestamp::MAX;
                 }
+                if let Some(range) = &mut pool.autoscaler {
+                    assert!(*count <= range.max, "{agent_pool} above the autoscaler's maximum");
+                    range.min = *count;
+                }
                 pool.running = std::mem::replace(&mut pool.fate, Fate::Good);
                 let (machines, count) = (*new as i32, *count as i32);
                 let operation = Operation {
@@ -317,6 +353,7 @@ impl World {
             Action::DeleteMachines { agent_pool, nodes, .. } => {
                 let pool = self.pool(agent_pool);
                 assert!(pool.operation.is_none(), "{agent_pool} is busy");
+                assert!(pool.autoscaler.is_none(), "machines of {agent_pool} are the autoscaler's");
                 for node in nodes {
                     let at = pool.machines.iter().position(|machine| machine.name == *node).unwrap();
                     let machine = pool.machines.remove(at);
@@ -340,6 +377,7 @@ impl World {
                 let pool = self.pool(agent_pool);
                 assert!(pool.operation.is_none(), "{agent_pool} is busy");
                 assert_eq!(*count, pool.machines.len() as u32, "a count falls to the machines that exist");
+                assert!(pool.autoscaler.is_none(), "the count of {agent_pool} is the autoscaler's");
                 pool.count = *count;
                 pool.stale_since = None;
                 let operation = Operation {
@@ -353,7 +391,33 @@ impl World {
                 };
                 pool.operation = Some((operation, now + SignedDuration::from_secs(30)));
             }
+            Action::SetMinimum { agent_pool, min, .. } => {
+                let pool = self.pool(agent_pool);
+                assert!(pool.operation.is_none(), "{agent_pool} is busy");
+                let machines = pool.machines.len() as u32;
+                let range = pool.autoscaler.as_mut().expect("a range");
+                assert_ne!(*min, range.min, "nothing is changed");
+                assert!(*min >= range.own_min, "{agent_pool} below its own minimum");
+                assert!(*min <= range.min.max(machines), "that would bring machines");
+                range.min = *min;
+                let operation = Operation {
+                    kind: OperationKind::SetMinimum,
+                    count: *min as i32,
+                    machines: 0,
+                    coming: 0,
+                    since: now.into(),
+                    arrived: 0,
+                    accepted: true,
+                };
+                pool.operation = Some((operation, now + SignedDuration::from_secs(30)));
+            }
             Action::RequestDrain { node, not_after, reason } => {
+                let of = |pool: &&Pool| pool.machines.iter().any(|machine| machine.name == *node);
+                let pool = self.pools.iter().find(of).unwrap();
+                assert!(
+                    pool.autoscaler.is_none() || *reason == DrainReason::Manual,
+                    "{node} is the autoscaler's"
+                );
                 let machine = self.machine(node);
                 machine.drain = Some((now, *not_after));
                 machine.reason = *reason;
@@ -380,11 +444,12 @@ impl World {
 
     fn check(&self, launched: bool) {
         for pool in &self.pools {
-            assert!(
-                pool.machines.len() as u32 <= pool.max_nodes.max(pool.kept),
-                "{} above maxNodes",
-                pool.name
-            );
+            // What the autoscaler makes for pods is not ours.
+            let (machines, most) = match pool.autoscaler {
+                Some(range) => (range.min, pool.max_nodes.min(range.max).max(range.own_min)),
+                None => (pool.machines.len() as u32, pool.max_nodes.max(pool.kept)),
+            };
+            assert!(machines <= most, "{} above maxNodes", pool.name);
         }
         // What was kept for budgets that need less now is beyond the limit until it has gone.
         if self.floor.is_some() && !launched {
@@ -398,10 +463,14 @@ impl World {
     /// On-demand machines beyond those kept and the smallest of the others that make up the baseline.
     fn bought(&self) -> u32 {
         let on_demand = || self.pools.iter().filter(|pool| pool.role == Role::OnDemand);
-        let kept: u32 = on_demand().map(|pool| pool.kept * pool.units).sum();
+        let kept: u32 = on_demand().map(|pool| pool.kept() * pool.units).sum();
         let base = (self.spec.on_demand.baseline as u32).max(self.memory.floor.units);
         let mut baseline = base.saturating_sub(kept);
-        let others = |pool: &Pool| vec![pool.units; pool.machines.len().saturating_sub(pool.kept as usize)];
+        let others = |pool: &Pool| {
+            let machines = pool.machines.len() as u32;
+            let ours = pool.autoscaler.map_or(machines, |range| range.min.min(machines));
+            vec![pool.units; ours.saturating_sub(pool.kept()) as usize]
+        };
         let mut others: Vec<u32> = on_demand().flat_map(others).collect();
         others.sort_unstable();
         let is_bought = |units: &&u32| {
@@ -428,7 +497,7 @@ impl World {
         for pool in &mut self.pools {
             let before = pool.machines.len();
             pool.machines.retain(|machine| machine.dies_at.is_none_or(|at| at > now));
-            if follows {
+            if follows || pool.autoscaler.is_some() {
                 pool.count -= (before - pool.machines.len()) as u32;
             }
             if let Some((operation, _)) = pool.operation.take_if(|(_, ends)| *ends <= now) {
@@ -438,6 +507,7 @@ impl World {
                     _ => {}
                 }
             }
+            pool.autoscale(now);
             let stale = pool.operation.is_none() && pool.count > pool.machines.len() as u32;
             pool.stale_since = stale.then(|| pool.stale_since.unwrap_or(now));
         }
@@ -454,6 +524,39 @@ impl World {
 }
 
 impl Pool {
+    /// On-demand that is never given back.
+    pub fn kept(&self) -> u32 {
+        self.autoscaler.map_or(self.kept, |range| range.own_min.min(self.machines.len() as u32))
+    }
+
+    /// What the cluster autoscaler does by itself.
+    fn autoscale(&mut self, now: Timestamp) {
+        let Some(range) = self.autoscaler.filter(|_| self.operation.is_none() && !self.is_taken) else {
+            return;
+        };
+        self.count = self.machines.len() as u32;
+        let side = self.count.cmp(&range.min);
+        let since = self.uneven.filter(|(known, _)| *known == side).map_or(now, |(_, since)| since);
+        self.uneven = Some((side, since));
+        let lasted = now.duration_since(since).as_secs();
+        if side.is_lt() && lasted >= RESTORES {
+            for _ in self.count..range.min {
+                self.launch(now + SignedDuration::from_secs(BOOT));
+            }
+        }
+        if side.is_gt() && lasted >= IDLE {
+            let mut surplus = self.count - range.min;
+            self.machines.reverse();
+            self.machines.retain(|machine| {
+                let goes = surplus > 0 && machine.dies_at.is_none() && machine.node_at <= now;
+                surplus -= u32::from(goes);
+                !goes
+            });
+            self.machines.reverse();
+        }
+        self.count = self.machines.len() as u32;
+    }
+
     /// As an error of capacity is remembered.
     fn refuse(&mut self, now: Timestamp) {
         self.fate = Fate::Good;
