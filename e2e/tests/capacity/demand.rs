@@ -58,9 +58,13 @@ async fn wish_becomes(stage: &Stage<'_>, replicas: i32) {
     .unwrap();
 }
 
-/// What an HPA reads and writes: what is wished for, and what is kept.
-fn scale(version: &SpotPool) -> (i32, i32) {
-    (version.spec.replicas, version.status.as_ref().map_or(0, |status| status.replicas))
+/// Nothing that an HPA reads or writes has been anything else in any version.
+fn unmoved(versions: &Versions, replicas: i32) {
+    let scale = |version: &SpotPool| {
+        (version.spec.replicas, version.status.as_ref().map_or(0, |status| status.replicas))
+    };
+    let scales: Vec<_> = versions.so_far().iter().map(scale).collect();
+    assert!(scales.iter().all(|scale| *scale == (replicas, replicas)), "wished for and kept: {scales:?}");
 }
 
 #[test]
@@ -97,10 +101,10 @@ fn losing_spot_does_not_cut_what_an_hpa_wishes_for() {
             metrics.asked_again(&stage.name).await;
             let ready = stage.status("p").await.unwrap().ready_replicas;
             assert!(ready < 12, "the HPA was to look while nodes are missing");
+            unmoved(&versions, 12);
         }
         stage.status_is("p", "demand to be met again", |status| status.ready_replicas == 12).await.unwrap();
-        let scales: Vec<_> = versions.so_far().iter().map(scale).collect();
-        assert!(scales.iter().all(|scale| *scale == (12, 12)), "wished for and kept: {scales:?}");
+        unmoved(&versions, 12);
 
         // It would have cut the wish if it had had a reason.
         metrics.say(&stage.name, 30);
@@ -205,8 +209,7 @@ fn a_metric_that_cannot_be_had_leaves_the_wish_and_losses_are_replaced() {
         stage.status_is("p", "the loss to show", |status| status.ready_replicas < 4).await.unwrap();
         metrics.asked_again(&stage.name).await;
         stage.status_is("p", "4 ready again", |status| status.ready_replicas == 4).await.unwrap();
-        let scales: Vec<_> = versions.so_far().iter().map(scale).collect();
-        assert!(scales.iter().all(|scale| *scale == (4, 4)), "wished for and kept: {scales:?}");
+        unmoved(&versions, 4);
 
         metrics.say(&stage.name, 60);
         wish_becomes(&stage, 6).await;
