@@ -3,24 +3,26 @@
 //! Plans are made from this cache, so that a notice costs no read before the write it calls for; `If-Match`
 //! tells when the cache was wrong.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Node;
+use kube::ResourceExt;
 use spotpool_azure::{
     Accepted, AgentPool, AgentPoolKind, AgentPoolMode, AzureError, Class, Clock, OperationOutcome,
     OperationUrl, Priority, Urgency, WriteBudget,
 };
 use spotpool_crds::spot_pool::Role;
-use spotpool_crds::{Reason, SpotPoolStatus};
+use spotpool_crds::{Reason, SpotPoolStatus, names};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::market::Facts;
 use crate::metrics::Metrics;
 use crate::vms::Words;
-use crate::watches::{Nodes, Trigger};
+use crate::watches::{Nodes, Trigger, agent_pool_of, is_ready};
 
 /// How often agent pools are listed while nothing happens: 40 reads an hour out of a bucket that all
 /// clusters of the subscription share.
@@ -114,6 +116,8 @@ struct State {
     quiet_until: Option<Instant>,
     /// Since when an operation runs that we cannot follow, or machines and Nodes do not match.
     unsettled_since: Option<Instant>,
+    /// Nodes that were odd at the last list.
+    odd_nodes: BTreeSet<String>,
     /// Agent pools that SpotPools name: only their machines are read.
     wanted: BTreeSet<String>,
     /// Those whose write budget has been restored, if one was known.
@@ -212,6 +216,7 @@ impl AgentPools {
             idle: IDLE,
             quiet_until: None,
             unsettled_since: None,
+            odd_nodes: BTreeSet::new(),
             wanted: BTreeSet::new(),
             restored: BTreeSet::new(),
         });
@@ -227,7 +232,11 @@ impl AgentPools {
         let mut state = self.state();
         let before = state.wanted.len();
         state.wanted.extend(wanted.map(str::to_owned));
-        if state.wanted.len() != before {
+        let is_news = state.unsettled_since.is_none() && !self.odd_nodes(&state).is_subset(&state.odd_nodes);
+        if is_news {
+            state.unsettled_since = Some(Instant::now());
+        }
+        if is_news || state.wanted.len() != before {
             self.refresh.notify_one();
         }
         let pools = state
@@ -524,6 +533,32 @@ impl AgentPools {
         })
     }
 
+    /// Nodes that Azure may have something to tell of: a machine that no list has named and nobody here has asked for,
+    /// as AKS makes for an upgrade; one that is out of use, although it is not ours to go.
+    fn odd_nodes(&self, state: &State) -> BTreeSet<String> {
+        let mut listed = BTreeMap::new();
+        for (name, entry) in state.entries.iter().flatten() {
+            if let (Written::Read, Some(machines)) = (&entry.written, &entry.machines)
+                && state.wanted.contains(name)
+            {
+                let machines: HashSet<_> = machines.names.iter().map(String::as_str).collect();
+                listed.insert(name.as_str(), machines);
+            }
+        }
+        let is_odd = |node: &Node| {
+            let Some(machines) = agent_pool_of(node).and_then(|agent_pool| listed.get(agent_pool)) else {
+                return false;
+            };
+            let name = node.metadata.name.as_deref().unwrap_or_default();
+            let goes = [names::EVICTION_ANNOTATION, names::DRAIN_REQUEST_ANNOTATION];
+            let goes = goes.iter().any(|mark| node.annotations().contains_key(*mark));
+            let is_closed = node.spec.as_ref().is_some_and(|spec| spec.unschedulable == Some(true));
+            !machines.contains(name) || (!goes && (is_closed || !is_ready(node)))
+        };
+        let nodes = self.nodes.all();
+        nodes.iter().filter(|node| is_odd(node)).map(|node| node.name_any()).collect()
+    }
+
     /// Whether listed machines and Nodes do not match.
     fn differs(&self, name: &str, entry: &Entry) -> bool {
         let listed: BTreeSet<&String> = self.existing(entry).collect();
@@ -721,6 +756,7 @@ impl AgentPools {
         }
         let since = state.unsettled_since.unwrap_or_else(Instant::now);
         state.unsettled_since = self.is_unsettled(&state).then_some(since);
+        state.odd_nodes = self.odd_nodes(&state);
         drop(state);
         self.trigger.fire();
     }

@@ -1,6 +1,7 @@
 //! Row V and AKS's own life: who else has a hand in agent pools is seen and said, and what AKS does to them by itself
 //! is neither a loss nor a surplus.
 
+use anyhow::Context;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Api;
 use kube::api::DeleteParams;
@@ -8,7 +9,7 @@ use serde_json::json;
 use spotpool_azure_sim::api::PoolSpec;
 use spotpool_azure_sim::scenario::Action;
 use spotpool_crds::SpotPoolStatus;
-use spotpool_e2e::{OperatorOptions, Stage, objects, run};
+use spotpool_e2e::{OperatorOptions, Stage, eventually, objects, run};
 
 use super::world;
 
@@ -69,24 +70,37 @@ fn an_upgrade_by_aks_buys_nothing_and_gives_nothing_back() {
         let spec = json!({
             "replicas": 4,
             "agentPools": [{"name": "upgra", "maxNodes": 6}, {"name": "upgreg", "maxNodes": 6}],
-            "fallback": {"maxNodes": 3, "after": "0s", "growthAfter": "0s"},
+            "fallback": {"maxNodes": 3, "after": "15s", "growthAfter": "15s"},
             "failback": {"stabilization": "1m", "minOnDemandLifetime": "0s"},
         });
         stage.spot_pool("p", spec).await.unwrap();
         stage.status_is("p", "4 ready", |status| status.ready_replicas == 4).await.unwrap();
 
-        for pool in ["upgreg", "upgra"] {
-            stage.world.sim.act(&act(json!({"upgrade": {"pool": pool}}))).await.unwrap();
-            let said = |status: &SpotPoolStatus| says(status, "Reconciling", "True", "AgentPoolInUpkeep");
-            stage.status_is("p", "the upgrade to be said", said).await.unwrap();
-            let over = |status: &SpotPoolStatus| {
-                let nodes: i32 = status.agent_pools.iter().map(|pool| pool.machines).sum();
-                let is_said = says(status, "Reconciling", "True", "AgentPoolInUpkeep");
-                (status.ready_replicas, nodes) == (4, 4) && !is_said
-            };
-            let status = stage.status_is("p", "the upgrade to be over", over).await.unwrap();
-            assert_eq!((status.fallback.nodes, status.fallback.draining.len()), (0, 0));
+        // A surge node tells the operator that something goes on, and Azure what.
+        stage.world.sim.act(&act(json!({"upgrade": {"pool": "upgreg"}}))).await.unwrap();
+        let said = |status: &SpotPoolStatus| says(status, "Reconciling", "True", "AgentPoolInUpkeep");
+        stage.status_is("p", "the upgrade to be said", said).await.unwrap();
+        let over = |status: &SpotPoolStatus| {
+            let nodes: i32 = status.agent_pools.iter().map(|pool| pool.machines).sum();
+            let is_said = says(status, "Reconciling", "True", "AgentPoolInUpkeep");
+            (status.ready_replicas, nodes) == (4, 4) && !is_said
+        };
+        let status = stage.status_is("p", "the upgrade to be over", over).await.unwrap();
+        assert_eq!((status.fallback.nodes, status.fallback.draining.len()), (0, 0));
+
+        // Spot agent pools are upgraded without surge: a node that is not ready is what the operator sees.
+        stage.world.sim.act(&act(json!({"upgrade": {"pool": "upgra"}}))).await.unwrap();
+        for is_under_way in [true, false] {
+            eventually(&format!("the upgrade to be under way: {is_under_way}"), async || {
+                let state = stage.world.sim.state().await?;
+                let pool = state.pool("upgra").context("no agent pool")?;
+                Ok(((pool.provisioning_state != "Succeeded") == is_under_way).then_some(()))
+            })
+            .await
+            .unwrap();
         }
+        let status = stage.status_is("p", "4 ready again", over).await.unwrap();
+        assert_eq!((status.fallback.nodes, status.fallback.draining.len()), (0, 0));
         let state = stage.world.sim.state().await.unwrap();
         let writes: Vec<_> = state.writes_to("upgra").chain(state.writes_to("upgreg")).collect();
         assert!(writes.is_empty(), "nothing is asked of Azure because of an upgrade: {writes:?}");
@@ -143,7 +157,7 @@ fn node_auto_provisioning_beside_a_spot_pool_is_named() {
             let groups = stage.world.client.list_api_groups().await?;
             Ok(groups.groups.iter().any(|group| group.name == "karpenter.sh").then_some(()))
         };
-        spotpool_e2e::eventually("the API to be served", served).await.unwrap();
+        eventually("the API to be served", served).await.unwrap();
         stage.agent_pools(&[PoolSpec::spot("napa", "Standard_D4s_v5", 1)]).await.unwrap();
         let operator = stage.operator(&OperatorOptions::default()).await.unwrap();
         let pools = json!([{"name": "napa", "maxNodes": 4}]);
