@@ -4,7 +4,7 @@
 //! node that stays. Pods are put largest first, each where there is room first. The scheduler may do better or worse. In
 //! doubt nothing is moved.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
@@ -58,10 +58,17 @@ pub struct PlaceKind {
 /// What is left while nodes are chosen one after the other.
 pub(crate) struct Fit<'a> {
     room: Option<&'a Room>,
+    /// Zones of nodes.
+    zones: HashMap<&'a str, &'a Arc<str>>,
+    /// Pods like these have found no room, and room only becomes less.
+    full: HashSet<Like>,
     /// The SpotPool's ready spot nodes, then others that stay.
     spot: Vec<Bin<'a>>,
     others: Vec<Bin<'a>>,
 }
+
+/// Shape, zone where a volume is bound to it, and owner where its like are avoided.
+type Like = (usize, Option<Arc<str>>, Option<Arc<str>>);
 
 struct Bin<'a> {
     place: &'a Place,
@@ -78,9 +85,11 @@ impl<'a> Fit<'a> {
         draining: impl IntoIterator<Item = &'n NodeView>,
     ) -> Self {
         let room = snapshot.room.as_deref();
-        let mut fit = Self { room, spot: Vec::new(), others: Vec::new() };
+        let mut fit =
+            Self { room, zones: HashMap::new(), full: HashSet::new(), spot: Vec::new(), others: Vec::new() };
         let Some(room) = room.filter(|room| room.complete) else { return fit };
-        let leaving: Vec<&str> = leaving.into_iter().map(|node| node.name.as_str()).collect();
+        fit.zones = room.places.iter().map(|place| (place.node.as_str(), &place.kind.zone)).collect();
+        let leaving: HashSet<&str> = leaving.into_iter().map(|node| node.name.as_str()).collect();
         let own: HashMap<&str, (Role, bool)> = snapshot
             .agent_pools
             .iter()
@@ -91,7 +100,7 @@ impl<'a> Fit<'a> {
             let bin = || Bin { place, free: place.free.clone(), apart: place.apart.iter().collect() };
             match own.get(place.node.as_str()) {
                 Some((Role::Spot, true)) => fit.spot.push(bin()),
-                Some((Role::OnDemand, true)) if !leaving.contains(&place.node.as_str()) => {
+                Some((Role::OnDemand, true)) if !leaving.contains(place.node.as_str()) => {
                     fit.others.push(bin());
                 }
                 None if place.takes_pods => fit.others.push(bin()),
@@ -121,7 +130,7 @@ impl<'a> Fit<'a> {
         let Some(room) = self.room else { return Ok(()) };
         let mut pods: Vec<&Pod> = room.pods.get(&node.name).into_iter().flatten().collect();
         largest_first(&mut pods);
-        let zone = room.places.iter().find(|place| place.node == node.name).map(|place| &place.kind.zone);
+        let zone = self.zones.get(node.name.as_str()).copied();
         let mut put: Vec<(bool, usize, &Pod)> = Vec::new();
         let mut kinds = HashMap::new();
         let mut last: Option<(&Pod, bool, usize)> = None;
@@ -135,6 +144,14 @@ impl<'a> Fit<'a> {
                 may && (!pod.shape.zonal || zone.is_none_or(|zone| *zone == place.kind.zone))
             };
             let on_spot = self.spot.iter().any(|bin| runs(bin.place));
+            let like: Like = (
+                Arc::as_ptr(&pod.shape).addr(),
+                zone.filter(|_| pod.shape.zonal).cloned(),
+                pod.shape.apart.then(|| pod.owner.clone()),
+            );
+            if or_none && put.is_empty() && self.full.contains(&like) {
+                return Err(refusal(pod, on_spot));
+            }
             // The next of its like begins where the last was put: before there is no room.
             let from = match last {
                 Some((like, of, at)) if of == on_spot && is_like(like, pod) => at,
@@ -154,6 +171,9 @@ impl<'a> Fit<'a> {
                 put.push((on_spot, at, pod));
                 last = Some((pod, on_spot, at));
             } else if or_none {
+                if put.is_empty() {
+                    self.full.insert(like);
+                }
                 for (on_spot, at, pod) in put {
                     let bin = if on_spot { &mut self.spot[at] } else { &mut self.others[at] };
                     bin.free.add(&pod.shape.requests);

@@ -96,7 +96,7 @@ impl FloorDemand {
 /// pods that must have this room outrank others by their priority.
 pub fn demand<'a>(kinds: &'a [NodeKind], budgets: impl IntoIterator<Item = Budget<'a>>) -> FloorDemand {
     let mut found = Vec::new();
-    let mut chosen: BTreeMap<(&str, &str), &Pod> = BTreeMap::new();
+    let mut all: Vec<&Pod> = Vec::new();
     let mut places = Places::of(kinds);
     for budget in budgets {
         let wanted = (budget.desired.saturating_sub(budget.safe) as usize).min(budget.here.len());
@@ -110,7 +110,7 @@ pub fn demand<'a>(kinds: &'a [NodeKind], budgets: impl IntoIterator<Item = Budge
         let barred = wanted.saturating_sub(here.len());
         here.truncate(wanted);
         let units = places.units(&here);
-        chosen.extend(here.iter().map(|pod| ((&*pod.namespace, &*pod.name), *pod)));
+        all.extend(&here);
         found.push(BudgetDemand {
             namespace: budget.namespace.to_owned(),
             name: budget.name.to_owned(),
@@ -120,8 +120,8 @@ pub fn demand<'a>(kinds: &'a [NodeKind], budgets: impl IntoIterator<Item = Budge
             barred: barred as u32,
         });
     }
-    let mut all: Vec<&Pod> = chosen.into_values().collect();
     largest_first(&mut all);
+    all.dedup_by(|one, other| one.namespace == other.namespace && one.name == other.name);
     let units = places.units(&all);
     found.sort_by(|a, b| {
         (b.units, b.pods, &a.namespace, &a.name).cmp(&(a.units, a.pods, &b.namespace, &b.name))

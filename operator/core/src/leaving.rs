@@ -9,7 +9,7 @@ use spotpool_crds::voluntary_drain::DrainReason;
 
 use crate::failback::{Drains, return_drained};
 use crate::floor::Floor;
-use crate::plan::{Action, Draft, Leaving, Plan, Situation, capacity, explain_unusable, later};
+use crate::plan::{Action, Draft, Leaving, Plan, Situation, capacity, explain_unusable, later, told};
 use crate::snapshot::NodeView;
 use crate::units::removable;
 
@@ -67,7 +67,7 @@ pub(crate) fn plan(situation: &Situation<'_>, floor: Option<Floor>, mut draft: D
     Plan {
         actions,
         withheld,
-        steps: draft.steps,
+        steps: told(draft.steps),
         capacity: capacity(tally, &draft.memory, 0),
         spot_target: tally.spot_target,
         fallback_nodes: left,

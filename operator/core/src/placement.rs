@@ -86,15 +86,68 @@ impl Placement {
     }
 }
 
-impl Limit<'_> {
-    /// Whether one machine more of `candidate` stays inside the limit, with all that is placed.
-    fn allows(&self, candidate: &Candidate, candidates: &[Candidate], pools: &[AgentPoolView]) -> bool {
+/// Machines on demand that are paid for, against the most that may stand in for spot.
+struct Paid {
+    base: u32,
+    most: u32,
+    pools: Vec<Bought>,
+}
+
+/// What of it is of one agent pool.
+struct Bought {
+    /// Index of the agent pool.
+    pool: usize,
+    units: u32,
+    kept: u32,
+    /// Machines that an autoscaler brings in any case.
+    least: u32,
+    /// Machines, those that are placed here included.
+    machines: u32,
+}
+
+impl Bought {
+    fn with(&self, more: u32) -> u32 {
+        (self.machines + more).max(self.least)
+    }
+}
+
+impl Paid {
+    fn of(limit: &Limit<'_>, pools: &[AgentPoolView]) -> Self {
         let on_demand = pools.iter().enumerate().filter(|(_, pool)| pool.role == Ok(Role::OnDemand));
-        let machines = on_demand.map(|(index, pool)| {
-            let placed = candidates.iter().find(|it| it.rank.pool == index).map_or(0, |it| it.new);
-            let one = u32::from(candidate.rank.pool == index);
-            (pool.units, kept(self.spec, pool), pool.bound_to(placed + one))
+        let bought = on_demand.map(|(index, pool)| Bought {
+            pool: index,
+            units: pool.units,
+            kept: kept(limit.spec, pool),
+            least: pool.autoscaler.map_or(0, |autoscaler| autoscaler.min),
+            machines: pool.committed(),
         });
+        Self { base: limit.base, most: limit.most, pools: bought.collect() }
+    }
+
+    fn add(&mut self, pool: usize) {
+        if let Some(bought) = self.pools.iter_mut().find(|bought| bought.pool == pool) {
+            bought.machines += 1;
+        }
+    }
+
+    /// Tells each candidate whether one machine more of it stays inside the limit.
+    fn tell(&self, candidates: &mut [Candidate]) {
+        // It depends on the units alone, unless there are fewer machines than there are to be.
+        let mut known: Vec<(u32, bool)> = Vec::new();
+        let alike = self.pools.iter().all(|bought| bought.machines >= bought.least.max(bought.kept));
+        for candidate in candidates {
+            let found = known.iter().find(|(units, _)| alike && *units == candidate.units);
+            candidate.allowed =
+                found.map_or_else(|| self.allows(candidate.rank.pool), |(_, allowed)| *allowed);
+            if found.is_none() {
+                known.push((candidate.units, candidate.allowed));
+            }
+        }
+    }
+
+    fn allows(&self, pool: usize) -> bool {
+        let one = |bought: &Bought| u32::from(bought.pool == pool);
+        let machines = self.pools.iter().map(|it| (it.units, it.kept, it.with(one(it))));
         beyond(self.base, machines) <= self.most
     }
 }
@@ -106,6 +159,8 @@ struct Candidate {
     losing: bool,
     /// Has an operation running: cannot be asked now, and may be waited for.
     busy: bool,
+    /// Whether one machine more stays inside the limit.
+    allowed: bool,
     /// What one machine is worth.
     units: u32,
     /// Units that stay or are on their way, those placed here included.
@@ -152,6 +207,7 @@ pub(crate) fn place(policy: &Policy, snapshot: &Snapshot, need: &Need<'_>, now: 
         match room(pool, need.stalls, now) {
             Ok(room) => candidates.push(Candidate {
                 busy: pool.busy,
+                allowed: true,
                 losing: pool.nodes.iter().any(|node| node.noticed.is_some() || node.lost.is_some()),
                 units: pool.units,
                 stands: *stands,
@@ -166,8 +222,13 @@ pub(crate) fn place(policy: &Policy, snapshot: &Snapshot, need: &Need<'_>, now: 
         }
     }
     let share = share(policy, need.role, need.target);
+    // A thousand machines may have to be placed: what each of them asks must be cheap.
+    let mut paid = need.limit.as_ref().map(|limit| (limit.for_base, Paid::of(limit, pools)));
     while placement.unplaced > 0 {
         let missing = placement.unplaced;
+        if let Some((_, paid)) = paid.as_ref().filter(|(for_base, _)| placement.units >= *for_base) {
+            paid.tell(&mut candidates);
+        }
         let cost = |it: &Candidate| {
             let cost = with_concentration(policy, it.rank.cost, it.together, all);
             cost * waste(policy.strategy, it.units, missing)
@@ -175,19 +236,15 @@ pub(crate) fn place(policy: &Policy, snapshot: &Snapshot, need: &Need<'_>, now: 
         let class = |it: &Candidate| (it.losing, it.stands + it.units.min(missing) > share);
         let is_urgent = need.units - missing < need.urgent;
         let open = |it: &&Candidate| it.new < it.room;
-        let limit = need.limit.as_ref().filter(|limit| placement.units >= limit.for_base);
-        let is_allowed = |it: &&Candidate| limit.is_none_or(|limit| limit.allows(it, &candidates, pools));
-        if !candidates.iter().filter(open).any(|it| is_allowed(&it)) && candidates.iter().any(|it| open(&it))
-        {
+        if !candidates.iter().filter(open).any(|it| it.allowed) && candidates.iter().any(|it| open(&it)) {
             placement.over_limit = std::mem::take(&mut placement.unplaced);
             break;
         }
         // Compared by what does not change while nodes are dealt out: else the next plan could see it otherwise.
-        let is_worth_the_wait = |busy: &Candidate, it: &Candidate| busy.busy && busy.rank.cost < it.rank.cost;
-        let may_be_asked = |it: &&Candidate| {
-            let waits = || candidates.iter().filter(open).any(|busy| is_worth_the_wait(busy, it));
-            !it.busy && (is_urgent || !waits()) && is_allowed(it)
-        };
+        let busy = candidates.iter().filter(open).filter(|it| it.busy).map(|it| it.rank.cost);
+        let cheapest_busy = busy.min_by(f64::total_cmp).filter(|_| !is_urgent);
+        let is_worth_the_wait = |it: &Candidate| cheapest_busy.is_some_and(|busy| busy < it.rank.cost);
+        let may_be_asked = |it: &&Candidate| !it.busy && it.allowed && !is_worth_the_wait(it);
         let free = candidates.iter().filter(open).filter(may_be_asked).min_by(|a, b| {
             let by_class = class(a).cmp(&class(b));
             let by_cost = by_class.then_with(|| cost(a).total_cmp(&cost(b)));
@@ -210,6 +267,9 @@ pub(crate) fn place(policy: &Policy, snapshot: &Snapshot, need: &Need<'_>, now: 
             }
         }
         let units = candidates[chosen].units;
+        if let Some((_, paid)) = &mut paid {
+            paid.add(candidates[chosen].rank.pool);
+        }
         candidates[chosen].new += 1;
         candidates[chosen].stands += units;
         let like = &alike[candidates[chosen].place];

@@ -397,6 +397,32 @@ pub(crate) fn later(time: Timestamp, by: Duration) -> Timestamp {
     time.saturating_add(by).unwrap_or(Timestamp::MAX)
 }
 
+/// Steps of one reason that are told one by one: status must stay small where a thousand nodes wait for the same.
+const TOLD: usize = 20;
+
+/// `steps`, after the one that sums up of each reason the first ones, and how many more there are.
+pub(crate) fn told(steps: Vec<PlanStep>) -> Vec<PlanStep> {
+    let mut counts: Vec<(Reason, usize)> = Vec::new();
+    let mut steps = steps.into_iter();
+    let mut told: Vec<PlanStep> = steps.next().into_iter().collect();
+    for step in steps {
+        let known = counts.iter().position(|(reason, _)| *reason == step.reason);
+        let at = known.unwrap_or(counts.len());
+        if known.is_none() {
+            counts.push((step.reason, 0));
+        }
+        counts[at].1 += 1;
+        if counts[at].1 <= TOLD {
+            told.push(step);
+        }
+    }
+    for (reason, count) in counts.into_iter().filter(|(_, count)| *count > TOLD) {
+        let message = format!("{} more like these", count - TOLD);
+        told.push(PlanStep { reason, agent_pool: None, message });
+    }
+    told
+}
+
 /// Decides what to do for one SpotPool.
 ///
 /// In order: spot up to its target; on-demand for the baseline, and for what is lost or refused, inside `fallback`;
@@ -491,7 +517,7 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
     Plan {
         actions,
         withheld,
-        steps: draft.steps,
+        steps: told(draft.steps),
         capacity,
         spot_target: tally.spot_target,
         fallback_nodes,

@@ -42,6 +42,26 @@ fn says(plan: &Plan, reason: Reason) -> String {
     said.join("; ")
 }
 
+/// A status that grows with the cluster is refused in the end, and with it every write that comes after.
+#[test]
+fn what_holds_for_hundreds_of_nodes_is_said_of_some() {
+    let spec =
+        SPEC.replace("reg, maxNodes: 8", "reg, maxNodes: 400").replace("{maxNodes: 4,", "{maxNodes: 400,");
+    let roles = [Spot, Spot, OnDemand];
+    let mut world = World::new(&spec, &roles).with("spota", 4, 0).with("reg", 400, 0);
+    let now = world.now;
+    for machine in &mut world.pool("reg").machines {
+        machine.node_at = now;
+    }
+    world.reconcile();
+    world.pass(11 * 60);
+    let plan = world.reconcile();
+    let steps = plan.steps.iter().skip(1);
+    let kept: Vec<_> = steps.filter(|step| step.reason == Reason::MinimumLifetime).collect();
+    assert_eq!(kept.len(), 21, "{:?}", plan.steps);
+    assert_eq!(kept[20].message, "380 more like these");
+}
+
 /// Lets time pass minute by minute until a node is asked to drain.
 fn until_asked(world: &mut World, minutes: u32) -> (Plan, u32) {
     for minute in 0..minutes {

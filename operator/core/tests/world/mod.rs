@@ -1,6 +1,6 @@
 //! A small model of AKS and of the agents, in which plans are carried out in simulated time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
@@ -255,6 +255,9 @@ impl World {
     /// Plans, carries the plan out, and checks what must always hold.
     pub fn reconcile(&mut self) -> Plan {
         let plan = self.plan();
+        let written: Vec<&str> = plan.actions.iter().filter_map(Action::agent_pool).collect();
+        let agent_pools: BTreeSet<&str> = written.iter().copied().collect();
+        assert_eq!(written.len(), agent_pools.len(), "two writes to one agent pool: {:?}", plan.actions);
         let mut refused = !plan.stalls.is_empty();
         for pool in &mut self.pools {
             pool.ended = None;
