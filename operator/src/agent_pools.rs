@@ -525,11 +525,13 @@ impl AgentPools {
         }
     }
 
-    fn is_unsettled(&self, state: &State) -> bool {
+    fn is_unsettled(&self, state: &State, nodes: &BTreeMap<String, BTreeSet<String>>) -> bool {
         state.entries.iter().flatten().any(|(name, entry)| {
             // While an operation's own URL is asked, lists tell nothing more.
             let followed = matches!(entry.written, Written::Running(_));
-            state.wanted.contains(name) && !followed && (entry.pool.busy() || self.differs(name, entry))
+            state.wanted.contains(name)
+                && !followed
+                && (entry.pool.busy() || self.differs(entry, nodes.get(name)))
         })
     }
 
@@ -560,10 +562,10 @@ impl AgentPools {
     }
 
     /// Whether listed machines and Nodes do not match.
-    fn differs(&self, name: &str, entry: &Entry) -> bool {
+    fn differs(&self, entry: &Entry, nodes: Option<&BTreeSet<String>>) -> bool {
         let listed: BTreeSet<&String> = self.existing(entry).collect();
-        let nodes = self.nodes.names_of(name);
-        listed.len() != nodes.len() || nodes.iter().any(|node| !listed.contains(node))
+        let nodes: BTreeSet<&String> = nodes.into_iter().flatten().collect();
+        listed != nodes
     }
 
     /// Asks how the operations stand whose time has come. Whether any is over.
@@ -649,6 +651,7 @@ impl AgentPools {
             state.quiet_until = None;
             let mut before = state.entries.take().unwrap_or_default();
             let wanted = state.wanted.clone();
+            let nodes = self.nodes.names();
             let mut entries = BTreeMap::new();
             for pool in pools {
                 let name = pool.name.clone();
@@ -678,13 +681,12 @@ impl AgentPools {
                     // Booting and dying take their time, and the watch of Nodes tells most of it.
                     Some(listed) if listed.at.elapsed() >= RELIST => {
                         let gone = self.existing(&entry).count() < listed.names.len();
-                        settled || changed || gone || self.differs(&name, &entry)
+                        settled || changed || gone || self.differs(&entry, nodes.get(&name))
                     }
                     Some(_) => settled || changed,
                 };
                 // As most fallback is most of the time: nothing is there to be listed.
-                let empty =
-                    entry.pool.count == 0 && !entry.pool.busy() && self.nodes.names_of(&name).is_empty();
+                let empty = entry.pool.count == 0 && !entry.pool.busy() && !nodes.contains_key(&name);
                 if outdated && empty {
                     entry.machines = Some(Listed { names: Vec::new(), at: began });
                 } else if wanted.contains(&name) && outdated {
@@ -738,10 +740,12 @@ impl AgentPools {
         for error in failed {
             self.not_read(error, "cannot list machines");
         }
+        let nodes = self.nodes.names();
+        let none = BTreeSet::new();
         let mut state = self.state();
         for (name, entry) in state.entries.iter_mut().flatten() {
-            let nodes = self.nodes.names_of(name);
-            let joining = self.existing(entry).filter(|machine| !nodes.contains(*machine));
+            let its = nodes.get(name).unwrap_or(&none);
+            let joining = self.existing(entry).filter(|machine| !its.contains(*machine));
             let since =
                 |machine: &String| entry.joining.get(machine).copied().unwrap_or_else(|| (self.clock)());
             entry.joining = joining.map(|machine| (machine.clone(), since(machine))).collect();
@@ -755,7 +759,7 @@ impl AgentPools {
             entry.count_stale_since = entry.is_count_stale().then_some(since);
         }
         let since = state.unsettled_since.unwrap_or_else(Instant::now);
-        state.unsettled_since = self.is_unsettled(&state).then_some(since);
+        state.unsettled_since = self.is_unsettled(&state, &nodes).then_some(since);
         state.odd_nodes = self.odd_nodes(&state);
         drop(state);
         self.trigger.fire();

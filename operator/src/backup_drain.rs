@@ -26,8 +26,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
-use crate::pool::doomed::Doomed;
-use crate::pool::gather::notice;
+use crate::pool::doomed::Notices;
 use crate::watches::{Nodes, Trigger, boot_id, conditions, is_ready};
 
 /// Drains that run at a time; each has a watch on its node's pods. Claims do not wait for them: they keep new pods off.
@@ -53,8 +52,8 @@ pub struct BackupDrains {
 
 #[derive(Default)]
 struct State {
-    /// Who told of a node's event and when, by the node's uid and event.
-    heard: BTreeMap<(String, String), Heard>,
+    /// Who told of a node's events and when: by the node's uid, then by event.
+    heard: BTreeMap<String, BTreeMap<String, Heard>>,
     /// What is under way, by the node's uid.
     running: BTreeMap<String, CancellationToken>,
     /// What is to be told as Events, by SpotPool.
@@ -63,7 +62,7 @@ struct State {
 
 struct Heard {
     at: Timestamp,
-    by: BTreeSet<String>,
+    by: BTreeSet<Arc<str>>,
     silent_since: Option<Timestamp>,
 }
 
@@ -106,20 +105,20 @@ impl BackupDrains {
         self: &Arc<Self>,
         pool: &SpotPool,
         nodes: &[Arc<core::Node>],
+        notices: &Notices,
         now: Timestamp,
     ) -> Option<Timestamp> {
         let may_drain = pool.spec.mode == Mode::Enforce
             && !pool.spec.suspend
             && pool.spec.events.preempt != EventResponse::Ignore;
-        let doomed = Doomed::of(nodes);
         let mut wake = None::<Timestamp>;
         let mut jobs = Vec::new();
         for node in nodes {
             let uid = node.uid().unwrap_or_default();
-            let written = notice(node);
-            let (named, silent_since) = self.hear(node, &uid, written.as_ref(), &doomed, now);
-            let ours = written.as_ref().is_some_and(|it| it.is_active() && it.by == Claimant::Operator);
-            if !ours && written.as_ref().is_some_and(EvictionNotice::is_active) {
+            let written = notices.on(node);
+            let (named, silent_since) = self.hear(node, &uid, written, notices, now);
+            let ours = written.is_some_and(|it| it.is_active() && it.by == Claimant::Operator);
+            if !ours && written.is_some_and(EvictionNotice::is_active) {
                 // The agent has claimed it: what runs here for this node is over.
                 if let Some(stop) = self.state().running.get(&uid) {
                     stop.cancel();
@@ -129,13 +128,8 @@ impl BackupDrains {
                 continue;
             }
             let boot_id = boot_id(node);
-            let seen = Noticed {
-                notice: written.as_ref(),
-                named: &named,
-                silent_since,
-                boot_id,
-                ready: is_ready(node),
-            };
+            let seen =
+                Noticed { notice: written, named: &named, silent_since, boot_id, ready: is_ready(node) };
             let task = match backup(&seen, now) {
                 Backup::Nothing => continue,
                 Backup::LookAgain(time) => {
@@ -169,23 +163,24 @@ impl BackupDrains {
         node: &core::Node,
         uid: &str,
         written: Option<&EvictionNotice>,
-        doomed: &Doomed,
+        notices: &Notices,
         now: Timestamp,
     ) -> (Vec<Named>, Option<Timestamp>) {
         let mut named = Vec::new();
         let mut state = self.state();
-        let mut hear = |event_id: &str, source, seen, not_before, by: BTreeSet<String>| {
-            let heard = state.heard.entry((uid.to_owned(), event_id.to_owned())).or_insert(Heard {
+        let mut of_node = state.heard.remove(uid).unwrap_or_default();
+        let mut hear = |event_id: &str, source, seen, not_before, by: &BTreeSet<Arc<str>>| {
+            let heard = of_node.entry(event_id.to_owned()).or_insert(Heard {
                 at: now,
                 by: BTreeSet::new(),
                 silent_since: None,
             });
-            heard.by.extend(by);
+            heard.by.extend(by.iter().cloned());
             heard.silent_since = None;
             named.push(Named { event_id: event_id.to_owned(), source, seen, heard: heard.at, not_before });
         };
-        for (event, told) in doomed.told(node).into_iter().flatten() {
-            hear(event, Source::Imds, told.seen, told.not_before, told.by.clone());
+        for (event, told) in notices.told(node).into_iter().flatten() {
+            hear(event, Source::Imds, told.seen, told.not_before, &told.by);
         }
         // Old ones are leftovers; whether the metadata service is silent for its agent, the agent knows.
         let silent =
@@ -194,24 +189,27 @@ impl BackupDrains {
         for claim in npd::claims(&detected(node)).into_iter().filter(counts) {
             // The detector is a witness by the node's own name.
             let not_before = claim.not_before.filter(|_| !claim.started);
-            hear(&claim.id, Source::NodeProblemDetector, now, not_before, [node.name_any()].into());
+            let by = [node.name_any().into()].into();
+            hear(&claim.id, Source::NodeProblemDetector, now, not_before, &by);
         }
         let claimed = written.filter(|it| it.is_active() && it.by == Claimant::Operator);
         let silent_since = claimed.and_then(|claimed| {
             let is_named = named.iter().any(|named| named.event_id == claimed.event_id);
-            let heard = state.heard.get_mut(&(uid.to_owned(), claimed.event_id.clone()))?;
-            let can_tell = heard.by.contains(&node.name_any()) || doomed.can_tell(node, &heard.by);
+            let heard = of_node.get_mut(&claimed.event_id)?;
+            let can_tell = heard.by.contains(node.name_any().as_str()) || notices.can_tell(node, &heard.by);
             if is_named || !can_tell {
                 return None;
             }
             Some(*heard.silent_since.get_or_insert(now))
         });
         // What nobody tells of and nobody has claimed is forgotten.
-        state.heard.retain(|(of, event), _| {
-            of != uid
-                || named.iter().any(|named| named.event_id == *event)
+        of_node.retain(|event, _| {
+            named.iter().any(|named| named.event_id == *event)
                 || claimed.is_some_and(|claimed| claimed.event_id == *event)
         });
+        if !of_node.is_empty() {
+            state.heard.insert(uid.to_owned(), of_node);
+        }
         (named, silent_since)
     }
 
@@ -222,7 +220,7 @@ impl BackupDrains {
             return;
         }
         let alive: BTreeSet<String> = nodes.all().iter().filter_map(|node| node.uid()).collect();
-        state.heard.retain(|(uid, _), _| alive.contains(uid));
+        state.heard.retain(|uid, _| alive.contains(uid));
         for (_, stop) in state.running.iter().filter(|(uid, _)| !alive.contains(*uid)) {
             stop.cancel();
         }

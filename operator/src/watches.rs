@@ -111,13 +111,14 @@ impl Nodes {
         self.store.state()
     }
 
-    /// Names of the Nodes of one agent pool.
-    pub fn names_of(&self, agent_pool: &str) -> BTreeSet<String> {
-        self.all()
-            .iter()
-            .filter(|node| agent_pool_of(node) == Some(agent_pool))
-            .map(|node| node.name_any())
-            .collect()
+    /// Names of the Nodes, by agent pool.
+    pub fn names(&self) -> BTreeMap<String, BTreeSet<String>> {
+        let mut names: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for node in self.all() {
+            let Some(agent_pool) = agent_pool_of(&node) else { continue };
+            names.entry(agent_pool.to_owned()).or_default().insert(node.name_any());
+        }
+        names
     }
 
     /// Whether a machine that Azure listed at `listed` is gone, because its Node was here and is not any more.
@@ -203,10 +204,18 @@ pub fn boot_id(node: &Node) -> &str {
     info.map_or("", |info| info.boot_id.as_str())
 }
 
+/// Conditions that anything here looks at. Nodes of AKS have a dozen others.
+const CONDITIONS: [&str; 3] =
+    ["Ready", names::PREEMPTION_SCHEDULED_CONDITION, names::VM_EVENT_SCHEDULED_CONDITION];
+
 /// Drops what no plan looks at: 5,000 Nodes must fit in little memory.
 fn slim(node: &mut Node) {
     node.metadata.managed_fields = None;
     if let Some(status) = &mut node.status {
+        if let Some(conditions) = &mut status.conditions {
+            conditions.retain(|condition| CONDITIONS.contains(&condition.type_.as_str()));
+            conditions.shrink_to_fit();
+        }
         status.images = None;
         status.volumes_in_use = None;
         status.volumes_attached = None;

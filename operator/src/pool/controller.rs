@@ -174,7 +174,7 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
     let mut gathered = gather(&pool, &context.all_spot_pools(), &context.nodes.all(), view, now);
     context.workloads.tell(&pool, &mut gathered);
     context.backup_drains.forget_gone(&context.nodes);
-    let backup_wake = context.backup_drains.tend(&pool, &gathered.nodes, now);
+    let backup_wake = context.backup_drains.tend(&pool, &gathered.nodes, &gathered.notices, now);
 
     let started = Instant::now();
     let plan = plan(&pool.spec, &gathered.snapshot, now);

@@ -1,23 +1,28 @@
 //! What one node's notice tells of others: nodes with a silent agent are known from it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
-use spotpool_crds::ProviderId;
+use spotpool_crds::{EvictionNotice, ProviderId, names};
 
-use super::gather::notice;
+use super::gather::annotation;
 
-/// Instances that notices name, by scale set, with the events.
-pub struct Doomed(BTreeMap<String, ScaleSet>);
+/// The notices on nodes, each read once, and the instances that they name.
+#[derive(Default)]
+pub struct Notices {
+    /// By the names of the nodes that they are on.
+    written: HashMap<String, EvictionNotice>,
+    scale_sets: BTreeMap<String, ScaleSet>,
+}
 
 #[derive(Default)]
 struct ScaleSet {
     instances: BTreeMap<u64, BTreeMap<String, Told>>,
     /// Nodes that carry a notice, one that is over included: what they do not name they know nothing of.
-    witnesses: BTreeSet<String>,
+    witnesses: BTreeSet<Arc<str>>,
 }
 
 /// What is told of one event of one instance.
@@ -27,55 +32,80 @@ pub struct Told {
     /// When Azure acts at the earliest; absent once it has started.
     pub not_before: Option<Timestamp>,
     /// The nodes whose notices say so.
-    pub by: BTreeSet<String>,
+    pub by: BTreeSet<Arc<str>>,
 }
 
-impl Doomed {
-    /// From the notices of `nodes`.
+impl Notices {
+    /// Those of `nodes`.
     pub fn of(nodes: &[Arc<Node>]) -> Self {
-        let mut doomed: BTreeMap<String, ScaleSet> = BTreeMap::new();
+        let mut notices = Self::default();
         for node in nodes {
-            let (Some(notice), Some((scale_set, _))) = (notice(node), instance(node)) else { continue };
-            let scale_set = doomed.entry(scale_set).or_default();
-            scale_set.witnesses.insert(node.name_any());
-            if !notice.is_active() {
-                continue;
-            }
-            for event in notice.doomed {
+            let Some(mut notice) = read(node) else { continue };
+            let named = std::mem::take(&mut notice.doomed);
+            let is_active = notice.is_active();
+            let seen = notice.observed_at;
+            notices.written.insert(node.name_any(), notice);
+            let Some((scale_set, _)) = instance(node) else { continue };
+            let witness: Arc<str> = node.name_any().into();
+            let scale_set = notices.scale_sets.entry(scale_set).or_default();
+            scale_set.witnesses.insert(witness.clone());
+            for event in named.into_iter().filter(|_| is_active) {
                 for instance in event.instances.iter() {
                     let events = scale_set.instances.entry(instance).or_default();
-                    let told = events.entry(event.event_id.clone()).or_insert(Told {
-                        seen: notice.observed_at,
-                        not_before: event.not_before,
-                        by: BTreeSet::new(),
-                    });
-                    told.seen = notice.observed_at.min(told.seen);
+                    // Each of hundreds may name all the others: a name is copied for the first alone.
+                    let told = match events.get_mut(&event.event_id) {
+                        Some(told) => told,
+                        None => events.entry(event.event_id.clone()).or_insert(Told {
+                            seen,
+                            not_before: event.not_before,
+                            by: BTreeSet::new(),
+                        }),
+                    };
+                    told.seen = seen.min(told.seen);
                     told.not_before = event.not_before.min(told.not_before);
-                    told.by.insert(node.name_any());
+                    told.by.insert(witness.clone());
                 }
             }
         }
-        Self(doomed)
+        notices
+    }
+
+    /// The notice on a node. Whom else it names, [`Self::told`] says.
+    pub fn on(&self, node: &Node) -> Option<&EvictionNotice> {
+        self.written.get(node.metadata.name.as_deref()?)
+    }
+
+    /// All of them.
+    pub fn all(&self) -> impl Iterator<Item = &EvictionNotice> {
+        self.written.values()
     }
 
     /// Since when a sibling says that this node is doomed, if its own agent has not said otherwise.
     pub fn names(&self, node: &Node) -> Option<Timestamp> {
-        let ended = notice(node).filter(|notice| !notice.is_active()).map(|notice| notice.event_id);
+        let ended = self.on(node).filter(|notice| !notice.is_active()).map(|notice| &notice.event_id);
         let events = self.told(node)?.iter();
-        events.filter(|(event, _)| Some(*event) != ended.as_ref()).map(|(_, told)| told.seen).min()
+        events.filter(|(event, _)| Some(*event) != ended).map(|(_, told)| told.seen).min()
     }
 
     /// What is told of this node, by event.
     pub fn told(&self, node: &Node) -> Option<&BTreeMap<String, Told>> {
+        if self.scale_sets.is_empty() {
+            return None;
+        }
         let (scale_set, instance) = instance(node)?;
-        self.0.get(&scale_set)?.instances.get(&instance)
+        self.scale_sets.get(&scale_set)?.instances.get(&instance)
     }
 
     /// Whether one of `nodes` is there and still has a notice on it, so that its silence about a sibling says something.
-    pub fn can_tell(&self, of: &Node, nodes: &BTreeSet<String>) -> bool {
-        let scale_set = instance(of).and_then(|(scale_set, _)| self.0.get(&scale_set));
+    pub fn can_tell(&self, of: &Node, nodes: &BTreeSet<Arc<str>>) -> bool {
+        let scale_set = instance(of).and_then(|(scale_set, _)| self.scale_sets.get(&scale_set));
         scale_set.is_some_and(|it| nodes.iter().any(|node| it.witnesses.contains(node)))
     }
+}
+
+/// The notice that a Node is under, if its annotation can be read.
+fn read(node: &Node) -> Option<EvictionNotice> {
+    annotation(node, names::EVICTION_ANNOTATION)
 }
 
 /// Scale set and instance id of a Node's VM. A VM of its own has no siblings.

@@ -19,7 +19,6 @@ use spotpool_core::{
     AgentPoolView, Answered, Autoscaler, DrainView, Losses, Memory, NodeView, Probe, Relapses, Snapshot,
     Stall, Wishes,
 };
-use spotpool_crds::eviction::EvictionNotice;
 use spotpool_crds::spot_pool::{
     AgentPoolStatus, AutoscalerStatus, AzureError as StatusError, FloorStatus, Operation, OperationKind,
     Readiness, Role,
@@ -27,7 +26,7 @@ use spotpool_crds::spot_pool::{
 use spotpool_crds::voluntary_drain::{DrainRequest, DrainStatus};
 use spotpool_crds::{Reason, SpotPool, names};
 
-use super::doomed::Doomed;
+use super::doomed::Notices;
 use super::others::{Others, is_minimum_theirs};
 use super::release::{self, Minimum};
 use crate::agent_pools::{Known, View};
@@ -56,7 +55,9 @@ pub struct Gathered {
     pub others: Others,
     /// Minimums of agent pools that the SpotPool does not name any more, and that are to be returned.
     pub minimums: Vec<Minimum>,
-    /// When the newest notice on these nodes was seen.
+    /// The notices on these nodes.
+    pub notices: Notices,
+    /// When the newest of them was seen.
     pub newest_notice: Option<Timestamp>,
     /// What workloads mean for it; empty until [`crate::workloads::Workloads::tell`].
     pub survey: Arc<Survey>,
@@ -206,7 +207,7 @@ pub fn gather(
         agent_pool_of(node).is_some_and(|name| names.contains(name) && !claimed.contains_key(name))
     };
     let nodes: Vec<Arc<Node>> = nodes.iter().filter(ours).cloned().collect();
-    let doomed = Doomed::of(&nodes);
+    let notices = Notices::of(&nodes);
     let status = pool.status.clone().unwrap_or_default();
     let before: BTreeMap<&str, &AgentPoolStatus> =
         status.agent_pools.iter().map(|pool| (pool.name.as_str(), pool)).collect();
@@ -233,7 +234,7 @@ pub fn gather(
         let is_warm = warm_at.is_some_and(|warm_at| warm_at <= now);
         let word = view.words.get(&node.uid().unwrap_or_default());
         let lost = lost(&signs(node), word, now);
-        let Some(view) = node_view(node, &doomed, is_warm, lost, uid.as_deref()) else { continue };
+        let Some(view) = node_view(node, &notices, is_warm, lost, uid.as_deref()) else { continue };
         let soonest = [snapshot.ready_at, warm_at.filter(|warm_at| *warm_at > now)];
         snapshot.ready_at = soonest.into_iter().flatten().min();
         views.entry(view.agent_pool.clone()).or_default().push(view);
@@ -329,12 +330,8 @@ pub fn gather(
         trouble.avoid(&pool.name, until, SHORT_LIVED);
         pool.avoided_until = trouble.of(&pool.name).avoided_until;
     }
-    let newest_notice = nodes
-        .iter()
-        .filter_map(|node| notice(node))
-        .filter(EvictionNotice::takes_capacity)
-        .map(|n| n.observed_at)
-        .max();
+    let newest_notice =
+        notices.all().filter(|notice| notice.takes_capacity()).map(|notice| notice.observed_at).max();
     let mut others = Others::seen(&status, &azure, view.has_auto_provisioning, now);
     if snapshot.leaving {
         // Minimums are returned now.
@@ -351,6 +348,7 @@ pub fn gather(
         trouble,
         others,
         minimums,
+        notices,
         newest_notice,
         survey: Arc::default(),
     }
@@ -453,7 +451,7 @@ fn warm_at(node: &Node, readiness: &Readiness) -> Option<Timestamp> {
 
 fn node_view(
     node: &Node,
-    doomed: &Doomed,
+    notices: &Notices,
     is_warm: bool,
     lost: Option<Lost>,
     uid: Option<&str>,
@@ -468,10 +466,11 @@ fn node_view(
         created: node.metadata.creation_timestamp.as_ref().map_or(Timestamp::MIN, |time| time.0),
         ready: is_warm && !cordoned && !leaving,
         cordoned,
-        noticed: notice(node)
-            .filter(EvictionNotice::takes_capacity)
+        noticed: notices
+            .on(node)
+            .filter(|notice| notice.takes_capacity())
             .map(|notice| notice.observed_at)
-            .or_else(|| doomed.names(node)),
+            .or_else(|| notices.names(node)),
         lost,
         out_of_service: is_out_of_service(node),
         drain: request.map(|request| DrainView {
@@ -493,12 +492,8 @@ fn is_out_of_service(node: &Node) -> bool {
     })
 }
 
-/// The notice that a Node is under, if its annotation can be read.
-pub fn notice(node: &Node) -> Option<EvictionNotice> {
-    annotation(node, names::EVICTION_ANNOTATION)
-}
-
-fn annotation<T: DeserializeOwned>(node: &Node, key: &str) -> Option<T> {
+/// What an annotation says, if it can be read.
+pub fn annotation<T: DeserializeOwned>(node: &Node, key: &str) -> Option<T> {
     let text = node.annotations().get(key)?;
     serde_json::from_str(text)
         .inspect_err(|error| tracing::warn!(node = node.name_any(), key, %error, "annotation not understood"))
@@ -532,10 +527,10 @@ mod tests {
     }
 
     fn noticed(nodes: &[Arc<Node>]) -> Vec<bool> {
-        let doomed = Doomed::of(nodes);
+        let notices = Notices::of(nodes);
         nodes
             .iter()
-            .map(|node| node_view(node, &doomed, true, None, None).unwrap().noticed.is_some())
+            .map(|node| node_view(node, &notices, true, None, None).unwrap().noticed.is_some())
             .collect()
     }
 

@@ -136,12 +136,35 @@ impl<'a> Index<'a> {
     }
 }
 
+/// Whose a node is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    /// The SpotPool's.
+    Ours,
+    /// Spot, and not the SpotPool's.
+    OtherSpot,
+    /// On-demand, and not the SpotPool's.
+    Other,
+}
+
 /// Surveys for `scope`, with the SpotPool's nodes and all others.
 pub fn survey(known: &Known, nodes: &[Arc<Node>], scope: &Scope, now: Timestamp) -> Survey {
-    let by_name: BTreeMap<String, &Node> = nodes.iter().map(|node| (node.name_any(), &**node)).collect();
-    let pool_of =
-        |node: &Node| scope.agent_pools.iter().find(|pool| Some(pool.name.as_str()) == agent_pool_of(node));
-    let ours = |name: &str| by_name.get(name).is_some_and(|node| pool_of(node).is_some());
+    // Asked for each of a hundred thousand pods: found by one look.
+    let pools: HashMap<&str, &ScopePool> =
+        scope.agent_pools.iter().map(|pool| (pool.name.as_str(), pool)).collect();
+    let pool_of = |node: &Node| agent_pool_of(node).and_then(|name| pools.get(name).copied());
+    let whose: HashMap<&str, Whose> = nodes
+        .iter()
+        .filter_map(|node| {
+            let whose = match pool_of(node) {
+                Some(_) => Whose::Ours,
+                None if node.labels().contains_key(SPOT_LABEL) => Whose::OtherSpot,
+                None => Whose::Other,
+            };
+            Some((node.metadata.name.as_deref()?, whose))
+        })
+        .collect();
+    let whose = |pod: &Running| whose.get(pod.node.as_deref()?).copied();
     let mut survey = Survey::default();
     if !known.complete() {
         if scope.floor.enabled {
@@ -193,8 +216,7 @@ pub fn survey(known: &Known, nodes: &[Arc<Node>], scope: &Scope, now: Timestamp)
         if let Some(since) = budget.blocked_since
             && since.saturating_add(BLOCKED_AFTER).is_ok_and(|from| from <= now)
         {
-            let here: Vec<_> =
-                pods.iter().filter(|pod| pod.node.as_deref().is_some_and(ours)).copied().collect();
+            let here: Vec<_> = pods.iter().filter(|pod| whose(pod) == Some(Whose::Ours)).copied().collect();
             let owner = here.iter().map(|pod| &*pod.pod.owner).filter(|owner| !owner.is_empty()).min();
             if !here.is_empty() {
                 blocked.push(BlockedBudget {
@@ -218,10 +240,11 @@ pub fn survey(known: &Known, nodes: &[Arc<Node>], scope: &Scope, now: Timestamp)
                 safe: 0,
             };
             for pod in lasting {
-                match pod.node.as_deref().map(|node| (ours(node), by_name.get(node))) {
-                    None | Some((true, _)) => found.here.push(&pod.pod),
-                    Some((false, Some(node))) if !node.labels().contains_key(SPOT_LABEL) => found.safe += 1,
-                    Some(_) => {}
+                let whose = whose(pod);
+                if pod.node.is_none() || whose == Some(Whose::Ours) {
+                    found.here.push(&pod.pod);
+                } else if whose == Some(Whose::Other) {
+                    found.safe += 1;
                 }
             }
             wanted.push(found);
@@ -296,9 +319,13 @@ fn kinds(nodes: &[Arc<Node>], uses: &HashMap<&str, Use<'_>>, scope: &Scope) -> R
     if scope.agent_pools.iter().any(|pool| pool.vm_size.is_empty()) {
         return Err("Azure has not told of all agent pools".to_owned());
     }
-    let of_pool = |pool: &ScopePool| {
-        nodes.iter().filter(move |node| agent_pool_of(node) == Some(pool.name.as_str())).collect::<Vec<_>>()
-    };
+    let mut by_pool: HashMap<&str, Vec<&Arc<Node>>> = HashMap::new();
+    for node in nodes {
+        if let Some(name) = agent_pool_of(node) {
+            by_pool.entry(name).or_default().push(node);
+        }
+    }
+    let of_pool = |pool: &ScopePool| by_pool.get(pool.name.as_str()).cloned().unwrap_or_default();
     let mut kinds = Vec::new();
     let mut unseen = Vec::new();
     for pool in scope.agent_pools.iter().filter(|pool| pool.role == Some(Role::OnDemand)) {
