@@ -15,13 +15,19 @@ pub struct Memory {
 
 /// The memory of a process.
 pub fn memory(pid: u32) -> Result<Memory> {
+    Ok(Memory { resident: mib(pid, "VmRSS")?, anonymous: mib(pid, "RssAnon")? })
+}
+
+/// The most memory that a process has had in RAM, in MiB.
+pub fn peak(pid: u32) -> Result<f64> {
+    mib(pid, "VmHWM")
+}
+
+fn mib(pid: u32, field: &str) -> Result<f64> {
     let status = read(format!("/proc/{pid}/status"))?;
-    let mib = |field: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-        let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
-        kib.map(|kib| kib / 1024.0).with_context(|| format!("/proc/{pid}/status has no {field}"))
-    };
-    Ok(Memory { resident: mib("VmRSS")?, anonymous: mib("RssAnon")? })
+    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
+    kib.map(|kib| kib / 1024.0).with_context(|| format!("/proc/{pid}/status has no {field}"))
 }
 
 /// CPU time of all threads of a process, by the scheduler's nanosecond counter, and how many threads these are.

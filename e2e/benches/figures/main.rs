@@ -4,6 +4,8 @@
 mod arm;
 mod audit;
 mod budgets;
+mod burst;
+mod fallback;
 mod idle;
 mod machine;
 mod mass;
@@ -13,6 +15,7 @@ mod plan;
 mod raw;
 mod report;
 mod scale;
+mod standin;
 mod storm;
 
 use std::path::PathBuf;
@@ -67,9 +70,11 @@ fn all(args: &Args) -> Result<bool> {
     let mut report = Report::new(args.filter.clone());
     plan::measure(&mut report)?;
     arm::measure(&mut report)?;
+    fallback::measure(&mut report)?;
     spotpool_e2e::run(scale::measure(&mut report))?;
+    spotpool_e2e::run(burst::measure(&mut report))?;
     // These need no cluster.
-    let alone = ["arm_", "plan_", "operator_", "floor_"];
+    let alone = ["arm_", "plan_", "fallback_", "operator_", "floor_", "mass_notice_"];
     let bare = |filter: &String| alone.iter().any(|name| filter.starts_with(name));
     if !args.filter.as_ref().is_some_and(bare) {
         spotpool_e2e::run(figures(&mut report))?;

@@ -1,11 +1,15 @@
 //! How long one plan takes for the greatest cluster that AKS allows.
 
 use std::hint::black_box;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
+use spotpool_core::fit::{Place, PlaceKind, Room};
+use spotpool_core::floor::{BudgetDemand, FloorDemand, NAMED};
+use spotpool_core::scheduling::{Pod, Resources, Shape, Taint, Toleration};
 use spotpool_core::{AgentPoolView, DrainView, Losses, Market, NodeView, Score, Snapshot, plan};
 use spotpool_crds::SpotPoolSpec;
 use spotpool_crds::spot_pool::Role;
@@ -17,6 +21,8 @@ use crate::report::{Figure, Goal, Report};
 const FIGURE: &str = "plan_p99_5000_nodes";
 const NODES: usize = 5_000;
 const AGENT_POOLS: usize = 100;
+const BUDGETS: u32 = 2_000;
+const PODS_OF_A_NODE: usize = 20;
 const PLANS: usize = 600;
 
 /// Measures, if it is asked for. One SpotPool has all agent pools, which is more than a SpotPool may name: whatever
@@ -26,12 +32,15 @@ pub fn measure(report: &mut Report) -> Result<()> {
         return Ok(());
     }
     eprintln!("{PLANS} plans for {NODES} nodes in {AGENT_POOLS} agent pools …");
+    let (room, floor) = (Arc::new(room()), floor());
     let now: Timestamp = "2026-08-01T00:00:00Z".parse()?;
     let mut dice = Dice::new(5_000);
     let mut runs = Vec::new();
     let mut actions = 0;
     for index in 0..PLANS {
-        let (spec, snapshot) = situation(&mut dice, index, now)?;
+        let (spec, mut snapshot) = situation(&mut dice, index, now)?;
+        snapshot.room = Some(room.clone());
+        snapshot.floor = Some(floor.clone());
         let started = Instant::now();
         let plan = black_box(plan(black_box(&spec), black_box(&snapshot), now));
         runs.push(started.elapsed().as_secs_f64() * 1000.0);
@@ -47,9 +56,69 @@ pub fn measure(report: &mut Report) -> Result<()> {
         .value(p99)
         .with("nodes", NODES)
         .with("agentPools", AGENT_POOLS)
+        .with("budgets", BUDGETS)
         .with("median", crate::report::rounded(sorted[sorted.len() / 2]));
     report.print(figure);
     Ok(())
+}
+
+fn is_on_demand(agent_pool: usize) -> bool {
+    agent_pool % 4 == 3
+}
+
+fn node_name(agent_pool: usize, number: usize) -> String {
+    format!("aks-pool{agent_pool:03}-12345678-vmss{number:06}")
+}
+
+/// Nodes that are nearly full, and what runs on those that are on demand: some of it would find room on spot.
+fn room() -> Room {
+    let taint = Taint {
+        key: "kubernetes.azure.com/scalesetpriority".into(),
+        value: "spot".into(),
+        effect: "NoSchedule".into(),
+    };
+    let requests = |cpu: i64| Resources { cpu, memory: cpu << 21, pods: 1, other: Vec::new() };
+    let shapes: Vec<Arc<Shape>> = (1..=8)
+        .map(|eighths| {
+            let tolerations = vec![Toleration { key: Some(taint.key.clone()), value: None, effect: None }];
+            Arc::new(Shape { requests: requests(eighths * 125), tolerations, ..Shape::default() })
+        })
+        .collect();
+    let kind = |taints| Arc::new(PlaceKind { taints, ..PlaceKind::default() });
+    let (spot, on_demand) = (kind(vec![taint.clone()]), kind(Vec::new()));
+    let mut room = Room { complete: true, ..Room::default() };
+    for at in 0..AGENT_POOLS {
+        for number in 0..NODES / AGENT_POOLS {
+            let node = node_name(at, number);
+            let kind = if is_on_demand(at) { &on_demand } else { &spot };
+            let free = Resources { pods: 20, ..requests((number as i64 * 7 + at as i64) % 10 * 100) };
+            if is_on_demand(at) {
+                let pod = |pod: usize| Pod {
+                    namespace: format!("team-{}", at % 7).into(),
+                    name: format!("{node}-{pod}").into(),
+                    owner: format!("Deployment/service-{}", (number + pod) % 100).into(),
+                    shape: shapes[(at + number * 3 + pod) % shapes.len()].clone(),
+                };
+                room.pods.insert(node.clone(), (0..PODS_OF_A_NODE).map(pod).collect());
+            }
+            room.places.push(Place { node, kind: kind.clone(), free, takes_pods: true, apart: Vec::new() });
+        }
+    }
+    room
+}
+
+/// What 2,000 disruption budgets come to; how long that takes is `floor_2000_budgets`.
+fn floor() -> FloorDemand {
+    let budget = |at: usize| BudgetDemand {
+        namespace: format!("team-{at}"),
+        name: format!("service-{at}"),
+        desired: 20,
+        pods: 20,
+        units: 2,
+        barred: 0,
+    };
+    let budgets = (0..NAMED).map(budget).collect();
+    FloorDemand { units: Some(400), unknown: String::new(), budgets, budgets_in_all: BUDGETS }
 }
 
 /// By turns: nothing to do; a zone is lost; half of everything is lost; growth by a half; a third too many; drains.
@@ -59,7 +128,7 @@ fn situation(dice: &mut Dice, index: usize, now: Timestamp) -> Result<(SpotPoolS
     let mut snapshot = Snapshot::default();
     let zone = dice.below(3);
     for at in 0..AGENT_POOLS {
-        let role = if at % 4 == 3 { Role::OnDemand } else { Role::Spot };
+        let role = if is_on_demand(at) { Role::OnDemand } else { Role::Spot };
         let of_zone = dice.below(3);
         let mut pool = AgentPoolView {
             name: format!("pool{at:03}"),
@@ -87,7 +156,7 @@ fn situation(dice: &mut Dice, index: usize, now: Timestamp) -> Result<(SpotPoolS
                 _ => false,
             };
             let is_draining = kind == 5 && dice.percent(2);
-            let name = format!("aks-{}-12345678-vmss{number:06}", pool.name);
+            let name = node_name(at, number);
             pool.machines.push(name.clone());
             pool.nodes.push(NodeView {
                 lost: None,
@@ -131,9 +200,9 @@ fn situation(dice: &mut Dice, index: usize, now: Timestamp) -> Result<(SpotPoolS
     let spec = serde_json::from_value(json!({
         "replicas": wanted,
         "agentPools": pools,
-        "onDemand": {"baseline": on_demand},
+        "onDemand": {"baseline": if kind == 4 { 0 } else { on_demand }, "pdbFloor": {"enabled": true, "maxUnits": 500}},
         "fallback": {"maxNodes": 1_000},
-        "failback": {"maxConcurrent": 100},
+        "failback": {"maxConcurrent": 100, "probe": "0s"},
         "standby": {"units": 20},
     }))?;
     Ok((spec, snapshot))

@@ -1,40 +1,14 @@
-//! What the operator takes in a cluster of 5,000 nodes and 100,000 pods: the program as it is shipped, before a stand-in
-//! for the apiserver that makes the objects up. A real one would need hours to be given them.
+//! What the operator takes in a cluster of 5,000 nodes and 100,000 pods that come and go.
 
-use std::collections::BTreeMap;
-use std::convert::Infallible;
-use std::fs;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use axum::body::{Body, Bytes};
-use axum::extract::{Query, State};
-use axum::response::{IntoResponse, Response};
-use axum::routing::{get, patch, post, put};
-use axum::{Json, Router};
-use futures::stream;
-use jiff::Timestamp;
-use serde_json::{Value, json};
-use spotpool_azure_sim::api::PoolSpec;
-use spotpool_azure_sim::nodes::node_object;
-use spotpool_azure_sim::server::{Options, Server};
-use spotpool_crds::{NodePolicy, SpotPoolSpec, names};
-use spotpool_e2e::{Profile, Programs, eventually};
-use spotpool_e2e_cluster::Program;
-use tokio::net::TcpListener;
 
 use crate::machine;
 use crate::report::{Figure, Goal, Report};
+use crate::standin::{CHURN, NODES, PODS, Scene, WORKLOADS, value};
 
 const FIGURES: [&str; 3] = ["operator_rss_5000_nodes", "operator_cpu_5000_nodes", "floor_2000_budgets"];
-const NODES: usize = 5000;
-const PODS: usize = 100_000;
-const WORKLOADS: usize = 2000;
-/// Pods that come and go in a second.
-const CHURN: usize = 50;
-const NAMESPACE: &str = "spotpool-system";
-const POOL: &str = "workers";
 /// After the first answers, until memory has settled.
 const WARM: Duration = Duration::from_secs(20);
 /// For how long it is watched.
@@ -45,73 +19,27 @@ pub async fn measure(report: &mut Report) -> Result<()> {
     if !report.wants(&FIGURES) {
         return Ok(());
     }
-    let programs = Programs::build(Profile::Release).await?;
-    eprintln!("an operator for {NODES} nodes, {PODS} pods and {WORKLOADS} disruption budgets …");
-    let size = "Standard_D8as_v5";
-    let pools = (0..5).map(|at| match at {
-        4 => PoolSpec::regular("reg", size, 1000),
-        _ => PoolSpec::spot(&format!("spot{at}"), size, 1000),
-    });
-    let azure = Server::start(Options { pools: pools.collect(), ..Options::default() }).await?;
-    let cluster = Arc::new(Cluster::of(&azure)?);
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let url = format!("http://{}", listener.local_addr()?);
-    let serving = tokio::spawn(axum::serve(listener, router(cluster)).into_future());
-
-    let dir = tempfile::tempdir()?;
-    let kubeconfig = dir.path().join("kubeconfig");
-    let config = json!({"apiVersion": "v1", "kind": "Config", "current-context": "c",
-        "clusters": [{"name": "c", "cluster": {"server": url}}], "users": [{"name": "u", "user": {"token": "none"}}],
-        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u", "namespace": NAMESPACE}}]});
-    fs::write(&kubeconfig, config.to_string())?;
-    let identity = azure.sim().look(|cloud, _| cloud.identity.clone());
-    let port = spotpool_e2e::agents::free_port()?;
-    let operator = Program::new("operator", &programs.operator)
-        .arg("--kubeconfig")
-        .arg(&kubeconfig)
-        .args(["--subscription-id", &identity.subscription, "--resource-group", &identity.resource_group])
-        .args(["--cluster-name", &identity.cluster, "--azure-credential", "none"])
-        .args(["--azure-endpoint", &azure.url()])
-        .args(["--prices-endpoint", &format!("{}/api/retail/prices", azure.url())])
-        .args(["--leader-election", "false", "--pod-namespace", NAMESPACE])
-        .args(["--listen", &format!("127.0.0.1:{port}")])
-        .log(dir.path().join("operator.log"))
-        .spawn()?;
-    let metrics = async || -> Result<String> {
-        Ok(reqwest::get(format!("http://127.0.0.1:{port}/metrics")).await?.text().await?)
-    };
-    let read = eventually("the operator to have read everything", async || {
-        let text = metrics().await?;
-        let all = value(&text, "spotpool_operator_pool_nodes{", "ready_spot") == Some(4000.0);
-        let floor = value(&text, "spotpool_operator_floor_units{", "needed").is_some_and(|units| units > 0.0);
-        Ok((all && floor).then_some(()))
-    });
-    if let Err(error) = read.await {
-        let log = fs::read_to_string(dir.path().join("operator.log")).unwrap_or_default();
-        return Err(error.context(log.chars().take(4000).collect::<String>()));
-    }
+    let scene = Scene::start().await?;
     tokio::time::sleep(WARM).await;
     let surveyed = |text: &str| {
         let of = |part: &str| value(text, &format!("spotpool_operator_survey_seconds_{part}"), "");
         of("sum").zip(of("count")).context("the operator does not count surveys")
     };
-    let (before, cpu) = (surveyed(&metrics().await?)?, machine::cpu_time(operator.id())?);
+    let operator = scene.operator.id();
+    let (before, cpu) = (surveyed(&scene.metrics().await?)?, machine::cpu_time(operator)?);
     let mut resident = Vec::new();
     for _ in 0..TIME.as_secs() {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        resident.push(machine::memory(operator.id())?.resident);
+        resident.push(machine::memory(operator)?.resident);
     }
     let most = resident.iter().copied().fold(0.0, f64::max);
-    let text = metrics().await?;
-    let (after, used) = (surveyed(&text)?, machine::cpu_time(operator.id())?);
-    let status = fs::read_to_string(format!("/proc/{}/status", operator.id()))?;
-    let peak =
-        status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse().ok());
-    let peak: f64 = peak.context("no VmHWM")?;
+    let text = scene.metrics().await?;
+    let (after, used) = (surveyed(&text)?, machine::cpu_time(operator)?);
+    let peak = machine::peak(operator)?;
     report.print(
         Figure::new(FIGURES[0], "MiB", Goal::Max(250.0), resident)
             .value(most)
-            .with("peak", (peak / 1024.0).round())
+            .with("peak", peak.round())
             .with("nodes", NODES)
             .with("pods", PODS)
             .with("churn", CHURN),
@@ -119,255 +47,12 @@ pub async fn measure(report: &mut Report) -> Result<()> {
     let cpu = used.0.saturating_sub(cpu.0).as_secs_f64() / TIME.as_secs_f64() * 100.0;
     report.print(Figure::new(FIGURES[1], "% of a CPU", Goal::None, vec![cpu]));
     let surveys = after.1 - before.1;
+    let each = (after.0 - before.0) / surveys.max(1.0) * 1000.0;
     report.print(
-        Figure::new(
-            FIGURES[2],
-            "ms",
-            Goal::Max(250.0),
-            vec![(after.0 - before.0) / surveys.max(1.0) * 1000.0],
-        )
-        .with("surveys", surveys)
-        .with("budgets", WORKLOADS)
-        .with("units", value(&text, "spotpool_operator_floor_units{", "needed")),
+        Figure::new(FIGURES[2], "ms", Goal::Max(250.0), vec![each])
+            .with("surveys", surveys)
+            .with("budgets", WORKLOADS)
+            .with("units", value(&text, "spotpool_operator_floor_units{", "needed")),
     );
-    operator.stop(Duration::from_secs(10)).await?;
-    serving.abort();
-    azure.stop().await;
-    Ok(())
-}
-
-/// The value of the first series of this name with `label` in it.
-fn value(metrics: &str, name: &str, label: &str) -> Option<f64> {
-    let mut lines = metrics.lines().filter(|line| line.starts_with(name) && line.contains(label));
-    lines.next()?.rsplit_once(' ')?.1.parse().ok()
-}
-
-/// The objects, and what the operator has written.
-struct Cluster {
-    nodes: Vec<Value>,
-    names: Vec<String>,
-    spot_pool: Mutex<Value>,
-    /// Pods that have come in place of others.
-    renewed: Mutex<BTreeMap<usize, u64>>,
-}
-
-impl Cluster {
-    fn of(azure: &Server) -> Result<Self> {
-        let pools: Vec<Value> = azure
-            .sim()
-            .look(|cloud, now| cloud.state(now))
-            .pools
-            .iter()
-            .map(|pool| json!({"name": pool.name, "maxNodes": 1000}))
-            .collect();
-        let spec = json!({"replicas": 5000, "agentPools": pools, "fallback": {"maxNodes": 100},
-            "onDemand": {"pdbFloor": {"enabled": true, "maxUnits": 500}}});
-        let typed: SpotPoolSpec = serde_json::from_value(spec.clone())?;
-        let policy = NodePolicy::new(POOL, NAMESPACE, typed.mode, &typed.drain, &typed.events);
-        let (identity, wanted) = azure.sim().look(|cloud, _| (cloud.identity.clone(), cloud.wanted_nodes()));
-        let mut nodes = Vec::new();
-        for (at, wanted) in wanted.iter().enumerate() {
-            let mut node = serde_json::to_value(node_object(&identity, wanted)?)?;
-            let ready = json!({"type": "Ready", "status": "True", "reason": "KubeletReady",
-                "lastHeartbeatTime": "2026-01-01T00:00:00Z", "lastTransitionTime": "2026-01-01T00:00:00Z",
-                "message": "kubelet is posting ready status"});
-            let calm = |kind: &str| {
-                let mut condition = ready.clone();
-                condition["type"] = kind.into();
-                condition["status"] = "False".into();
-                condition
-            };
-            // As many as AKS has, with its node problem detector.
-            let kinds = [
-                "MemoryPressure",
-                "DiskPressure",
-                "PIDPressure",
-                "KernelDeadlock",
-                "ReadonlyFilesystem",
-                "FrequentKubeletRestart",
-                "FrequentDockerRestart",
-                "FrequentContainerdRestart",
-                "VMEventScheduled",
-                "FilesystemCorruptionProblem",
-                "KubeletProblem",
-                "ContainerRuntimeProblem",
-            ];
-            let conditions: Vec<Value> =
-                [ready.clone()].into_iter().chain(kinds.iter().map(|kind| calm(kind))).collect();
-            node["status"]["conditions"] = conditions.into();
-            let images: Vec<Value> = (0..50)
-                .map(|image| {
-                    json!({"names": [format!("registry.example.com/team/service-{image}@sha256:{image:064}")],
-                    "sizeBytes": 123_456_789})
-                })
-                .collect();
-            node["status"]["images"] = images.into();
-            let metadata = &mut node["metadata"];
-            metadata["uid"] = format!("00000000-0000-4000-8000-{at:012x}").into();
-            metadata["resourceVersion"] = "1".into();
-            metadata["creationTimestamp"] = "2026-01-01T00:00:00Z".into();
-            metadata["labels"][names::POOL_LABEL] = POOL.into();
-            metadata["labels"][names::POOL_NAMESPACE_LABEL] = NAMESPACE.into();
-            metadata["annotations"][names::POLICY_ANNOTATION] = serde_json::to_string(&policy)?.into();
-            for label in 0..20 {
-                metadata["labels"][format!("kubernetes.azure.com/some-label-of-aks-{label}")] =
-                    format!("some-value-{label}").into();
-            }
-            metadata["managedFields"] = managed_fields();
-            nodes.push(node);
-        }
-        let names =
-            nodes.iter().filter_map(|node| Some(node["metadata"]["name"].as_str()?.to_owned())).collect();
-        let spot_pool = json!({"apiVersion": "spotpool.dev/v1alpha1", "kind": "SpotPool", "spec": spec,
-            "metadata": {"name": POOL, "namespace": NAMESPACE, "uid": "pool", "resourceVersion": "1", "generation": 1,
-                "creationTimestamp": "2026-01-01T00:00:00Z"}});
-        Ok(Self { nodes, names, spot_pool: Mutex::new(spot_pool), renewed: Mutex::default() })
-    }
-
-    /// A pod as Deployments make them: most of it is of no use to the operator.
-    fn pod(&self, at: usize) -> Value {
-        let turn = lock(&self.renewed).get(&at).copied().unwrap_or_default();
-        let (workload, namespace) = (at % WORKLOADS, at % WORKLOADS % 100);
-        let name = format!("service-{workload}-6d4cf56db6-{at:05x}{turn}");
-        let env: Vec<Value> =
-            (0..10).map(|env| json!({"name": format!("SETTING_{env}"), "value": "x".repeat(40)})).collect();
-        let container = |name: &str| {
-            json!({"name": name, "image": format!("registry.example.com/team/{name}:v1.2.3"), "env": env,
-                "resources": {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "256Mi"}},
-                "volumeMounts": [{"name": "token", "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount"}]})
-        };
-        json!({
-            "apiVersion": "v1", "kind": "Pod",
-            "metadata": {
-                "name": name, "namespace": format!("team-{namespace}"), "resourceVersion": "1",
-                "uid": format!("{turn:08x}-0000-4000-8000-{at:012x}"), "generateName": format!("service-{workload}-6d4cf56db6-"),
-                "labels": {"app.kubernetes.io/name": format!("service-{workload}"), "team": format!("team-{namespace}"),
-                    "pod-template-hash": "6d4cf56db6"},
-                "annotations": {"checksum/config": "0".repeat(64)},
-                "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "controller": true,
-                    "name": format!("service-{workload}-6d4cf56db6"), "uid": format!("owner-{workload}")}],
-                "managedFields": managed_fields(),
-            },
-            "spec": {
-                "nodeName": self.names[at % self.names.len()],
-                "containers": [container("app"), container("sidecar")],
-                "tolerations": [
-                    {"key": "kubernetes.azure.com/scalesetpriority", "operator": "Equal", "value": "spot", "effect": "NoSchedule"},
-                    {"key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}],
-                "volumes": [{"name": "token", "projected": {"sources": []}}],
-            },
-            "status": {"phase": "Running", "podIP": "10.0.0.1", "conditions": [{"type": "Ready", "status": "True"}]},
-        })
-    }
-
-    fn renew(&self, at: usize) {
-        *lock(&self.renewed).entry(at).or_default() += 1;
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn managed_fields() -> Value {
-    let fields: BTreeMap<String, Value> =
-        (0..20).map(|at| (format!("f:some-field-{at}"), json!({}))).collect();
-    json!([{"manager": "kube-controller-manager", "operation": "Update", "apiVersion": "v1", "fieldsType": "FieldsV1",
-        "time": "2026-01-01T00:00:00Z", "fieldsV1": {"f:metadata": fields, "f:spec": fields, "f:status": fields}}])
-}
-
-fn budget(at: usize) -> Value {
-    json!({"apiVersion": "policy/v1", "kind": "PodDisruptionBudget",
-        "metadata": {"name": format!("service-{at}"), "namespace": format!("team-{}", at % 100), "generation": 1,
-            "uid": format!("budget-{at}"), "resourceVersion": "1"},
-        "spec": {"minAvailable": 20, "selector": {"matchLabels": {"app.kubernetes.io/name": format!("service-{at}")}}},
-        "status": {"observedGeneration": 1, "desiredHealthy": 20, "currentHealthy": 50, "expectedPods": 50,
-            "disruptionsAllowed": if at.is_multiple_of(100) { 0 } else { 30 }}})
-}
-
-fn router(cluster: Arc<Cluster>) -> Router {
-    let spot_pools = "/apis/spotpool.dev/v1alpha1/namespaces/{namespace}/spotpools";
-    Router::new()
-        .route("/api/v1/nodes", get(nodes))
-        .route("/api/v1/nodes/{name}", patch(async || Json(json!({"metadata": {"name": "patched"}}))))
-        .route("/api/v1/pods", get(pods))
-        .route("/api/v1/namespaces", get(namespaces))
-        .route("/apis/policy/v1/poddisruptionbudgets", get(budgets))
-        .route(spot_pools, get(spot_pools_of))
-        .route(&format!("{spot_pools}/{{name}}/status"), put(write_status))
-        .route("/apis/events.k8s.io/v1/namespaces/{namespace}/events", post(echo).patch(echo))
-        .with_state(cluster)
-}
-
-type Params = Query<BTreeMap<String, String>>;
-
-/// A page of a list, or a watch in which nothing happens.
-fn list(params: &BTreeMap<String, String>, count: usize, item: impl Fn(usize) -> Value) -> Response {
-    if params.get("watch").is_some_and(|watch| watch == "true") {
-        return Body::from_stream(stream::pending::<Result<Bytes, Infallible>>()).into_response();
-    }
-    let number = |key: &str| params.get(key).and_then(|text| text.parse::<usize>().ok());
-    let from = number("continue").unwrap_or(0);
-    let to = count.min(from + number("limit").unwrap_or(count));
-    let items: Vec<Value> = (from..to).map(item).collect();
-    let mut metadata = json!({"resourceVersion": "1"});
-    if to < count {
-        metadata["continue"] = to.to_string().into();
-    }
-    Json(json!({"apiVersion": "v1", "kind": "List", "metadata": metadata, "items": items})).into_response()
-}
-
-async fn nodes(State(cluster): State<Arc<Cluster>>, Query(params): Params) -> Response {
-    list(&params, cluster.nodes.len(), |at| cluster.nodes[at].clone())
-}
-
-async fn pods(State(cluster): State<Arc<Cluster>>, Query(params): Params) -> Response {
-    if !params.contains_key("watch") {
-        return list(&params, PODS, |at| cluster.pod(at));
-    }
-    // Pods come and go all the time.
-    let churn = stream::unfold(0usize, move |turn| {
-        let cluster = cluster.clone();
-        async move {
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            let mut lines = String::new();
-            for at in (0..CHURN).map(|at| (turn * CHURN + at) * 37 % PODS) {
-                lines.push_str(&json!({"type": "DELETED", "object": cluster.pod(at)}).to_string());
-                lines.push('\n');
-                cluster.renew(at);
-                lines.push_str(&json!({"type": "ADDED", "object": cluster.pod(at)}).to_string());
-                lines.push('\n');
-            }
-            Some((Ok::<_, Infallible>(Bytes::from(lines)), turn + 1))
-        }
-    });
-    Body::from_stream(churn).into_response()
-}
-
-async fn namespaces(Query(params): Params) -> Response {
-    list(&params, 100, |at| {
-        json!({"apiVersion": "v1", "kind": "Namespace",
-            "metadata": {"name": format!("team-{at}"), "uid": format!("namespace-{at}"), "resourceVersion": "1"}})
-    })
-}
-
-async fn budgets(Query(params): Params) -> Response {
-    list(&params, WORKLOADS, budget)
-}
-
-async fn spot_pools_of(State(cluster): State<Arc<Cluster>>, Query(params): Params) -> Response {
-    list(&params, 1, |_| lock(&cluster.spot_pool).clone())
-}
-
-async fn write_status(State(cluster): State<Arc<Cluster>>, Json(mut written): Json<Value>) -> Json<Value> {
-    let mut spot_pool = lock(&cluster.spot_pool);
-    let version = spot_pool["metadata"]["resourceVersion"].as_str().and_then(|text| text.parse().ok());
-    written["metadata"]["resourceVersion"] = (version.unwrap_or(1u64) + 1).to_string().into();
-    *spot_pool = written.clone();
-    Json(written)
-}
-
-async fn echo(Json(mut event): Json<Value>) -> Json<Value> {
-    event["metadata"]["creationTimestamp"] = Timestamp::now().to_string().into();
-    Json(event)
+    scene.stop().await
 }
