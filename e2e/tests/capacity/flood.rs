@@ -2,12 +2,17 @@
 
 use std::time::Duration;
 
-use kube::ResourceExt;
+use futures::future::try_join_all;
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Node;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, ResourceExt};
 use serde_json::json;
-use spotpool_azure_sim::api::PoolSpec;
+use spotpool_azure_sim::api::{ArmWrite, PoolSpec};
+use spotpool_crds::names;
 use spotpool_e2e::{OperatorOptions, Stage, run};
 
-use crate::world_with_agents;
+use crate::{world, world_with_agents};
 
 #[test]
 fn a_flood_of_notices_becomes_few_writes_for_exactly_what_is_lost() {
@@ -47,6 +52,60 @@ fn a_flood_of_notices_becomes_few_writes_for_exactly_what_is_lost() {
         for pool in names {
             let asked = state.writes_to(pool).filter(|write| !write.machines_ordered.is_empty()).count();
             assert!(asked <= 2, "{pool} was asked {asked} times");
+        }
+        operator.stop().await.unwrap();
+    });
+}
+
+/// Azure takes no second write while one runs, and that is minutes: whoever asks once for each node has asked for the
+/// first of them only.
+#[test]
+fn notices_of_many_nodes_become_one_put_for_each_agent_pool_with_the_sum() {
+    run(async {
+        let stage = Stage::set(world().await, "mass").await.unwrap();
+        let agent_pools = ["massa", "massb", "massc"];
+        let specs: Vec<_> =
+            agent_pools.iter().map(|name| PoolSpec::spot(name, "Standard_D4s_v5", 8)).collect();
+        stage.agent_pools(&specs).await.unwrap();
+        let operator = stage.operator(&OperatorOptions::default()).await.unwrap();
+        let pools: Vec<_> = agent_pools.iter().map(|name| json!({"name": name, "maxNodes": 16})).collect();
+        stage.spot_pool("p", json!({"replicas": 24, "agentPools": pools})).await.unwrap();
+        stage.status_is("p", "24 ready", |status| status.ready_replicas == 24).await.unwrap();
+        // The next leader finds all of them at once: how many decisions there are does not depend on the machine.
+        operator.stop().await.unwrap();
+        let of_mass = async || -> Vec<ArmWrite> {
+            let writes = stage.world.sim.state().await.unwrap().arm_writes;
+            writes.into_iter().filter(|write| agent_pools.contains(&write.pool.as_str())).collect()
+        };
+        assert!(of_mass().await.is_empty(), "adopted as it is");
+
+        let api: Api<Node> = Api::all(stage.world.client.clone());
+        let mut noticed = stage.nodes("massa").await.unwrap();
+        noticed.extend(stage.nodes("massb").await.unwrap());
+        let now = Timestamp::now();
+        let notices = noticed.iter().enumerate().map(|(at, node)| {
+            let notice = json!({"by": "NodeAgent", "eventId": format!("E{at}"), "type": "Preempt", "source": "IMDS",
+                "observedAt": now, "deadline": now + SignedDuration::from_secs(30), "phase": "Noticed",
+                "cordoned": true, "bootID": "b"});
+            let patch = json!({"metadata": {"annotations": {names::EVICTION_ANNOTATION: notice.to_string()}},
+                "spec": {"unschedulable": true}});
+            let (api, name) = (&api, node.name_any());
+            async move { api.patch(&name, &PatchParams::default(), &Patch::Merge(patch)).await }
+        });
+        try_join_all(notices).await.unwrap();
+        let operator = stage.operator(&OperatorOptions::default()).await.unwrap();
+        stage
+            .status_is("p", "others in their stead", |status| {
+                status.capacity.evicting == 16 && status.ready_replicas == 24
+            })
+            .await
+            .unwrap();
+        let writes = of_mass().await;
+        let ordered: usize = writes.iter().map(|write| write.machines_ordered.len()).sum();
+        assert_eq!(ordered, 16, "one for each that goes: {writes:?}");
+        for name in agent_pools {
+            let puts = writes.iter().filter(|write| write.pool == name).count();
+            assert_eq!(puts, 1, "PUTs of {name}: {writes:?}");
         }
         operator.stop().await.unwrap();
     });
