@@ -188,11 +188,11 @@ fn a_pool_that_decays_over_night_is_whole_after_each_loss() {
 #[test]
 fn on_demand_is_asked_for_at_once_and_spot_comes_back() {
     run(async {
-        let scene = Scene::set("return").await;
+        let scene = Scene::set("comeback").await;
         let failback = json!({"stabilization": "1s", "minOnDemandLifetime": "1s", "maxConcurrent": 2});
         scene.begin(2, json!({"fallback": {"maxNodes": 2}, "failback": failback})).await;
         scene.ready("both on spot", 2).await;
-        for pool in ["returna", "returnb"] {
+        for pool in ["comebacka", "comebackb"] {
             scene.stage.world.sim.kill(&Targets::of_pool(pool, 1)).await.unwrap();
         }
         let killed = Timestamp::now();
@@ -202,14 +202,14 @@ fn on_demand_is_asked_for_at_once_and_spot_comes_back() {
             .await
             .unwrap();
         let state = scene.stage.world.sim.state().await.unwrap();
-        let bought = state.writes_to("returnr").next().unwrap();
+        let bought = state.writes_to("comebackr").next().unwrap();
         let after = bought.at.duration_since(killed);
         assert!(after.as_secs() < 60, "on-demand was asked for {after:#} after the loss");
         eventually("spot alone", async || {
-            scene.drain_as_asked("returnr").await;
+            scene.drain_as_asked("comebackr").await;
             let status = scene.stage.status("p").await?;
             let is_back = status.capacity.ready_spot == 2 && status.fallback.nodes == 0;
-            Ok((is_back && scene.stage.nodes("returnr").await?.is_empty()).then_some(()))
+            Ok((is_back && scene.stage.nodes("comebackr").await?.is_empty()).then_some(()))
         })
         .await
         .unwrap();

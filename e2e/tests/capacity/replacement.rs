@@ -33,7 +33,9 @@ fn a_pool_grows_from_nothing_and_heals_when_machines_vanish() {
         let state = stage.world.sim.state().await.unwrap();
         let puts: Vec<_> =
             state.writes_to("heala").chain(state.writes_to("healb")).map(|write| write.status).collect();
-        assert_eq!(puts.len(), 3, "one PUT for each pool at first, one for the loss: {puts:?}");
+        // Two that vanish may be seen one after the other.
+        let few = [3, 4].contains(&puts.len());
+        assert!(few, "one PUT for each pool at first, one or two for the loss: {puts:?}");
         operator.stop().await.unwrap();
     });
 }

@@ -207,9 +207,11 @@ pub struct DrainView {
 }
 
 impl NodeView {
-    /// Whether it counts as capacity that is there or coming: not lost, not under notice, not asked to leave.
+    /// Whether it counts as capacity that is there or coming: not lost, not under notice, not asked to leave. What
+    /// somebody else asked of it before is taken back at once.
     pub fn stays(&self) -> bool {
-        self.noticed.is_none() && self.lost.is_none() && self.drain.is_none()
+        let is_asked_to_leave = self.drain.as_ref().is_some_and(|drain| drain.is_ours);
+        self.noticed.is_none() && self.lost.is_none() && !is_asked_to_leave
     }
 
     /// Whether it has come so lately that it is likely to be ready soon.
