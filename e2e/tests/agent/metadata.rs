@@ -8,7 +8,9 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use spotpool_azure_sim::api::{EventRequest, Fault, FaultAction, FaultTarget, Targets};
 use spotpool_crds::eviction::Phase;
+use spotpool_e2e::wait::within;
 use spotpool_e2e::{eventually, run};
+use spotpool_e2e_cluster::Signal;
 
 use crate::corner::{Corner, Looks, shared, whole_seconds};
 
@@ -201,6 +203,43 @@ fn an_agent_that_hears_nothing_says_so_and_recovers() {
         assert!(corner.metric(node, "spotpool_agent_polls", "\"silent\"").await >= 2.0);
         assert_eq!(corner.agents().process(node).unwrap().id(), process);
         corner.evict(&[node], Duration::from_secs(30)).await;
+        corner.phase_is(node, Phase::Drained).await;
+    });
+}
+
+/// The first request of a VM's life turns Scheduled Events on, which Azure says may take two minutes.
+#[test]
+fn a_first_answer_is_waited_for_as_long_as_azure_says_it_may_take() {
+    run(async {
+        const TAKES: Duration = Duration::from_mins(2);
+        let world = shared().await;
+        let corner = Corner::set(&world, "firstanswer", 1).await;
+        let node = corner.nodes[0].as_str();
+        let pods = corner.pods(node, &["a"]).await;
+        let target = FaultTarget::scheduled_events(Some(node));
+        let action = FaultAction::Delay { time: TAKES };
+        let fault = world.sim.add_fault(&Fault { target, times: None, action }).await.unwrap();
+        let before = corner.agents().process(node).unwrap();
+        corner.agents().signal(node, Signal::SIGKILL).unwrap();
+        before.wait().await;
+        let admin = corner.agents().admin_url(node).unwrap();
+        let lives = async || Ok(reqwest::get(format!("{admin}/livez")).await.is_ok().then_some(()));
+        eventually("the new process", lives).await.unwrap();
+        // It has asked by now, or does so at once.
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let began = tokio::time::Instant::now();
+        world.sim.clear_fault(fault).await.unwrap();
+        corner.evict(&[node], Duration::from_mins(5)).await;
+        tokio::time::sleep(TAKES / 2).await;
+        assert!(corner.look(node).await.is_clean(), "nobody has told it yet");
+        within(TAKES, "the notice in the first answer", async || {
+            Ok(corner.look(node).await.is_marked().then_some(()))
+        })
+        .await
+        .unwrap();
+        let took = began.elapsed();
+        assert!(took > TAKES - Duration::from_secs(10), "the first answer was waited for: {took:?}");
+        corner.gone(&pods).await;
         corner.phase_is(node, Phase::Drained).await;
     });
 }

@@ -253,3 +253,36 @@ fn a_vm_of_no_scale_set_is_known_by_its_name() {
         assert!(notice.doomed.is_empty(), "it has no siblings: {notice:?}");
     });
 }
+
+/// A team may want to drain by itself, or not at all. What Azure does stays known.
+#[test]
+fn a_preempt_that_is_only_to_be_cordoned_for_or_told_of_leaves_the_pods_alone() {
+    run(async {
+        let world = shared().await;
+        let corner = Corner::set(&world, "handsoff", 2).await;
+        let [cordons, ignores] = [0, 1].map(|index| corner.nodes[index].as_str());
+        corner.events(cordons, json!({"preempt": "Cordon"})).await;
+        corner.events(ignores, json!({"preempt": "Ignore"})).await;
+        let pods = [corner.pods(cordons, &["a"]).await, corner.pods(ignores, &["b"]).await].concat();
+        let events = corner.evict(&[cordons, ignores], Duration::from_mins(5)).await;
+        let is_closed = |looks: &Looks| is_closed_for(looks, "Preempt", false);
+        let looks = corner.node_is(cordons, "the cordon", is_closed).await;
+        assert_eq!(looks.notice.unwrap().response, EventResponse::Cordon);
+        let looks = corner.node_is(ignores, "the notice", |looks| looks.notice.is_some()).await;
+        assert_eq!(looks.notice.as_ref().unwrap().response, EventResponse::Ignore);
+        assert!(!looks.cordoned && looks.taint.is_none() && !looks.excluded, "{looks:?}");
+        for node in [cordons, ignores] {
+            corner.node_is(node, "the condition", |looks| looks.condition.is_some()).await;
+        }
+        for pod in &pods {
+            assert!(corner.is_untouched(pod).await);
+        }
+        for event in &events {
+            world.sim.cancel(&event.event_id).await.unwrap();
+        }
+        for node in [cordons, ignores] {
+            corner.node_is(node, "no marks", Looks::is_clean).await;
+            assert!(corner.asked_of_pods(node, "create").is_empty(), "nothing was evicted");
+        }
+    });
+}
