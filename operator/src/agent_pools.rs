@@ -39,6 +39,8 @@ const RELIST: Duration = Duration::from_secs(30);
 const TOLD_FOR: SignedDuration = SignedDuration::from_mins(30);
 /// What was read for a write is believed for so long.
 const STILL_TRUE: SignedDuration = SignedDuration::from_secs(10);
+/// As of other answers that make no sense.
+const NOT_UNDERSTOOD: &str = "NotUnderstood";
 /// Our code for an agent pool that is not any more as it was planned with.
 const CHANGED: &str = "Changed";
 /// How often an operation's own URL is asked: what fails mostly fails early, what succeeds takes minutes, and
@@ -118,6 +120,8 @@ struct State {
     unsettled_since: Option<Instant>,
     /// Nodes that were odd at the last list.
     odd_nodes: BTreeSet<String>,
+    /// Beginnings and ends of writes so far.
+    turn: u64,
     /// Agent pools that SpotPools name: only their machines are read.
     wanted: BTreeSet<String>,
     /// Those whose write budget has been restored, if one was known.
@@ -125,6 +129,11 @@ struct State {
 }
 
 impl State {
+    fn next_turn(&mut self) -> u64 {
+        self.turn += 1;
+        self.turn
+    }
+
     fn entry(&mut self, name: &str) -> Option<&mut Entry> {
         self.entries.as_mut()?.get_mut(name)
     }
@@ -138,6 +147,8 @@ struct Entry {
     /// When they were last asked for.
     tried: Option<Instant>,
     written: Written,
+    /// At which of all beginnings and ends of writes it was written last.
+    turn: u64,
     failure: Option<(AzureError, Timestamp)>,
     joining: BTreeMap<String, Timestamp>,
     count_stale_since: Option<Timestamp>,
@@ -217,6 +228,7 @@ impl AgentPools {
             quiet_until: None,
             unsettled_since: None,
             odd_nodes: BTreeSet::new(),
+            turn: 0,
             wanted: BTreeSet::new(),
             restored: BTreeSet::new(),
         });
@@ -322,7 +334,16 @@ impl AgentPools {
             Err(error) => Err(error),
         };
         self.metrics.azure_write("scale", &outcome);
-        self.settle(name, outcome)
+        let says_nothing =
+            |accepted: &Accepted| accepted.operation.is_none() && accepted.agent_pool.is_none();
+        let is_doubtful = outcome.as_ref().is_ok_and(says_nothing);
+        self.settle(name, outcome)?;
+        if is_doubtful {
+            // Perhaps it was not Azure who answered: the next list tells, and nobody may count on machines before.
+            let why = "the answer to a write names neither an operation nor an agent pool";
+            return Err(AzureError::new(Class::Transient, NOT_UNDERSTOOD, why));
+        }
+        Ok(())
     }
 
     /// Has the cluster autoscaler keep at least `min` machines.
@@ -419,10 +440,10 @@ impl AgentPools {
     /// nothing is planned for it until it has been read again.
     fn claim_write(&self, name: &str) -> Result<AgentPool, AzureError> {
         let mut state = self.state();
-        let entry = state.entry(name);
-        match entry {
+        let turn = state.next_turn();
+        match state.entry(name) {
             Some(entry) if entry.written == Written::Read => {
-                entry.written = Written::Unknown;
+                (entry.written, entry.turn) = (Written::Unknown, turn);
                 Ok(entry.pool.clone())
             }
             _ => Err(conflict("Busy", "another write of ours is under way")),
@@ -431,8 +452,10 @@ impl AgentPools {
 
     fn settle(&self, name: &str, outcome: Result<Accepted, AzureError>) -> Result<(), AzureError> {
         let left = self.azure.write_budget(name);
-        if let Some(entry) = self.state().entry(name) {
-            entry.write_budget = Some(left);
+        let mut state = self.state();
+        let turn = state.next_turn();
+        if let Some(entry) = state.entry(name) {
+            (entry.write_budget, entry.turn) = (Some(left), turn);
             match &outcome {
                 Ok(accepted) => {
                     entry.written = match &accepted.operation {
@@ -454,6 +477,7 @@ impl AgentPools {
                 Err(_) => {}
             }
         }
+        drop(state);
         self.refresh.notify_one();
         outcome.map(drop)
     }
@@ -625,14 +649,7 @@ impl AgentPools {
 
     /// Lists agent pools, and the machines of those where they may have changed.
     async fn read(&self) {
-        let written_before: BTreeSet<String> = {
-            let state = self.state();
-            let entries = state.entries.iter().flatten();
-            entries
-                .filter(|(_, entry)| entry.written == Written::Unknown)
-                .map(|(name, _)| name.clone())
-                .collect()
-        };
+        let turn = self.state().turn;
         let began = Instant::now();
         let listed = self.azure.list().await;
         self.metrics.azure_read("list", &listed);
@@ -660,14 +677,15 @@ impl AgentPools {
                     machines: None,
                     tried: None,
                     written: Written::Read,
+                    turn,
                     failure: None,
                     joining: BTreeMap::new(),
                     count_stale_since: None,
                     vanished: Vec::new(),
                     write_budget: None,
                 });
-                // What was written before this list was asked for is in it; what was written since is not.
-                let settled = written_before.contains(&name) && entry.written == Written::Unknown;
+                // What was written before this list was asked for is in it. What was written, or answered, since may not be.
+                let settled = entry.turn <= turn && entry.written == Written::Unknown;
                 if settled {
                     entry.written = Written::Read;
                 }

@@ -201,12 +201,7 @@ impl Arm {
     ) -> Result<Accepted, AzureError> {
         let mut request = json_request(Method::PUT, &self.url(&[agent_pool]), body)?;
         request.headers_mut().extend(condition);
-        let accepted = self.accepted(&self.wire.send(kind, request).await?);
-        if accepted.operation.is_none() && accepted.agent_pool.is_none() {
-            // Nobody knows whether it came from Azure at all.
-            return Err(not_understood("the answer to a write names neither an operation nor an agent pool"));
-        }
-        Ok(accepted)
+        Ok(self.accepted(&self.wire.send(kind, request).await?))
     }
 
     async fn get(&self, agent_pool: &str) -> Result<AgentPool, AzureError> {

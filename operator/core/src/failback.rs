@@ -259,7 +259,7 @@ pub(crate) fn return_drained(situation: &Situation<'_>, drains: &Drains<'_>, dra
                 Some(&pool.name),
                 format!("{names} drained; {} has an operation running", pool.name),
             );
-        } else if let Some(until) = pool.avoided_until.filter(|until| *until > now) {
+        } else if let Some(until) = pool.unwritable_until.filter(|until| *until > now) {
             draft.wake_at(until);
             draft.step(
                 Reason::AgentPoolAvoided,
