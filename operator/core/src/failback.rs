@@ -116,14 +116,7 @@ impl<'a> Drains<'a> {
                 return true;
             }
             taken += units;
-            draft.step(
-                Reason::NodeNeededAgain,
-                Some(&node.agent_pool),
-                format!("{} is needed again", node.name),
-            );
-            draft
-                .actions
-                .push(Action::WithdrawDrain { node: node.name.clone(), reason: Reason::NodeNeededAgain });
+            draft.withdraw(node, Reason::NodeNeededAgain, format!("{} is needed again", node.name));
             false
         });
         taken
@@ -140,8 +133,7 @@ impl<'a> Drains<'a> {
             if goes_on(node, *role) {
                 return true;
             }
-            draft.step(reason, Some(&node.agent_pool), format!("{} is given back", node.name));
-            draft.actions.push(Action::WithdrawDrain { node: node.name.clone(), reason });
+            draft.withdraw(node, reason, format!("{} is given back", node.name));
             false
         });
     }
@@ -149,23 +141,15 @@ impl<'a> Drains<'a> {
     /// Takes back what has failed and what is not ours; returns one that has failed.
     pub fn clean(&self, situation: &Situation<'_>, draft: &mut Draft) -> Option<&'a NodeView> {
         for node in &self.not_ours {
-            draft.step(
-                Reason::DrainNotOurs,
-                Some(&node.agent_pool),
-                format!(
-                    "{} was asked to drain by a SpotPool that has let go of it; the request is withdrawn",
-                    node.name
-                ),
+            let message = format!(
+                "{} was asked to drain by a SpotPool that has let go of it; the request is withdrawn",
+                node.name
             );
-            draft
-                .actions
-                .push(Action::WithdrawDrain { node: node.name.clone(), reason: Reason::DrainNotOurs });
+            draft.withdraw(node, Reason::DrainNotOurs, message);
         }
         for node in &self.autoscaled {
             let message = format!("{} is left to the cluster autoscaler, not drained", node.name);
-            draft.step(Reason::LeftToAutoscaler, Some(&node.agent_pool), message);
-            let reason = Reason::LeftToAutoscaler;
-            draft.actions.push(Action::WithdrawDrain { node: node.name.clone(), reason });
+            draft.withdraw(node, Reason::LeftToAutoscaler, message);
         }
         let until = later(situation.now, situation.spec.failback.stabilization);
         for node in &self.failed {
@@ -174,14 +158,8 @@ impl<'a> Drains<'a> {
                 draft.memory.paused_until =
                     Some(draft.memory.paused_until.map_or(until, |paused| paused.max(until)));
             }
-            draft.step(
-                Reason::DrainTimedOut,
-                Some(&node.agent_pool),
-                format!("{} could not be drained in time; its request is withdrawn", node.name),
-            );
-            draft
-                .actions
-                .push(Action::WithdrawDrain { node: node.name.clone(), reason: Reason::DrainTimedOut });
+            let message = format!("{} could not be drained in time; its request is withdrawn", node.name);
+            draft.withdraw(node, Reason::DrainTimedOut, message);
         }
         draft.memory.paused_until = draft.memory.paused_until.filter(|until| *until > situation.now);
         self.failed.first().copied()

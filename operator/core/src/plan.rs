@@ -366,6 +366,12 @@ impl Draft {
         });
     }
 
+    /// Takes the request to drain `node` back.
+    pub fn withdraw(&mut self, node: &NodeView, reason: Reason, message: impl Into<String>) {
+        self.step(reason, Some(&node.agent_pool), message);
+        self.actions.push(Action::WithdrawDrain { node: node.name.clone(), reason });
+    }
+
     /// The actions to carry out and those to withhold. What is withheld has not happened: memory does not say so.
     pub fn hold_back(&mut self, spec: &SpotPoolSpec, snapshot: &Snapshot) -> (Vec<Action>, Vec<Action>) {
         let actions = std::mem::take(&mut self.actions);
