@@ -8,6 +8,8 @@ use jiff::{SignedDuration, Timestamp};
 use spotpool_crds::EvictionNotice;
 use spotpool_crds::eviction::{Claimant, Phase, Source};
 
+use crate::plan::later_by;
+
 /// How long the agent has to claim a notice. It needs a second to poll and some milliseconds to write.
 pub const CLAIMED_WITHIN: SignedDuration = SignedDuration::from_secs(2);
 /// Without any word on when Azure acts, a VM is taken to live this long: less than 10 s is often all that is given.
@@ -96,7 +98,7 @@ pub fn backup(node: &Noticed<'_>, now: Timestamp) -> Backup {
     let order = |named: &&Named| (named.source == Source::NodeProblemDetector, named.heard);
     let first = node.named.iter().filter(|named| !is_over(named)).min_by_key(order);
     let Some(first) = first else { return Backup::Nothing };
-    let due = later(first.heard, CLAIMED_WITHIN);
+    let due = later_by(first.heard, CLAIMED_WITHIN);
     if now < due {
         return Backup::LookAgain(due);
     }
@@ -105,15 +107,15 @@ pub fn backup(node: &Noticed<'_>, now: Timestamp) -> Backup {
         source: first.source,
         observed_at: first.seen,
         not_before: first.not_before,
-        deadline: first.not_before.unwrap_or_else(|| later(first.heard, ASSUMED_LEAD)),
+        deadline: first.not_before.unwrap_or_else(|| later_by(first.heard, ASSUMED_LEAD)),
     })
 }
 
 fn claimed(notice: &EvictionNotice, node: &Noticed<'_>, now: Timestamp) -> Backup {
     let has_rebooted =
         notice.boot_id != node.boot_id && !notice.boot_id.is_empty() && !node.boot_id.is_empty();
-    let spared_at = later(notice.deadline, SPARED_AFTER);
-    let silent = node.silent_since.map(|since| later(since, SILENT_FOR));
+    let spared_at = later_by(notice.deadline, SPARED_AFTER);
+    let silent = node.silent_since.map(|since| later_by(since, SILENT_FOR));
     // Once its time has come, that nobody names it any more means that it happens.
     let taken_back_at = silent.filter(|_| node.silent_since < Some(notice.deadline));
     if has_rebooted && node.ready {
@@ -125,12 +127,8 @@ fn claimed(notice: &EvictionNotice, node: &Noticed<'_>, now: Timestamp) -> Backu
     } else if matches!(notice.phase, Phase::Noticed | Phase::Draining) {
         Backup::GoOn
     } else {
-        Backup::LookAgain(taken_back_at.unwrap_or(spared_at).max(later(now, SILENT_FOR)))
+        Backup::LookAgain(taken_back_at.unwrap_or(spared_at).max(later_by(now, SILENT_FOR)))
     }
-}
-
-fn later(time: Timestamp, by: SignedDuration) -> Timestamp {
-    time.saturating_add(by).unwrap_or(Timestamp::MAX)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use spotpool_crds::Reason;
 use spotpool_crds::spot_pool::{OnDeallocated, Role};
 
-use crate::plan::{Action, Draft, Situation};
+use crate::plan::{Action, Draft, Situation, later_by};
 use crate::snapshot::{AgentPoolView, NodeView};
 
 /// A kubelet that restarts, or a node that boots, is not ready for less than this.
@@ -39,7 +39,7 @@ impl Signs {
     /// From when on Azure should be asked.
     pub fn suspect_from(&self) -> Option<Timestamp> {
         let since = self.not_ready_since?;
-        Some(if self.shut_down { since } else { later(since, NOT_READY_FOR) })
+        Some(if self.shut_down { since } else { later_by(since, NOT_READY_FOR) })
     }
 }
 
@@ -97,7 +97,7 @@ pub fn quarantine(pools: &[AgentPoolView], now: Timestamp) -> Vec<(usize, Timest
     let until = |pool: &AgentPoolView| {
         let of_node = |node: &NodeView| {
             let at = node.noticed.or(node.lost.map(|lost| lost.since))?;
-            (at.duration_since(node.created) < SHORT_LIVED).then(|| later(at, QUARANTINE))
+            (at.duration_since(node.created) < SHORT_LIVED).then(|| later_by(at, QUARANTINE))
         };
         pool.nodes.iter().filter_map(of_node).max().filter(|until| *until > now)
     };
@@ -165,7 +165,7 @@ fn machines(pool: &AgentPoolView, now: Timestamp, draft: &mut Draft) {
         }
         // What is deallocated by policy stays so until somebody acts; anything else may be on its way out.
         let at_once = lost.state == VmState::Deallocated && pool.deallocates;
-        let due = if at_once { lost.since } else { later(lost.since, LINGERS) };
+        let due = if at_once { lost.since } else { later_by(lost.since, LINGERS) };
         if due <= now {
             doomed.push(node.name.clone());
         } else {
@@ -222,13 +222,9 @@ fn machines(pool: &AgentPoolView, now: Timestamp, draft: &mut Draft) {
 
 /// When the next attempt to start deallocated VMs is due.
 fn restart_at(last: Option<Restarts>, lost: Timestamp) -> Timestamp {
-    let Some(last) = last else { return later(lost, FIRST_PAUSE) };
+    let Some(last) = last else { return later_by(lost, FIRST_PAUSE) };
     let pause = FIRST_PAUSE.saturating_mul(1 << last.count.min(16)).min(LONGEST_PAUSE);
-    later(last.at, pause)
-}
-
-fn later(time: Timestamp, by: SignedDuration) -> Timestamp {
-    time.saturating_add(by).unwrap_or(Timestamp::MAX)
+    later_by(last.at, pause)
 }
 
 #[cfg(test)]

@@ -399,7 +399,10 @@ pub(crate) fn acts(spec: &SpotPoolSpec) -> bool {
 }
 
 pub(crate) fn later(time: Timestamp, by: Duration) -> Timestamp {
-    let by = SignedDuration::try_from(std::time::Duration::from(by)).unwrap_or(SignedDuration::MAX);
+    later_by(time, SignedDuration::try_from(std::time::Duration::from(by)).unwrap_or(SignedDuration::MAX))
+}
+
+pub(crate) fn later_by(time: Timestamp, by: SignedDuration) -> Timestamp {
     time.saturating_add(by).unwrap_or(Timestamp::MAX)
 }
 
