@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use http::Method;
+use jiff::Timestamp;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -11,6 +12,7 @@ use crate::api::{
     BackgroundOperation, Capacity, EventRequest, EventState, Failure, Fault, PoolSpec, Priority, Quota,
     Settings, SettingsPatch, State, Switches, Targets,
 };
+use crate::model::Invoice;
 use crate::scenario::Action;
 
 /// Why the simulator did not do something.
@@ -65,6 +67,14 @@ impl SimClient {
     /// Everything there is to see.
     pub async fn state(&self) -> Result<State, SimError> {
         self.call(Method::GET, "state", None::<&()>).await
+    }
+
+    /// What the machines cost from one time to another; since the first, and until now, unless said otherwise.
+    pub async fn invoice(&self, from: Option<Timestamp>, to: Option<Timestamp>) -> Result<Invoice, SimError> {
+        let ends = [("from", from), ("to", to)];
+        let said = ends.iter().filter_map(|(key, at)| at.map(|at| format!("{key}={at}")));
+        let query: Vec<String> = said.collect();
+        self.call(Method::GET, &format!("invoice?{}", query.join("&")), None::<&()>).await
     }
 
     /// Adds a pool whose machines run at once.

@@ -1,10 +1,11 @@
 //! The control API under `/sim/`: what tests and people do to the simulated cloud.
 
-use axum::extract::{DefaultBodyLimit, Path, State};
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::response::Response;
 use axum::routing::{delete, get, patch, post, put};
 use axum::{Json, Router};
-use serde::Serialize;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::api::{
@@ -22,6 +23,7 @@ const LARGEST_REQUEST: usize = 64 * 1024 * 1024;
 pub fn routes() -> Router<Sim> {
     Router::new()
         .route("/sim/state", get(state))
+        .route("/sim/invoice", get(invoice))
         .route("/sim/pools", post(add_pool))
         .route("/sim/pools/{name}", delete(remove_pool))
         .route("/sim/events", post(schedule))
@@ -51,6 +53,17 @@ fn answer<T: Serialize>(result: Result<T, Refused>) -> Response {
 async fn state(State(sim): State<Sim>) -> Response {
     let state = sim.look(|cloud, now| cloud.state(now));
     answer(Ok(state))
+}
+
+/// Which time an invoice is of.
+#[derive(Debug, Deserialize)]
+struct Range {
+    from: Option<Timestamp>,
+    to: Option<Timestamp>,
+}
+
+async fn invoice(State(sim): State<Sim>, Query(range): Query<Range>) -> Response {
+    answer(sim.look(|cloud, now| cloud.invoice(range.from, range.to, now)))
 }
 
 async fn add_pool(State(sim): State<Sim>, Json(spec): Json<PoolSpec>) -> Response {

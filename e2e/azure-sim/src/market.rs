@@ -1,6 +1,7 @@
 //! Prices, eviction rates, placement scores: what the market for machines of a size is like, in the cluster's region.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::str::FromStr;
 
 use axum::extract::State;
 use axum::response::Response;
@@ -8,12 +9,13 @@ use axum::routing::{get, put};
 use axum::{Json, Router};
 use http::Method;
 use jiff::{SignedDuration, Timestamp};
+use rust_decimal::Decimal;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::api::Priority;
 use crate::client::{SimClient, SimError};
-use crate::model::Refused;
+use crate::model::{Path, Refused};
 use crate::reply;
 use crate::sim::Sim;
 
@@ -124,6 +126,8 @@ pub type Score = (String, bool);
 #[derive(Debug, Clone)]
 pub struct Market {
     offers: BTreeMap<String, Offer>,
+    /// What machines are billed by, which nobody can read: by size in small letters, and priority.
+    paths: BTreeMap<(String, Priority), Path>,
     /// By size, region and zone.
     scores: BTreeMap<(String, String, Option<String>), Score>,
     pub(crate) pages: Pages,
@@ -142,8 +146,15 @@ impl Default for Market {
             };
             (size.to_owned(), offer)
         });
+        let paths = KNOWN.iter().flat_map(|&(size, regular, spot, _)| {
+            [(Priority::Regular, regular), (Priority::Spot, spot)].map(|(priority, price)| {
+                let price = Decimal::from_str(price).map(|price| (Timestamp::MIN, price));
+                ((size.to_lowercase(), priority), price.into_iter().collect())
+            })
+        });
         Self {
             offers: offers.collect(),
+            paths: paths.collect(),
             scores: BTreeMap::new(),
             pages: Pages::default(),
             graph_recent: VecDeque::new(),
@@ -166,10 +177,15 @@ impl Market {
         price: Option<&str>,
         now: Timestamp,
     ) -> Result<(), Refused> {
-        if let Some(price) = price
-            && !price.parse::<f64>().is_ok_and(|number| number.is_finite() && number >= 0.0)
-        {
-            return Err(Refused::Invalid(format!("`{price}` is no price")));
+        let exact = price.map(|price| {
+            let number = Decimal::from_str(price).or_else(|_| Decimal::from_scientific(price)).ok();
+            number
+                .filter(|number| *number >= Decimal::ZERO)
+                .ok_or_else(|| Refused::Invalid(format!("`{price}` is no price")))
+        });
+        // Machines that run stay at the last price of an offer that is no more.
+        if let Some(price) = exact.transpose()? {
+            self.paths.entry((size.to_lowercase(), priority)).or_default().push((now, price));
         }
         let offer = self.offer_mut(size);
         match priority {
@@ -180,6 +196,11 @@ impl Market {
             }
         }
         Ok(())
+    }
+
+    /// What a size has cost and since when, oldest first.
+    pub(crate) fn path(&self, size: &str, priority: Priority) -> &[(Timestamp, Decimal)] {
+        self.paths.get(&(size.to_lowercase(), priority)).map_or(&[], Vec::as_slice)
     }
 
     /// Sets the eviction rate of a size.

@@ -185,6 +185,7 @@ impl Cloud {
                 vm.state.phase = VmPhase::Creating;
                 vm.state.boots_at = boots_at;
                 vm.state.reboots += 1;
+                self.meters.start(&vm.state, now);
                 self.nodes_version += 1;
             }
         }

@@ -111,6 +111,7 @@ impl Cloud {
             draining_since: None,
             drained_at: None,
         };
+        self.meters.start(&state, now);
         pool.vms.insert(id, Vm { state, gone_due: None, imds_recent: VecDeque::new() });
         Some(id)
     }
@@ -184,6 +185,7 @@ impl Cloud {
         let restore_at = later(at, self.settings.update_time);
         let Some(pool) = self.pools.get_mut(name) else { return };
         let Some(mut vm) = pool.vms.remove(&instance) else { return };
+        self.meters.stop(name, instance, at);
         let counted = vm.state.phase != VmPhase::Deleting;
         vm.state.phase = VmPhase::Gone;
         vm.state.gone_at = Some(at);
@@ -215,6 +217,7 @@ impl Cloud {
         // One that is on its way out goes on that way.
         if vm.state.phase != VmPhase::Deleting {
             vm.state.phase = VmPhase::Deallocated;
+            self.meters.stop(name, instance, at);
             vm.state.draining_since = None;
         }
         forget_event(pool, instance, at);

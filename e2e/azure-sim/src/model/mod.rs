@@ -4,10 +4,11 @@
 //! [`Cloud::advance`] must have been called with the same `now` before.
 //!
 //! One room for each thing: `pools` and their `machines` (`instances` to Azure Compute), `operations` on them and
-//! `upgrades`, what there is room for (`capacity`), what befalls machines (`evictions`), how much a caller may ask
-//! (`throttles`), what a machine is told (`metadata`), which Nodes there are (`node_objects`), and the scenario
-//! that plays by itself (`timeline`).
+//! `upgrades`, what there is room for (`capacity`), what befalls machines (`evictions`), what they cost (`billing`),
+//! how much a caller may ask (`throttles`), what a machine is told (`metadata`), which Nodes there are
+//! (`node_objects`), and the scenario that plays by itself (`timeline`).
 
+mod billing;
 mod capacity;
 mod evictions;
 mod instances;
@@ -37,6 +38,9 @@ use crate::market::Market;
 use crate::names::{Fleet, Ids};
 use crate::tokens::Tokens;
 
+use billing::Meters;
+pub(crate) use billing::Path;
+pub use billing::{Breakdown, Charge, Invoice, MachineCharge, Period};
 pub use capacity::{ALL_CORES, LOW_PRIORITY, cores, family};
 pub use instances::ComputeName;
 pub use metadata::ImdsGate;
@@ -156,6 +160,7 @@ pub struct Cloud {
     quotas: BTreeMap<String, Quota>,
     failures: Vec<Failure>,
     throttles: Throttles,
+    meters: Meters,
     timeline: Timeline,
     arm_requests: BTreeMap<String, u64>,
     arm_writes: Vec<ArmWrite>,
@@ -188,6 +193,7 @@ impl Cloud {
             quotas: BTreeMap::new(),
             failures: Vec::new(),
             throttles: Throttles::default(),
+            meters: Meters::default(),
             timeline: Timeline::default(),
             arm_requests: BTreeMap::new(),
             arm_writes: Vec::new(),

@@ -5,6 +5,7 @@
 mod arm;
 mod autoscaled;
 mod azure;
+mod billing;
 mod capacity;
 mod compute;
 mod conformance;
