@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 use jiff::Timestamp;
-use spotpool_azure_sim::model::Subscription;
+use serde_json::json;
+use spotpool_azure_sim::api::{EventRequest, Identity, PoolSpec, Settings, Targets};
+use spotpool_azure_sim::model::{Cloud, Subscription};
 use spotpool_e2e::simulation::Simulation;
 use spotpool_e2e::steady::{self, Steady};
 
@@ -60,6 +62,60 @@ fn lists_become_rarer_after_a_429_and_come_back_to_their_pace() {
         hour(&mut simulation).await?;
         let after = hour(&mut simulation).await?;
         assert!(after + 2 >= calm && after <= 40, "{after} lists an hour later, {calm} before");
+        Ok(())
+    });
+}
+
+/// Reads of one agent pool that take minutes keep nobody waiting, and come to their end.
+#[test]
+fn an_agent_pool_of_many_pages_is_listed_while_others_are_served() {
+    const PAGES: u32 = 50;
+    simulate(async {
+        let start: Timestamp = "2026-08-01T00:00:00Z".parse()?;
+        let mut settings = Settings::default();
+        let switches = json!({"throttling": true, "machinesPerPage": 1});
+        settings.switches = settings.switches.with(&switches).map_err(anyhow::Error::msg)?;
+        let mut cloud = Cloud::new(Identity::default(), settings, false, 1);
+        cloud.add_pool(&PoolSpec::spot("large", "Standard_D4s_v5", PAGES), start)?;
+        cloud.add_pool(&PoolSpec::spot("small", "Standard_D8s_v5", 3), start)?;
+        let pools = json!([{"name": "large", "maxNodes": 60}, {"name": "small", "maxNodes": 4}]);
+        let spec = json!({"replicas": PAGES + 3, "agentPools": pools, "placement": {"maxSharePerPool": 100}});
+        let mut simulation = Simulation::start(cloud, &spec, start, 1)?;
+        let evict = |simulation: &Simulation, pool: &str, machines: u32| {
+            let event =
+                EventRequest::new("Preempt", Targets::of_pool(pool, machines), Duration::from_secs(30));
+            simulation.sim.change(|cloud, now| cloud.schedule(&event, now)).unwrap();
+        };
+        let puts = |simulation: &Simulation, pool: &str| simulation.cloud().writes_to(pool).count();
+        // VMs that are lost young say something else of their agent pool.
+        for _ in 0..40 {
+            simulation.step(Duration::from_secs(30)).await?;
+        }
+        simulation.restart()?;
+        let read =
+            |simulation: &Simulation| (simulation.cloud().arm_requests["GET machines"], lists(simulation));
+        let before = read(&simulation);
+        for _ in 0..15 {
+            simulation.step(Duration::from_secs(1)).await?;
+        }
+        assert!(read(&simulation).0 - before.0 < u64::from(PAGES), "the large one cannot be known yet");
+        evict(&simulation, "small", 1);
+        for _ in 0..15 {
+            simulation.step(Duration::from_secs(1)).await?;
+        }
+        assert_eq!((puts(&simulation, "small"), puts(&simulation, "large")), (1, 0));
+        for _ in 0..240 {
+            simulation.step(Duration::from_secs(1)).await?;
+        }
+        // One more than the small one takes.
+        evict(&simulation, "large", 2);
+        for _ in 0..15 {
+            simulation.step(Duration::from_secs(1)).await?;
+        }
+        assert_eq!(puts(&simulation, "large"), 1, "listed by now, and asked");
+        let (pages, lists) = (read(&simulation).0 - before.0, read(&simulation).1 - before.1);
+        assert!(pages < 2 * u64::from(PAGES), "{pages} pages read: hardly one twice");
+        assert!(lists <= 20, "{lists} lists of agent pools: they do not take what pages wait for");
         Ok(())
     });
 }

@@ -7,11 +7,14 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
 use spotpool_azure::{
-    Accepted, AgentPool, AgentPoolKind, AgentPoolMode, AzureError, Class, Clock, OperationOutcome,
+    Accepted, AgentPool, AgentPoolKind, AgentPoolMode, AzureError, Class, Clock, Machine, OperationOutcome,
     OperationUrl, Priority, Urgency, WriteBudget,
 };
 use spotpool_crds::spot_pool::Role;
@@ -35,6 +38,11 @@ const LONGEST_IDLE: Duration = Duration::from_mins(15);
 const BETWEEN_LISTS: Duration = Duration::from_secs(1);
 /// How often machines are listed while they and their Nodes do not match.
 const RELIST: Duration = Duration::from_secs(30);
+/// Machines of several agent pools that are listed within that time are taken in together: a plan that knows half of
+/// them spreads over that half. What takes longer, as pages do that wait for their turn, keeps nobody waiting.
+const TOGETHER: Duration = Duration::from_secs(10);
+/// A write that needs a list waits that long for it, and goes elsewhere then.
+const LONGEST_CONFIRMATION: Duration = Duration::from_secs(10);
 /// Losses are in status long before this.
 const TOLD_FOR: SignedDuration = SignedDuration::from_mins(30);
 /// What was read for a write is believed for so long.
@@ -144,6 +152,8 @@ struct Entry {
     pool: AgentPool,
     /// `None` until they have been listed since the last change.
     machines: Option<Listed>,
+    /// Whether they are being listed.
+    listing: bool,
     /// When they were last asked for.
     tried: Option<Instant>,
     written: Written,
@@ -176,6 +186,18 @@ struct Listed {
     names: Vec<String>,
     at: Instant,
 }
+
+/// Machines that were asked for.
+struct Answer {
+    agent_pool: String,
+    at: Instant,
+    /// How many beginnings and ends of writes there were before.
+    turn: u64,
+    machines: Result<Vec<Machine>, AzureError>,
+}
+
+/// Lists of machines that are under way.
+type Lists<'a> = FuturesUnordered<BoxFuture<'a, Answer>>;
 
 /// How our last write stands.
 #[derive(Clone, PartialEq, Eq)]
@@ -334,16 +356,7 @@ impl AgentPools {
             Err(error) => Err(error),
         };
         self.metrics.azure_write("scale", &outcome);
-        let says_nothing =
-            |accepted: &Accepted| accepted.operation.is_none() && accepted.agent_pool.is_none();
-        let is_doubtful = outcome.as_ref().is_ok_and(says_nothing);
-        self.settle(name, outcome)?;
-        if is_doubtful {
-            // Perhaps it was not Azure who answered: the next list tells, and nobody may count on machines before.
-            let why = "the answer to a write names neither an operation nor an agent pool";
-            return Err(AzureError::new(Class::Transient, NOT_UNDERSTOOD, why));
-        }
-        Ok(())
+        self.settle_put(name, outcome)
     }
 
     /// Has the cluster autoscaler keep at least `min` machines.
@@ -354,7 +367,7 @@ impl AgentPools {
             Err(error) => Err(error),
         };
         self.metrics.azure_write("setMinimum", &outcome);
-        self.settle(name, outcome)
+        self.settle_put(name, outcome)
     }
 
     /// Its maximum goes back as it was read, and is never passed.
@@ -386,7 +399,9 @@ impl AgentPools {
             return Ok(pool.clone());
         }
         let at = Instant::now();
-        let machines = self.azure.machines(name).await?;
+        let machines = tokio::time::timeout(LONGEST_CONFIRMATION, self.azure.machines(name)).await;
+        let machines =
+            machines.map_err(|_| AzureError::over_budget("list of all its machines", UNSETTLED))??;
         let fresh = self.azure.list().await?.into_iter().find(|fresh| fresh.name == name);
         let names: Vec<String> = machines.into_iter().map(|machine| machine.name).collect();
         let mut state = self.state();
@@ -422,7 +437,7 @@ impl AgentPools {
         self.claim_write(name)?;
         let outcome = self.lower_count(name, count).await;
         self.metrics.azure_write("correctCount", &outcome);
-        self.settle(name, outcome)
+        self.settle_put(name, outcome)
     }
 
     /// From a list of this very moment, and with its ETag: whatever comes in between makes Azure refuse.
@@ -448,6 +463,20 @@ impl AgentPools {
             }
             _ => Err(conflict("Busy", "another write of ours is under way")),
         }
+    }
+
+    /// A PUT of an agent pool is answered with the agent pool, or with where to ask.
+    fn settle_put(&self, name: &str, outcome: Result<Accepted, AzureError>) -> Result<(), AzureError> {
+        let says_nothing =
+            |accepted: &Accepted| accepted.operation.is_none() && accepted.agent_pool.is_none();
+        let is_doubtful = outcome.as_ref().is_ok_and(says_nothing);
+        self.settle(name, outcome)?;
+        if is_doubtful {
+            // Perhaps it was not Azure who answered: the next list tells, and nobody may count on machines before.
+            let why = "the answer to a write names neither an operation nor an agent pool";
+            return Err(AzureError::new(Class::Transient, NOT_UNDERSTOOD, why));
+        }
+        Ok(())
     }
 
     fn settle(&self, name: &str, outcome: Result<Accepted, AzureError>) -> Result<(), AzureError> {
@@ -486,6 +515,7 @@ impl AgentPools {
     pub async fn keep_fresh(&self) {
         let mut listed = None::<Instant>;
         let mut read_again = false;
+        let mut late = Lists::new();
         loop {
             let over = self.follow().await;
             let due = listed.is_none_or(|at: Instant| at.elapsed() >= self.interval());
@@ -493,7 +523,7 @@ impl AgentPools {
             // Several agent pools that change at once are read once.
             let earliest = listed.map_or(Instant::now(), |at| at + BETWEEN_LISTS);
             if read_again && self.quiet().is_none() && earliest <= Instant::now() {
-                self.read().await;
+                late.extend(self.read().await);
                 listed = Some(Instant::now());
                 read_again = false;
             }
@@ -504,6 +534,10 @@ impl AgentPools {
             tokio::select! {
                 () = tokio::time::sleep_until(next) => {}
                 () = self.refresh.notified() => read_again |= self.unknown(),
+                Some(answer) = late.next() => {
+                    self.take_in([answer]);
+                    self.trigger.fire();
+                }
             };
         }
     }
@@ -532,7 +566,8 @@ impl AgentPools {
         let state = self.state();
         let Some(entries) = &state.entries else { return true };
         entries.iter().any(|(name, entry)| {
-            entry.written == Written::Unknown || (entry.machines.is_none() && state.wanted.contains(name))
+            let is_missing = entry.machines.is_none() && !entry.listing && state.wanted.contains(name);
+            entry.written == Written::Unknown || is_missing
         })
     }
 
@@ -555,7 +590,7 @@ impl AgentPools {
             let followed = matches!(entry.written, Written::Running(_));
             state.wanted.contains(name)
                 && !followed
-                && (entry.pool.busy() || self.differs(entry, nodes.get(name)))
+                && (entry.pool.busy() || (!entry.listing && self.differs(entry, nodes.get(name))))
         })
     }
 
@@ -647,8 +682,8 @@ impl AgentPools {
         self.trigger.fire();
     }
 
-    /// Lists agent pools, and the machines of those where they may have changed.
-    async fn read(&self) {
+    /// Lists agent pools, and the machines of those where they may have changed. Returns the lists that take longer.
+    async fn read(&self) -> Lists<'_> {
         let turn = self.state().turn;
         let began = Instant::now();
         let listed = self.azure.list().await;
@@ -657,7 +692,7 @@ impl AgentPools {
             Ok(pools) => pools,
             Err(error) => {
                 self.not_read(error, "cannot list agent pools");
-                return;
+                return Lists::new();
             }
         };
         let mut to_list = Vec::new();
@@ -675,6 +710,7 @@ impl AgentPools {
                 let mut entry = before.remove(&name).unwrap_or_else(|| Entry {
                     pool: pool.clone(),
                     machines: None,
+                    listing: false,
                     tried: None,
                     written: Written::Read,
                     turn,
@@ -708,7 +744,9 @@ impl AgentPools {
                 if outdated && empty {
                     entry.machines = Some(Listed { names: Vec::new(), at: began });
                 } else if wanted.contains(&name) && outdated {
-                    to_list.push(name.clone());
+                    if !entry.listing {
+                        to_list.push(name.clone());
+                    }
                     // Until they are listed again nothing may be planned from the old ones. A list that only
                     // differs from the Nodes is as good as it was.
                     if settled || changed {
@@ -726,33 +764,52 @@ impl AgentPools {
             to_list.sort_by_key(|name| entries.get(name).and_then(|entry| entry.tried));
             for name in &to_list {
                 if let Some(entry) = entries.get_mut(name) {
-                    entry.tried = Some(Instant::now());
+                    (entry.tried, entry.listing) = (Some(Instant::now()), true);
                 }
             }
         }
-        let lists = to_list.into_iter().map(|name| async move {
-            let at = Instant::now();
-            let machines = self.azure.machines(&name).await;
-            self.metrics.azure_read("machines", &machines);
-            (name, at, machines)
-        });
-        // All at once, and taken in together: a plan that knows half of them spreads over that half.
-        let lists = futures::future::join_all(lists).await;
+        let mut lists: Lists<'_> = to_list.into_iter().map(|name| self.list_machines(name).boxed()).collect();
+        let mut answers = Vec::new();
+        let gather = async {
+            while let Some(answer) = lists.next().await {
+                answers.push(answer);
+            }
+        };
+        let _late = tokio::time::timeout(TOGETHER, gather).await;
+        self.take_in(answers);
+        {
+            let mut state = self.state();
+            state.odd_nodes = self.odd_nodes(&state);
+        }
+        self.trigger.fire();
+        lists
+    }
+
+    async fn list_machines(&self, agent_pool: String) -> Answer {
+        let (at, turn) = (Instant::now(), self.state().turn);
+        let machines = self.azure.machines(&agent_pool).await;
+        self.metrics.azure_read("machines", &machines);
+        Answer { agent_pool, at, turn, machines }
+    }
+
+    /// Takes in which machines there are, and compares all with the Nodes.
+    fn take_in(&self, answers: impl IntoIterator<Item = Answer>) {
         let mut failed = Vec::new();
         let mut state = self.state();
-        for (name, at, machines) in lists {
-            let Some(entry) = state.entry(&name) else {
+        for Answer { agent_pool, at, turn, machines } in answers {
+            let Some(entry) = state.entry(&agent_pool) else {
                 continue;
             };
-            entry.machines = match machines {
+            entry.listing = false;
+            match machines {
+                // What has been written since may not be in it.
+                Ok(_) if entry.turn > turn => {}
                 Ok(machines) => {
-                    Some(Listed { names: machines.into_iter().map(|machine| machine.name).collect(), at })
+                    let names = machines.into_iter().map(|machine| machine.name).collect();
+                    entry.machines = Some(Listed { names, at });
                 }
-                Err(error) => {
-                    failed.push(error);
-                    None
-                }
-            };
+                Err(error) => failed.push(error),
+            }
         }
         drop(state);
         for error in failed {
@@ -778,9 +835,6 @@ impl AgentPools {
         }
         let since = state.unsettled_since.unwrap_or_else(Instant::now);
         state.unsettled_since = self.is_unsettled(&state, &nodes).then_some(since);
-        state.odd_nodes = self.odd_nodes(&state);
-        drop(state);
-        self.trigger.fire();
     }
 }
 

@@ -28,6 +28,8 @@ use crate::wire::{ApiVersion, Wire, WriteGate, json_request, not_understood, req
 
 /// 100 agent pools, 1,000 machines each.
 const MOST_PAGES: usize = 100;
+/// How often a page is asked for that Azure does not give.
+const TRIES_OF_A_PAGE: u32 = 5;
 /// A body this old without an ETag may have been changed by somebody: a count is not lowered by it.
 const STILL_TRUE: SignedDuration = SignedDuration::from_secs(30);
 /// GA versions up to here do not have it.
@@ -128,11 +130,28 @@ impl Arm {
         for _ in 0..MOST_PAGES {
             items.append(&mut page.value);
             match page.next_link.filter(|link| !link.is_empty()) {
-                Some(link) => page = understand(&self.read(&self.link(&link)?).await?)?,
+                Some(link) => page = understand(&self.further(&self.link(&link)?).await?)?,
                 None => return Ok(items),
             }
         }
         Err(not_understood("the list does not end"))
+    }
+
+    /// A further page. It is asked for again where the first page would not be: what was read before it would be lost.
+    async fn further(&self, url: &Url) -> Result<Bytes, AzureError> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match self.wire.send(Kind::Page, request(Method::GET, url)?).await {
+                Ok(answer) => return Ok(answer.into_body()),
+                // The wait is the throttle's: it has heard of the refusal.
+                Err(error)
+                    if tries < TRIES_OF_A_PAGE
+                        && !error.is_local()
+                        && matches!(error.class, Class::Throttled | Class::Transient) => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// A URL that Azure gave us, to be followed verbatim, but only on Azure's own host: our token goes along.
@@ -258,7 +277,10 @@ impl AgentPools for Arm {
                 return Err(not_now("an operation runs on the agent pool"));
             }
             let body = body::with_count(agent_pool, count)?;
-            let machines = self.list_machines(&agent_pool.name).await?.len();
+            // Where further pages have to wait, the count is corrected another time.
+            let machines =
+                tokio::time::timeout(STILL_TRUE.unsigned_abs(), self.list_machines(&agent_pool.name));
+            let machines = machines.await.map_err(|_| not_now("its machines are not listed in time"))??.len();
             // Fewer would be filled up again, more would be deleted.
             if machines != count as usize {
                 return Err(not_now("another number of machines exists"));

@@ -133,7 +133,7 @@ impl AzureError {
     }
 
     /// Refused here, before the wire: the budget of requests is used up until then.
-    pub(crate) fn over_budget(what: &str, wait: Duration) -> Self {
+    pub fn over_budget(what: &str, wait: Duration) -> Self {
         let seconds = wait.as_secs_f64().ceil();
         let message = format!("no {what} is sent for {seconds} s, to stay below Azure's limit on requests");
         Self { retry_after: Some(wait), ..Self::new(Class::Throttled, codes::LOCAL_BUDGET, message) }

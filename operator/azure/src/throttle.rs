@@ -41,6 +41,8 @@ pub struct WriteBudget {
 pub enum Kind<'a> {
     /// GET of agent pools and machines.
     Read,
+    /// GET of a further page of them: leaves some to lists that begin.
+    Page,
     /// `deleteMachines`, from the same bucket as reads; it may use up what reads leave.
     Delete,
     /// GET of an operation's status.
@@ -53,6 +55,8 @@ pub enum Kind<'a> {
 pub const RESERVE: u32 = 5;
 /// What reads leave to `deleteMachines`.
 const LEFT_TO_DELETES: f64 = 4.0;
+/// What further pages leave to lists that begin: of a large agent pool they take minutes.
+const LEFT_TO_LISTS: f64 = 2.0;
 /// What is assumed of an agent pool whose budget is not known: somebody may have written before us.
 const UNKNOWN: f64 = 10.0;
 /// What a 429 means that does not say for how long, the first time; twice as long each time after.
@@ -105,10 +109,11 @@ impl Throttle {
     pub fn take(&mut self, kind: Kind<'_>, now: Timestamp) -> Result<(), Duration> {
         let keep = match kind {
             Kind::Read => LEFT_TO_DELETES,
+            Kind::Page => LEFT_TO_DELETES + LEFT_TO_LISTS,
             Kind::Put(_, Urgency::Routine) => f64::from(RESERVE),
             Kind::Put(_, Urgency::Emergency) | Kind::Delete | Kind::Status => 0.0,
         };
-        if kind == Kind::Read
+        if matches!(kind, Kind::Read | Kind::Page)
             && let Some(wait) = self.paused_until.and_then(|until| wait_until(until, now))
         {
             return Err(wait);
@@ -172,7 +177,7 @@ impl Throttle {
 
     fn bucket(&mut self, kind: Kind<'_>) -> &mut Bucket {
         match kind {
-            Kind::Read | Kind::Delete => &mut self.shared,
+            Kind::Read | Kind::Page | Kind::Delete => &mut self.shared,
             Kind::Status => &mut self.status,
             Kind::Put(agent_pool, _) => {
                 self.puts.entry(agent_pool.to_owned()).or_insert_with(|| Bucket::new(PUT, UNKNOWN))

@@ -26,6 +26,8 @@ pub type WriteGate = Arc<dyn Fn() -> bool + Send + Sync>;
 const CLIENT_REQUEST_ID: HeaderName = HeaderName::from_static("x-ms-client-request-id");
 /// A read waits that long for its turn; then it is refused, so that nobody hangs.
 const LONGEST_TURN: Duration = Duration::from_secs(10);
+/// … a further page waits longer: what was read of its list would be read again.
+const LONGEST_PAGE_TURN: Duration = Duration::from_mins(10);
 /// All of a request, whatever the transport's own limits.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -149,7 +151,7 @@ impl Wire {
             500.. => self.throttle().unanswered(now),
             _ => {
                 let left = match kind {
-                    Kind::Read | Kind::Status => "x-ms-ratelimit-remaining-subscription-reads",
+                    Kind::Read | Kind::Page | Kind::Status => "x-ms-ratelimit-remaining-subscription-reads",
                     Kind::Delete | Kind::Put(..) => "x-ms-ratelimit-remaining-subscription-writes",
                 };
                 let left = header(left).and_then(|value| value.parse().ok());
@@ -178,14 +180,18 @@ impl Wire {
 
     /// Reads wait a little for their turn. Writes never do: their caller has others to send meanwhile.
     async fn turn(&self, kind: Kind<'_>) -> Result<(), AzureError> {
-        let mut patience = LONGEST_TURN;
+        let mut patience = match kind {
+            Kind::Read => LONGEST_TURN,
+            Kind::Page => LONGEST_PAGE_TURN,
+            Kind::Delete | Kind::Status | Kind::Put(..) => Duration::ZERO,
+        };
         loop {
             let taken = self.throttle().take(kind, self.now());
             let Err(wait) = taken else { return Ok(()) };
-            if kind != Kind::Read || wait > patience {
+            if wait > patience {
                 return Err(AzureError::over_budget(
                     match kind {
-                        Kind::Read => "read of agent pools",
+                        Kind::Read | Kind::Page => "read of agent pools",
                         Kind::Delete => "deletion of machines",
                         Kind::Status => "question for an operation",
                         Kind::Put(..) => "write of the agent pool",

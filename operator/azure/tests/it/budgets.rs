@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use spotpool_azure::{AgentPools, Class, Operations, Urgency, WriteBudget};
 
-use crate::scripted::{Scripted, answer, list, ok, pool, read, seconds};
+use crate::scripted::{Asked, ENDPOINT, POOLS, Scripted, answer, list, ok, pool, read, seconds};
 
 /// When an eviction comes, a write must be left.
 #[tokio::test(start_paused = true)]
@@ -137,4 +137,63 @@ async fn reads_pause_during_an_outage_and_writes_do_not() {
     }
     assert!(scripted.asked().len() <= 6, "{}", scripted.asked().len());
     assert_eq!(arm.scale(&before, 5, Urgency::Emergency).await.unwrap_err().status, 503);
+}
+
+/// One page of machines, of `pages`, with the link to the next.
+fn page_of_machines(asked: &Asked, pages: u32) -> (u32, Value) {
+    let page = asked.url.split("page=").nth(1).map_or(0, |page| page.parse().unwrap());
+    let mut body = json!({"value": [{"name": format!("machine{page}")}]});
+    if page + 1 < pages {
+        body["nextLink"] = json!(format!("{ENDPOINT}{POOLS}/spota/machines?page={}", page + 1));
+    }
+    (page, body)
+}
+
+/// Nothing is asked of an agent pool whose machines are not known: one of many pages must be known some day, and the
+/// others must not wait for it.
+#[tokio::test(start_paused = true)]
+async fn a_list_of_many_pages_comes_to_its_end_and_lets_others_pass() {
+    const PAGES: u32 = 40;
+    let scripted = Scripted::new(|asked| {
+        let of_machines = asked.path().ends_with("/machines");
+        ok(&if of_machines { page_of_machines(asked, PAGES).1 } else { list(&[]) })
+    });
+    let arm = scripted.arm();
+    let lists = async {
+        for _ in 0..12 {
+            arm.list().await.unwrap();
+            tokio::time::sleep(seconds(15)).await;
+        }
+    };
+    let (machines, ()) = tokio::join!(arm.machines("spota"), lists);
+    assert_eq!(machines.unwrap().len(), PAGES as usize);
+    assert_eq!(scripted.asked().len(), PAGES as usize + 12, "no page is read twice");
+}
+
+/// All pages before it would be read again, out of a bucket that forty clusters share.
+#[tokio::test(start_paused = true)]
+async fn a_page_that_azure_does_not_give_is_asked_for_again() {
+    let mut refusals = 0;
+    let scripted = Scripted::new(move |asked| {
+        let (page, body) = page_of_machines(asked, 4);
+        refusals += u32::from(page == 2);
+        match (page, refusals) {
+            (2, 1) => answer(429, &[("Retry-After", "20")], &json!({"code": "Throttled", "message": "slow"})),
+            (2, 2) => answer(503, &[], &Value::Null),
+            _ => ok(&body),
+        }
+    });
+    let start = tokio::time::Instant::now();
+    let machines = scripted.arm().machines("spota").await.unwrap();
+    let names: Vec<&str> = machines.iter().map(|machine| machine.name.as_str()).collect();
+    assert_eq!(names, ["machine0", "machine1", "machine2", "machine3"]);
+    assert!(start.elapsed() >= seconds(20), "Azure's word is kept");
+    assert_eq!(scripted.asked().len(), 6);
+
+    let gone = Scripted::new(|asked| match page_of_machines(asked, 3) {
+        (1, _) => answer(503, &[], &Value::Null),
+        (_, body) => ok(&body),
+    });
+    assert_eq!(gone.arm().machines("spota").await.unwrap_err().status, 503, "not for ever");
+    assert_eq!(gone.asked().len(), 6);
 }
