@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1 as core;
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
 use spotpool_core::backup::{Backup, Claim, Named, Noticed, backup};
-use spotpool_crds::eviction::{Claimant, MOST_UNFINISHED, PREEMPT, Phase, PodCounts, Source};
+use spotpool_crds::eviction::{Claimant, PREEMPT, Phase, PodCounts, Source};
 use spotpool_crds::node_policy::DrainPolicy;
 use spotpool_crds::spot_pool::{EventResponse, Mode};
 use spotpool_crds::{EvictionNotice, Reason, SpotPool, names};
@@ -21,7 +21,7 @@ use spotpool_drain::kind::Kind;
 use spotpool_drain::node::{Node, NodeHandle};
 use spotpool_drain::npd::{self, Condition, Hearing, Worth};
 use spotpool_drain::pods::watch_pods;
-use spotpool_drain::{Answer, Budget, Drain, Ending, Holds, Observer, Pod, Pods, Progress, Terms, marks};
+use spotpool_drain::{Answer, Budget, Drain, Holds, Observer, Pod, Pods, Progress, Terms, marks, noted};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -350,20 +350,12 @@ impl BackupDrains {
             never = watch_pods(self.client.clone(), &job.node, sender, urgent) => match never {},
             never = keep_written(handle, &wanted) => match never {},
         };
-        let (phase, reason) = match report.ending {
-            Ending::Stopped => return,
-            Ending::Drained => (Phase::Drained, Reason::DrainCompleted),
-            Ending::TimeOver => (Phase::Incomplete, Reason::DrainIncomplete),
+        let mut end = wanted.borrow().clone();
+        let Some(phase) = noted::ending(&mut end, hears.before, &report) else { return };
+        let reason = match phase {
+            Phase::Drained => Reason::DrainCompleted,
+            _ => Reason::DrainIncomplete,
         };
-        hears.progressed(&report.progress);
-        wanted.send_modify(|wanted| {
-            wanted.phase = phase;
-            wanted.unfinished = match phase {
-                Phase::Incomplete => report.left.iter().take(MOST_UNFINISHED).cloned().collect(),
-                _ => Vec::new(),
-            };
-        });
-        let end = wanted.borrow().clone();
         let PodCounts { evicted, escalated, left } = end.pods;
         let margin_s = deadline.duration_since(Timestamp::now()).as_secs_f64();
         tracing::info!(node = job.node, event_id, %reason, evicted, escalated, left, margin_s, "backup drain over");
@@ -510,25 +502,10 @@ impl Observer for Hears<'_> {
     }
 
     fn nearly_over(&self, left: &[String]) {
-        self.wanted.send_modify(|wanted| {
-            wanted.unfinished = left.iter().take(MOST_UNFINISHED).cloned().collect();
-        });
+        self.wanted.send_modify(|wanted| noted::unfinished(wanted, left));
     }
 
     fn progressed(&self, progress: &Progress) {
-        self.wanted.send_if_modified(|wanted| {
-            let pods = PodCounts {
-                evicted: self.before.evicted + progress.evicted,
-                escalated: self.before.escalated + progress.escalated,
-                left: progress.left,
-            };
-            let phase = match wanted.phase {
-                Phase::Noticed if progress.all_asked => Phase::Draining,
-                phase => phase,
-            };
-            let changed = (pods, phase) != (wanted.pods, wanted.phase);
-            (wanted.pods, wanted.phase) = (pods, phase);
-            changed
-        });
+        self.wanted.send_if_modified(|wanted| noted::progress(wanted, self.before, progress));
     }
 }

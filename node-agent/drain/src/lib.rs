@@ -20,6 +20,7 @@ pub mod kind;
 mod known;
 pub mod marks;
 pub mod node;
+pub mod noted;
 pub mod npd;
 pub mod plan;
 pub mod pods;

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use spotpool_crds::Reason;
-use spotpool_crds::eviction::{MOST_UNFINISHED, Phase, PodCounts};
-use spotpool_drain::{Answer, Budget, Drain, Ending, Observer, Pod, Progress, Terms};
+use spotpool_crds::eviction::{Phase, PodCounts};
+use spotpool_drain::{Answer, Budget, Drain, Observer, Pod, Progress, Terms, noted};
 use tokio_util::sync::CancellationToken;
 
 use super::Flow;
@@ -36,19 +36,16 @@ impl Flow {
             }
             .run()
             .await;
-            let (phase, reason) = match report.ending {
-                Ending::Stopped => return,
-                Ending::Drained => (Phase::Drained, Reason::DrainCompleted),
-                Ending::TimeOver => (Phase::Incomplete, Reason::DrainIncomplete),
-            };
-            hears.progressed(&report.progress);
-            self.wanted.send_modify(|wanted| {
-                wanted.phase = phase;
-                wanted.unfinished = match phase {
-                    Phase::Incomplete => report.left.iter().take(MOST_UNFINISHED).cloned().collect(),
-                    _ => Vec::new(),
-                };
+            let mut ended = None;
+            self.wanted.send_if_modified(|wanted| {
+                ended = noted::ending(wanted, hears.before, &report);
+                ended.is_some()
             });
+            let Some(phase) = ended else { return };
+            let reason = match phase {
+                Phase::Drained => Reason::DrainCompleted,
+                _ => Reason::DrainIncomplete,
+            };
             let wanted = self.wanted.borrow().clone();
             let margin = wanted.deadline.duration_since(Timestamp::now()).as_secs_f64();
             let PodCounts { evicted, escalated, left } = wanted.pods;
@@ -160,25 +157,10 @@ impl Observer for Hears<'_> {
     }
 
     fn nearly_over(&self, left: &[String]) {
-        self.flow.wanted.send_modify(|wanted| {
-            wanted.unfinished = left.iter().take(MOST_UNFINISHED).cloned().collect();
-        });
+        self.flow.wanted.send_modify(|wanted| noted::unfinished(wanted, left));
     }
 
     fn progressed(&self, progress: &Progress) {
-        self.flow.wanted.send_if_modified(|wanted| {
-            let pods = PodCounts {
-                evicted: self.before.evicted + progress.evicted,
-                escalated: self.before.escalated + progress.escalated,
-                left: progress.left,
-            };
-            let phase = match wanted.phase {
-                Phase::Noticed if progress.all_asked => Phase::Draining,
-                phase => phase,
-            };
-            let changed = (pods, phase) != (wanted.pods, wanted.phase);
-            (wanted.pods, wanted.phase) = (pods, phase);
-            changed
-        });
+        self.flow.wanted.send_if_modified(|wanted| noted::progress(wanted, self.before, progress));
     }
 }
