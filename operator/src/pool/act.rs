@@ -78,7 +78,7 @@ pub async fn act(
     plan: &Plan,
     now: Timestamp,
 ) -> Outcome {
-    let mut outcome = write_agent_pools(&context.agent_pools, plan).await;
+    let mut outcome = write_agent_pools(&context.parts.agent_pools, plan).await;
     for action in &outcome.done {
         if let (true, Some(noticed)) = (is_emergency(action), gathered.newest_notice) {
             let since = Timestamp::now().duration_since(noticed);
@@ -186,7 +186,7 @@ async fn service(
                 if !write_node(&context.client, node, clean).await {
                     continue;
                 }
-                if let Err(error) = context.vms.start(node).await {
+                if let Err(error) = context.parts.vms.start(node).await {
                     result = Err((agent_pool.clone(), error));
                     break;
                 }

@@ -62,20 +62,8 @@ pub struct Parts {
 pub struct Context {
     /// Refuses writes when the lease is lost.
     pub client: Client,
-    /// The store of Nodes.
-    pub nodes: Nodes,
-    /// What Azure said, and the way to write to it.
-    pub agent_pools: Arc<AgentPools>,
-    /// Prices and the like.
-    pub market: Arc<Market>,
-    /// Pods and disruption budgets.
-    pub workloads: Workloads,
-    /// What Azure says of the VMs of silent Nodes.
-    pub vms: Arc<Vms>,
-    /// Drains in the agents' stead.
-    pub backup_drains: Arc<BackupDrains>,
-    /// What else buys nodes in the cluster.
-    pub neighbours: Arc<Neighbours>,
+    /// What else the operator does.
+    pub parts: Parts,
     /// The operator's metrics.
     pub metrics: Metrics,
     recorder: Recorder,
@@ -116,19 +104,13 @@ pub async fn run(
     let context = Arc::new(Context {
         recorder: Recorder::new(client.clone(), reporter),
         client,
-        nodes: parts.nodes,
-        agent_pools: parts.agent_pools,
-        market: parts.market,
-        workloads: parts.workloads,
-        vms: parts.vms,
-        backup_drains: parts.backup_drains,
-        neighbours: parts.neighbours,
+        parts,
         metrics,
         spot_pools: controllers.iter().map(Controller::store).collect(),
         memory: Mutex::default(),
     });
     let stores = names.into_iter().zip(context.spot_pools.iter().cloned()).collect();
-    let sweep = release::keep_clean(context.client.clone(), context.nodes.clone(), stores);
+    let sweep = release::keep_clean(context.client.clone(), context.parts.nodes.clone(), stores);
     let runs = controllers.into_iter().map(|controller| ended(controller, context.clone()));
     tokio::select! {
         _ = futures::future::join_all(runs) => {}
@@ -153,10 +135,10 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
     let pool = context.freshest(seen);
     if pool.metadata.deletion_timestamp.is_some() && !release::has_claims(&pool) {
         if release::is_held(&pool) {
-            if release::must_wait(&context.agent_pools, &pool, Timestamp::now()).await {
+            if release::must_wait(&context.parts.agent_pools, &pool, Timestamp::now()).await {
                 return Ok(Action::requeue(GOODBYE));
             }
-            release::let_go(&context.client, &context.nodes, &pool).await?;
+            release::let_go(&context.client, &context.parts.nodes, &pool).await?;
         }
         return Ok(Action::await_change());
     }
@@ -165,16 +147,16 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
     let released = remembered.filter(|entry| entry.autoscaler.is_some()).map(|entry| entry.name.as_str());
     let wanted = pool.spec.agent_pools.iter().map(|pool| pool.name.as_str()).chain(released);
     if let Some(status) = &pool.status {
-        context.agent_pools.restore_write_budgets(status);
+        context.parts.agent_pools.restore_write_budgets(status);
     }
-    let mut view = context.agent_pools.view(wanted);
-    context.market.tell(&mut view);
-    context.neighbours.tell(&mut view);
-    view.words = context.vms.words();
-    let mut gathered = gather(&pool, &context.all_spot_pools(), &context.nodes.all(), view, now);
-    context.workloads.tell(&pool, &mut gathered);
-    context.backup_drains.forget_gone(&context.nodes);
-    let backup_wake = context.backup_drains.tend(&pool, &gathered.nodes, &gathered.notices, now);
+    let mut view = context.parts.agent_pools.view(wanted);
+    context.parts.market.tell(&mut view);
+    context.parts.neighbours.tell(&mut view);
+    view.words = context.parts.vms.words();
+    let mut gathered = gather(&pool, &context.all_spot_pools(), &context.parts.nodes.all(), view, now);
+    context.parts.workloads.tell(&pool, &mut gathered);
+    context.parts.backup_drains.forget_gone(&context.parts.nodes);
+    let backup_wake = context.parts.backup_drains.tend(&pool, &gathered.nodes, &gathered.notices, now);
 
     let started = Instant::now();
     let plan = plan(&pool.spec, &gathered.snapshot, now);
@@ -199,13 +181,14 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
         tracing::info!(pool = pool.name_any(), reason = %step.reason, agent_pool = step.agent_pool, "{}", step.message);
     }
     let outcome = act(&context, &pool, &gathered, &plan, now).await;
-    let returned =
-        gathered.snapshot.leaving || release::return_minimums(&context.agent_pools, &gathered.minimums).await;
+    let returned = gathered.snapshot.leaving
+        || release::return_minimums(&context.parts.agent_pools, &gathered.minimums).await;
 
     let status = report::status(&current, &gathered, &plan, &intentions, &outcome, now);
     let mut events = report::events(&pool.status.clone().unwrap_or_default(), &status, &plan, &outcome);
     events.extend(
         context
+            .parts
             .backup_drains
             .news(&pool)
             .into_iter()
@@ -232,10 +215,10 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
         return Err(error);
     }
     if plan.leaving.is_some_and(|leaving| leaving.done) {
-        if release::must_wait(&context.agent_pools, &current, now).await {
+        if release::must_wait(&context.parts.agent_pools, &current, now).await {
             return Ok(Action::requeue(GOODBYE));
         }
-        release::let_go(&context.client, &context.nodes, &current).await?;
+        release::let_go(&context.client, &context.parts.nodes, &current).await?;
     }
     context.succeeded(&pool);
     context.metrics.reconcile("Success");
