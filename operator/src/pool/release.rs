@@ -174,13 +174,18 @@ pub async fn must_wait(agent_pools: &AgentPools, pool: &SpotPool, now: Timestamp
         tracing::warn!(agent_pools = names(), "their minimums are not returned: nothing is written to Azure");
         return false;
     }
-    let since = pool.metadata.deletion_timestamp.as_ref().map_or(now, |since| since.0);
-    if now.duration_since(since) >= LONGEST_GOODBYE {
+    if has_waited_long(pool, now) {
         tracing::warn!(agent_pools = names(), "their minimums could not be returned: set minCount by hand");
         return false;
     }
     return_minimums(agent_pools, &minimums).await;
     true
+}
+
+/// Whether it has been about to go for so long that nobody should have to wait any more.
+fn has_waited_long(pool: &SpotPool, now: Timestamp) -> bool {
+    let since = pool.metadata.deletion_timestamp.as_ref().map_or(now, |since| since.0);
+    now.duration_since(since) >= LONGEST_GOODBYE
 }
 
 /// Whether it waits for us before it goes.
@@ -237,4 +242,29 @@ async fn set_finalizers(
         "uid": pool.uid(), "resourceVersion": pool.resource_version(), "finalizers": finalizers,
     }});
     api.patch(&pool.name_any(), &params, &Patch::Merge(patch)).await
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use spotpool_crds::SpotPoolSpec;
+
+    use super::*;
+
+    /// A namespace must not hang in `Terminating` because Azure refuses a minimum.
+    #[test]
+    fn a_goodbye_lasts_ten_minutes_at_most() {
+        let spec: SpotPoolSpec =
+            serde_json::from_value(serde_json::json!({"replicas": 1, "agentPools": []})).unwrap();
+        let mut pool = SpotPool::new("workers", spec);
+        let now: Timestamp = "2026-11-21T12:00:00Z".parse().unwrap();
+        assert!(!has_waited_long(&pool, now), "nobody has deleted it");
+        for (seconds, over) in [(-30, false), (0, false), (599, false), (600, true), (86_400, true)] {
+            let since = now - SignedDuration::from_secs(seconds);
+            pool.metadata.deletion_timestamp = Some(Time(since));
+            assert_eq!(has_waited_long(&pool, now), over, "after {seconds} s");
+        }
+    }
 }
