@@ -463,7 +463,10 @@ fn finish(mut properties: Properties) -> Result<Properties, Refusal> {
             "The value of parameter agentPoolProfile.count is invalid. Its value must be between {least} and 1000."
         )));
     }
-    if text(&properties, "type") == "VirtualMachines" {
+    let autoscaled = properties
+        .get("virtualMachinesProfile")
+        .is_some_and(|profile| profile.pointer("/scale/autoscale").is_some_and(Value::is_object));
+    if text(&properties, "type") == "VirtualMachines" && !autoscaled {
         let manual = json!([{"size": text(&properties, "vmSize"), "count": count(&properties)}]);
         properties.insert("virtualMachinesProfile".into(), json!({"scale": {"manual": manual}}));
     }

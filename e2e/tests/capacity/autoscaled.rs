@@ -193,3 +193,27 @@ fn a_minimum_set_by_hand_is_said_and_one_of_an_agent_pool_taken_off_is_returned(
         operator.stop().await.unwrap();
     });
 }
+
+/// They have a range for each size and none as a whole: a count would fight the autoscaler.
+#[test]
+fn an_autoscaled_agent_pool_of_single_vms_is_left_alone_and_the_others_serve() {
+    run(async {
+        let stage = Stage::set(world().await, "autosingle").await.unwrap();
+        let autoscale = json!({"size": "Standard_D4s_v5", "minCount": 1, "maxCount": 5});
+        let single = PoolSpec::spot("autosinglea", "Standard_D4s_v5", 1)
+            .property("type", json!("VirtualMachines"))
+            .property("virtualMachinesProfile", json!({"scale": {"autoscale": autoscale}}));
+        stage.agent_pools(&[single, PoolSpec::spot("autosingleb", "Standard_D4s_v5", 0)]).await.unwrap();
+        let operator = stage.operator(&OperatorOptions::default()).await.unwrap();
+        let pools = json!([{"name": "autosinglea", "maxNodes": 5}, {"name": "autosingleb", "maxNodes": 5}]);
+        stage.spot_pool("autosingle", json!({"replicas": 2, "agentPools": pools})).await.unwrap();
+        let status =
+            stage.status_is("autosingle", "the other to serve", |it| it.ready_replicas == 2).await.unwrap();
+        let refused = status.agent_pools.iter().find(|pool| pool.name == "autosinglea").unwrap();
+        assert_eq!(refused.unusable, Some(spotpool_crds::Reason::AgentPoolUnsuitable));
+        let said = status.plan.iter().find(|step| step.agent_pool.as_deref() == Some("autosinglea")).unwrap();
+        assert!(said.message.contains("single VMs"), "{}", said.message);
+        assert!(writes(&stage, "autosinglea").await.is_empty());
+        operator.stop().await.unwrap();
+    });
+}
