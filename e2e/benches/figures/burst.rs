@@ -153,6 +153,8 @@ impl Course {
         let mut puts = BTreeMap::new();
         for write in &writes {
             ensure!(write.status < 300, "Azure refused a write: {write:?}");
+            let (after, machines) = (millis(began, write.at), write.machines_ordered.len());
+            eprintln!("  {machines} machines of {} after {after:.0} ms", write.pool);
             *puts.entry(write.pool.clone()).or_default() += 1;
         }
         let at = |choose: fn(f64, f64) -> f64| writes.iter().map(|it| millis(began, it.at)).reduce(choose);

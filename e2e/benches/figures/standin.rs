@@ -45,6 +45,9 @@ pub const CHURN: usize = 50;
 pub const FALLBACK: usize = 100;
 const NAMESPACE: &str = "spotpool-system";
 const POOL: &str = "workers";
+/// The metric that counts lists of machines.
+const MACHINES_LISTED: (&str, &str) =
+    ("spotpool_operator_azure_requests_total{", "operation=\"machines\",result=\"Accepted\"");
 /// Until everything has been read: the stand-in makes half a gigabyte of text.
 const READ: Duration = Duration::from_mins(5);
 
@@ -110,12 +113,17 @@ impl Scene {
         let read = within(READ, "the operator to have read everything", async || {
             let text = scene.metrics().await?;
             let told = |line: &&str| {
-                line.contains("_pool_nodes{") || line.contains("_floor_") || line.contains("_reconciles")
+                ["_pool_nodes{", "_floor_", "_reconciles", "_azure_requests"]
+                    .iter()
+                    .any(|it| line.contains(it))
             };
             last = text.lines().filter(told).collect::<Vec<_>>().join("\n");
             let all = value(&text, "spotpool_operator_pool_nodes{", "ready_spot") == Some(READY_ON_SPOT);
             let floor = value(&text, "spotpool_operator_floor_units{", "needed");
-            Ok((all && floor.is_some_and(|units| units > 0.0)).then_some(()))
+            // What Azure's limit on reads makes last longest: agent pools are asked for nothing before.
+            let listed = value(&text, MACHINES_LISTED.0, MACHINES_LISTED.1);
+            let listed = listed.is_some_and(|lists| lists >= (SPOT_POOLS + ON_DEMAND_POOLS) as f64);
+            Ok((all && listed && floor.is_some_and(|units| units > 0.0)).then_some(()))
         });
         if let Err(error) = read.await {
             let log = fs::read_to_string(log).unwrap_or_default();
