@@ -150,6 +150,20 @@ pub enum Reason {
     OnDemandStandsIn,
     /// No on-demand stands in for spot.
     NoFallback,
+    /// The SpotPool is cautious, because its error budget burns or has burned too fast: more on demand, failback paused.
+    Cautious,
+    /// As much was ready as `objective` asks for.
+    ObjectiveKept,
+    /// Error budget is left, and it burns too fast.
+    ObjectiveBurning,
+    /// Little is missing any more; caution is taken back step by step.
+    ObjectiveRecovering,
+    /// Caution is over.
+    ObjectiveRecovered,
+    /// The error budget of `objective` is used up.
+    ObjectiveMissed,
+    /// Nothing that was wanted has been measured yet.
+    ObjectiveUnknown,
     /// Azure refused a request, or an operation that it had accepted has failed.
     OperationFailed,
     /// Azure announced the eviction of this node's VM.

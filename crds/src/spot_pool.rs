@@ -11,10 +11,12 @@ use crate::reason::Reason;
 
 mod floor;
 mod leaving;
+mod objective;
 mod window;
 
 pub use floor::{BlockedBudget, BudgetFloor, FloorStatus, NextFloor, PdbFloor};
 pub use leaving::{DeletionPolicy, LeavingStatus};
+pub use objective::{BurnRate, Measured, Objective, ObjectiveMode, ObjectiveStatus, UnitSeconds};
 pub use window::Window;
 
 /// A SpotPool keeps a number of nodes ready, on spot VMs as far as Azure has them and on on-demand VMs
@@ -45,6 +47,8 @@ pub use window::Window;
         description = "Of these, on spot VMs"),
     printcolumn(name = "OnDemand", type_ = "integer", json_path = ".status.capacity.readyOnDemand",
         description = "Of these, on on-demand VMs"),
+    printcolumn(name = "Objective", type_ = "string", json_path = ".status.objective.summary",
+        description = "What was reached of spec.objective, and how cautious the pool is"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].message",
         description = "What the pool is doing, and why"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
@@ -114,6 +118,11 @@ pub struct SpotPoolSpec {
     /// What nodes do about the events that Azure announces for their VMs.
     #[serde(default)]
     pub events: Events,
+
+    /// How much of what is wanted is to be ready, over time. Without it nothing is measured, and the SpotPool is never
+    /// cautious.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub objective: Option<Objective>,
 }
 
 /// Whether the operator acts.
@@ -540,6 +549,10 @@ pub struct SpotPoolStatus {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["namespace".into(), "name".into()]))]
     pub blocked_budgets: Vec<BlockedBudget>,
 
+    /// What was measured of `spec.objective`, and what follows from it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub objective: Option<ObjectiveStatus>,
+
     /// How far it is with going, once it is deleted and `deletionPolicy` has something to return.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leaving: Option<LeavingStatus>,
@@ -549,7 +562,7 @@ pub struct SpotPoolStatus {
     pub plan: Vec<PlanStep>,
 
     /// `Ready`, `Reconciling` and `Stalled` follow kstatus; also `SpotAvailable`, `FallbackActive`,
-    /// `OnDemandAvailable` and `AzureReachable`.
+    /// `OnDemandAvailable`, `AzureReachable` and, with `spec.objective`, `ObjectiveMet`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,

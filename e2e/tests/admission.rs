@@ -33,6 +33,10 @@ fn window(window: &Value) -> Value {
     spec(&[("failback", json!({"window": window}))])
 }
 
+fn objective(objective: &Value) -> Value {
+    spec(&[("objective", objective.clone())])
+}
+
 async fn apply(pools: &Api<SpotPool>, name: &str, spec: &Value) -> Result<SpotPool, String> {
     let pool = json!({"apiVersion": "spotpool.dev/v1alpha1", "kind": "SpotPool", "metadata": {"name": name}, "spec": spec});
     let strict = Some(ValidationDirective::Strict);
@@ -129,6 +133,23 @@ fn what_cannot_be_meant_is_refused_with_what_to_change() {
             spec(&[("drain", json!({"reserve": "30s"}))]),
         ),
         ("p", "should match", spec(&[("drain", json!({"reserve": "-3s"}))])),
+        ("p", "in quotes, such as \"99.5\"", objective(&json!({"availability": "100"}))),
+        ("p", "in quotes, such as \"99.5\"", objective(&json!({"availability": "49.99"}))),
+        ("p", "in quotes, such as \"99.5\"", objective(&json!({"availability": "99,5"}))),
+        ("p", "in quotes, such as \"99.5\"", objective(&json!({"availability": "-99"}))),
+        ("p", "may not be more than 5", objective(&json!({"availability": "99.999"}))),
+        ("p", "spec.objective.availability", objective(&json!({"availability": 99.5}))),
+        ("p", "spec.objective.availability: Required value", objective(&json!({"window": "24h"}))),
+        (
+            "p",
+            "objective.window must be 1h to 2160h",
+            objective(&json!({"availability": "99.5", "window": "59m"})),
+        ),
+        (
+            "p",
+            "objective.window must be 1h to 2160h",
+            objective(&json!({"availability": "99.5", "window": "2161h"})),
+        ),
         ("p", "Unsupported value", spec(&[("mode", json!("Dream"))])),
         ("p", "field not declared in schema", spec(&[("hourlyBudgett", json!("6.00"))])),
     ];
@@ -160,6 +181,8 @@ fn what_can_be_meant_is_taken_and_gets_its_defaults() {
                 "probe": "2m"})
         );
         assert_eq!(filled["deletionPolicy"], json!("Retain"));
+        let taken = apply(&pools, "kept", &objective(&json!({"availability": "99.99"}))).await.unwrap();
+        assert_eq!(taken.spec.objective.unwrap().window.to_string(), "720h");
         let nightly = window(&json!({"schedule": "0 22 * * 1-5", "duration": "4h"}));
         let taken = apply(&pools, "nightly", &nightly).await.unwrap();
         assert_eq!(taken.spec.failback.window.unwrap().time_zone, "Etc/UTC");

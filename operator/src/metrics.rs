@@ -9,7 +9,12 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 use spotpool_azure::AzureError;
+use spotpool_core::objective::Told;
 use spotpool_crds::{Reason, SpotPoolStatus};
+
+mod objective;
+
+use objective::ObjectiveMetrics;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Request {
@@ -57,6 +62,7 @@ pub struct Metrics {
     floor_units: Family<PoolNodes, Gauge>,
     floor_hourly_cost: Family<PoolName, Gauge<f64, AtomicU64>>,
     blocked_budgets: Family<PoolName, Gauge>,
+    objective: ObjectiveMetrics,
     notice_to_request: Histogram,
     plan: Histogram,
     survey: Histogram,
@@ -75,6 +81,7 @@ impl Metrics {
             floor_units: Family::default(),
             floor_hourly_cost: Family::default(),
             blocked_budgets: Family::default(),
+            objective: ObjectiveMetrics::default(),
             notice_to_request: Histogram::new(exponential_buckets(0.01, 2.0, 12)),
             plan: Histogram::new(exponential_buckets(0.000_1, 4.0, 8)),
             survey: Histogram::new(exponential_buckets(0.000_1, 4.0, 8)),
@@ -113,6 +120,7 @@ impl Metrics {
             "Disruption budgets in status that let no pod go",
             metrics.blocked_budgets.clone(),
         );
+        metrics.objective.register(registry);
         registry.register_with_unit(
             "notice_to_request",
             "From an agent's notice to Azure's acceptance of replacement capacity",
@@ -212,6 +220,21 @@ impl Metrics {
         }
     }
 
+    /// What a SpotPool's objective came to, if it has one.
+    pub fn objective(&self, namespace: &str, pool: &str, told: Option<&Told>) {
+        let name = PoolName { namespace: namespace.into(), pool: pool.into() };
+        match told {
+            Some(told) => self.objective.tell(&name, told),
+            None => self.objective.forget(&name),
+        }
+    }
+
+    /// The drain of a node of the SpotPool under notice has ended so.
+    pub fn notice_drain(&self, namespace: &str, pool: &str, result: &'static str) {
+        let name = PoolName { namespace: namespace.into(), pool: pool.into() };
+        self.objective.drained(&name, result);
+    }
+
     fn forget_floor(&self, name: &PoolName) {
         for state in ["needed", "kept"] {
             let (namespace, pool) = (name.namespace.clone(), name.pool.clone());
@@ -227,6 +250,8 @@ impl Metrics {
         }
         let name = PoolName { namespace: namespace.into(), pool: pool.into() };
         self.blocked_budgets.remove(&name);
+        self.objective.forget(&name);
+        self.objective.forget_drains(&name);
         self.forget_floor(&name);
     }
 }

@@ -176,6 +176,12 @@ pub(crate) fn decide(
     follow_probe(situation, draft);
     return_drained(situation, drains, draft);
     let wish = situation.snapshot.wishes.failback(draft.memory.answered.as_ref()).map(str::to_owned);
+    let tally = &situation.tally;
+    // Out of caution nothing is given back in favour of spot, unless a person wants it; what nobody wants any more goes.
+    let fallback_wanted = match &wish {
+        None if tally.keeps_on_demand => fallback_wanted.max(tally.wanted.saturating_sub(tally.base)),
+        _ => fallback_wanted,
+    };
     let answer = match (failed, request_drains(situation, fallback_wanted, drains, wish.is_some(), draft)) {
         (Some(node), _) => Some(format!("{} could not be drained in time", node.name)),
         (None, answer) => answer,

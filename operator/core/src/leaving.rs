@@ -81,6 +81,7 @@ pub(crate) fn plan(situation: &Situation<'_>, floor: Option<Floor>, mut draft: D
         restarts: draft.restarts,
         wake: draft.wake.filter(|wake| *wake > now),
         leaving: Some(Leaving { fallback_nodes: left, done }),
+        objective: None,
     }
 }
 

@@ -14,6 +14,7 @@ pub mod fit;
 pub mod floor;
 mod leaving;
 pub mod loss;
+pub mod objective;
 mod placement;
 mod plan;
 pub mod ranking;

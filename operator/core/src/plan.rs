@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
-use spotpool_crds::spot_pool::{Adoption, Capacity, Mode, PlanStep, Role, SpotPoolSpec};
+use spotpool_crds::spot_pool::{Adoption, Capacity, Mode, ObjectiveStatus, PlanStep, Role, SpotPoolSpec};
 use spotpool_crds::voluntary_drain::DrainReason;
 use spotpool_crds::{Duration, Reason};
 
@@ -14,6 +14,7 @@ use crate::fallback::{self, Shortfall};
 use crate::floor::{self, Floor, FloorMemory};
 use crate::leaving;
 use crate::loss::{self, Restarts};
+use crate::objective;
 use crate::placement::{Limit, Need, Placement, place};
 use crate::ranking::{Rank, losses, rank, unannounced_since};
 use crate::snapshot::{AgentPoolView, Losses, NodeView, Snapshot};
@@ -167,6 +168,8 @@ pub struct Memory {
     pub probe: Option<Probe>,
     /// The last wish for failback that was answered.
     pub answered: Option<Answered>,
+    /// What was measured of the objective, as status has it.
+    pub objective: Option<ObjectiveStatus>,
 }
 
 /// The first node that is given back.
@@ -240,6 +243,8 @@ pub struct Plan {
     pub wake: Option<Timestamp>,
     /// How far it is, if the SpotPool is being deleted.
     pub leaving: Option<Leaving>,
+    /// What can be told of its objective, if it has one.
+    pub objective: Option<objective::Told>,
 }
 
 /// All that a decision looks at.
@@ -270,6 +275,10 @@ pub(crate) struct Tally {
     pub on_demand_coming: u32,
     pub creating: u32,
     pub evicting: u32,
+    /// On-demand beyond the base that there should be out of caution, inside the limits of `fallback`.
+    pub cautious: u32,
+    /// Whether on-demand is not given back in favour of spot.
+    pub keeps_on_demand: bool,
     /// Of what counts as ready, what is not: AKS is at work on it. Spot, then on-demand.
     in_upkeep: [u32; 2],
 }
@@ -291,6 +300,8 @@ impl Tally {
             on_demand_coming: 0,
             creating: 0,
             evicting: 0,
+            cautious: 0,
+            keeps_on_demand: false,
             in_upkeep: [0, 0],
         };
         for pool in &snapshot.agent_pools {
@@ -336,6 +347,11 @@ impl Tally {
 
     pub fn ready(&self) -> u32 {
         self.spot_ready + self.on_demand_ready
+    }
+
+    /// What is ready in truth: what AKS is at work on is not.
+    pub fn serving(&self) -> u32 {
+        self.ready().saturating_sub(self.in_upkeep.iter().sum())
     }
 }
 
@@ -452,7 +468,8 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
     }
     let granted = wishes::grant_drains(spec, snapshot, now, &mut draft);
     let snapshot = granted.as_ref().unwrap_or(snapshot);
-    let tally = Tally::of(spec, snapshot, floor_units, now);
+    let mut tally = Tally::of(spec, snapshot, floor_units, now);
+    let objective = objective::settle(spec, snapshot, &mut tally, now, &mut draft);
     let situation = Situation { spec, snapshot, tally, now };
     let tally = &situation.tally;
     explain_unusable(snapshot, &mut draft);
@@ -480,7 +497,8 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
 
     let shortfall = Shortfall::of(&situation, spot.units + spot.waits() + regained_spot, &mut draft.memory);
     let fallback = fallback::decide(&situation, &shortfall, &mut draft);
-    let missing_on_demand = (tally.base + fallback.units).saturating_sub(tally.on_demand_have);
+    let on_demand_units = fallback.units.max(tally.cautious);
+    let missing_on_demand = (tally.base + on_demand_units).saturating_sub(tally.on_demand_have);
     let regained_on_demand = drains.withdraw(Role::OnDemand, missing_on_demand, &mut draft);
     let for_base = tally.base_missing().saturating_sub(regained_on_demand);
     let to_buy = missing_on_demand.saturating_sub(regained_on_demand);
@@ -488,8 +506,10 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
     let need = Need::on_demand(to_buy, limit, &stalls);
     let on_demand = place(&spec.placement, snapshot, &need, now);
     let is_fallback = to_buy > for_base && on_demand.units > for_base;
+    let is_due = tally.base + fallback.units > tally.on_demand_have + regained_on_demand;
     let reason = match is_fallback {
-        true => Reason::FallbackForShortfall,
+        true if is_due => Reason::FallbackForShortfall,
+        true => Reason::Cautious,
         false if tally.base_is_floor => Reason::OnDemandBelowFloor,
         false => Reason::OnDemandBelowBaseline,
     };
@@ -498,10 +518,10 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
     let spot_there = tally.spot_have + regained_spot + spot.units;
     autoscaler::settle(&situation, &Held::spot(tally, spot_there), &mut draft);
     let on_demand_there = tally.on_demand_have + regained_on_demand + on_demand.units;
-    autoscaler::settle(&situation, &Held::on_demand(tally, on_demand_there, fallback.units), &mut draft);
+    autoscaler::settle(&situation, &Held::on_demand(tally, on_demand_there, on_demand_units), &mut draft);
     let on_demand_short = fallback::short(&situation, &on_demand, &mut draft);
 
-    failback::decide(&situation, fallback.units, &drains, &mut draft);
+    failback::decide(&situation, on_demand_units, &drains, &mut draft);
     loss::decide(&situation, &mut draft);
     counts::correct(&situation, &mut draft);
 
@@ -540,6 +560,7 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
         restarts: draft.restarts,
         wake: draft.wake.filter(|wake| *wake > now),
         leaving: None,
+        objective,
     }
 }
 

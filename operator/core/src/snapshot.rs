@@ -35,6 +35,8 @@ pub struct Snapshot {
     pub wishes: Wishes,
     /// Whether the SpotPool is being deleted.
     pub leaving: bool,
+    /// Whether Azure does not answer, through no fault of ours.
+    pub azure_silent: bool,
 }
 
 /// One agent pool.

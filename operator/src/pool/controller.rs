@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use futures::channel::mpsc;
 use futures::{Stream, StreamExt};
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Node;
 use kube::api::PostParams;
 use kube::runtime::controller::{Action, Config, Controller};
 use kube::runtime::events::{Recorder, Reporter};
@@ -18,7 +19,8 @@ use spotpool_core::plan;
 use spotpool_crds::{Reason, SpotPool, SpotPoolStatus, names};
 
 use super::act::{self, Outcome, act};
-use super::gather::gather;
+use super::drains::Drains;
+use super::gather::{Gathered, gather};
 use super::{Error, release, report};
 use crate::agent_pools::AgentPools;
 use crate::backup_drain::BackupDrains;
@@ -79,6 +81,8 @@ struct Remembered {
     written: Option<Arc<SpotPool>>,
     superseded: Vec<String>,
     failures: u32,
+    /// How drains of its nodes under notice end.
+    drains: Drains,
 }
 
 /// Runs until its watches end. `triggered` has one receiver for each namespace.
@@ -197,10 +201,18 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
     for action in &outcome.done {
         context.metrics.action(action.reason());
     }
+    for end in context.ended_drains(&pool, &gathered) {
+        context.metrics.notice_drain(&pool.namespace().unwrap_or_default(), &pool.name_any(), end);
+    }
     context.metrics.capacity(&pool.namespace().unwrap_or_default(), &pool.name_any(), &status);
     let cost = report::floor_cost(&pool, &gathered, &plan);
     context.metrics.budgets(&pool.namespace().unwrap_or_default(), &pool.name_any(), &status, cost);
     let current = context.write_report(current, status).await?;
+    context.metrics.objective(
+        &pool.namespace().unwrap_or_default(),
+        &pool.name_any(),
+        plan.objective.as_ref(),
+    );
     for (agent_pool, count) in &plan.unannounced {
         context.metrics.lost_without_notice(agent_pool, *count);
     }
@@ -340,6 +352,14 @@ impl Context {
             }
             keep
         });
+    }
+
+    /// Drains of its nodes under notice that have ended since the last look.
+    fn ended_drains(&self, pool: &SpotPool, gathered: &Gathered) -> Vec<&'static str> {
+        let notice = |node: &Arc<Node>| Some((node.name_any(), gathered.notices.on(node)?));
+        let notices = gathered.nodes.iter().filter_map(notice);
+        let mut memory = self.memory();
+        memory.entry(pool.uid().unwrap_or_default()).or_default().drains.ended(notices)
     }
 
     fn failed(&self, pool: &SpotPool) -> u32 {

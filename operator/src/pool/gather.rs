@@ -225,6 +225,7 @@ pub fn gather(
                 .map(|text| text.chars().take(100).collect()),
         },
         leaving: pool.metadata.deletion_timestamp.is_some(),
+        azure_silent: view.unreachable.as_ref().is_some_and(|error| error.class == Class::Transient),
         ..Snapshot::default()
     };
     let uid = pool.uid();
@@ -424,6 +425,7 @@ fn memory(status: &spotpool_crds::SpotPoolStatus) -> Memory {
             .request
             .as_ref()
             .map(|request| Answered { value: request.value.clone(), answer: request.answer.clone() }),
+        objective: status.objective.clone(),
     }
 }
 

@@ -3,7 +3,9 @@
 pub mod act;
 mod controller;
 pub mod doomed;
+mod drains;
 pub mod gather;
+mod objective;
 pub mod others;
 mod release;
 pub mod report;

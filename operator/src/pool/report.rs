@@ -19,7 +19,7 @@ use spotpool_crds::{Reason, SpotPool, SpotPoolStatus, names};
 
 use super::act::Outcome;
 use super::gather::Gathered;
-use super::others;
+use super::{objective, others};
 
 /// The status after a plan, with `operations` that are about to be asked for or were accepted.
 pub fn status(
@@ -67,6 +67,7 @@ pub fn status(
         },
         floor: floor(gathered, plan),
         blocked_budgets: blocked_budgets(&before, gathered),
+        objective: memory.objective.clone(),
         leaving: plan.leaving.map(|leaving| LeavingStatus { fallback_nodes: leaving.fallback_nodes as i32 }),
         plan: plan.steps.clone(),
         conditions: Vec::new(),
@@ -240,12 +241,13 @@ fn rank(gathered: &Gathered, plan: &Plan, agent_pool: &str) -> Option<RankStatus
     Some(RankStatus { position: rank.position as i32, why: rank.why.clone() })
 }
 
-struct Verdict {
-    kind: &'static str,
+/// What a condition says.
+pub(super) struct Verdict {
+    pub kind: &'static str,
     /// `None` is `Unknown`.
-    status: Option<bool>,
-    reason: Reason,
-    message: String,
+    pub status: Option<bool>,
+    pub reason: Reason,
+    pub message: String,
 }
 
 fn conditions(
@@ -338,7 +340,8 @@ fn conditions(
             },
         },
     ];
-    verdicts.into_iter().map(|verdict| condition(before, status, verdict, now)).collect()
+    let objective = status.objective.as_ref().map(objective::verdict);
+    verdicts.into_iter().chain(objective).map(|verdict| condition(before, status, verdict, now)).collect()
 }
 
 /// Whether nobody else scales what the SpotPool scales.
@@ -497,6 +500,7 @@ pub fn events(before: &SpotPoolStatus, after: &SpotPoolStatus, plan: &Plan, outc
             secondary: None,
         });
     }
+    events.extend(objective::events(before.objective.as_ref(), after.objective.as_ref()));
     events
 }
 
