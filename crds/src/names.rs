@@ -50,6 +50,9 @@ pub const DRAIN_ORDER_LABEL: &str = "spotpool.dev/drain-order";
 /// Its value.
 pub const DRAIN_ORDER_LAST: &str = "last";
 
+/// Well-known taint of a cordoned node, effect `NoSchedule`. Kubernetes' node controller keeps it in step with the cordon.
+pub const UNSCHEDULABLE_TAINT: &str = "node.kubernetes.io/unschedulable";
+
 /// Taint on a node under notice; its value is the event type, its effect `NoSchedule`.
 pub const EVICTING_TAINT: &str = "spotpool.dev/evicting";
 /// Node condition that says the same to people and other tools. Written by the agent.

@@ -128,6 +128,16 @@ impl Edit {
             }
             Taint::Remove => taints.retain(|taint| taint["key"] != names::EVICTING_TAINT),
         }
+        // With the cordon in the same write the node controller has nothing left to do: where fifty nodes go at once, its
+        // reads and writes would come in between their evictions.
+        let is_closed = |it: &Value| it["key"] == names::UNSCHEDULABLE_TAINT && it["effect"] == EFFECT;
+        match (&self.taint, self.cordon(node)) {
+            (Taint::Put(_), Some(true)) if !taints.iter().any(is_closed) => {
+                taints.push(json!({"key": names::UNSCHEDULABLE_TAINT, "effect": EFFECT}));
+            }
+            (Taint::Remove, Some(false)) => taints.retain(|taint| !is_closed(taint)),
+            _ => {}
+        }
         let (key, value) = (names::OUT_OF_SERVICE_TAINT, names::OUT_OF_SERVICE_VALUE);
         match self.out_of_service {
             Some(true) if !taints.iter().any(|taint| taint["key"] == key) => {
@@ -203,7 +213,8 @@ mod tests {
                 json!({"op": "test", "path": "/metadata/uid", "value": "u"}),
                 json!({"op": "test", "path": "/spec/taints", "value": null}),
                 json!({"op": "add", "path": "/spec/taints",
-                    "value": [{"key": "spotpool.dev/evicting", "value": "Preempt", "effect": "NoSchedule"}]}),
+                    "value": [{"key": "spotpool.dev/evicting", "value": "Preempt", "effect": "NoSchedule"},
+                        {"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}]}),
                 json!({"op": "test", "path": "/spec/unschedulable", "value": null}),
                 json!({"op": "add", "path": "/spec/unschedulable", "value": true}),
                 json!({"op": "test", "path": "/metadata/annotations/spotpool.dev~1eviction", "value": null}),
@@ -243,7 +254,7 @@ mod tests {
         let other = json!({"key": "a", "effect": "NoExecute"});
         let merge = mark().merge_patch(&node(&json!({"taints": [other]}), &json!({})));
         assert_eq!(merge["metadata"]["resourceVersion"], "7");
-        assert_eq!(merge["spec"]["taints"].as_array().unwrap().len(), 2);
+        assert_eq!(merge["spec"]["taints"].as_array().unwrap().len(), 3);
         assert_eq!(merge["spec"]["unschedulable"], true);
         assert_eq!(merge["metadata"]["annotations"][names::EVICTION_ANNOTATION], "{}");
     }
@@ -252,8 +263,9 @@ mod tests {
     fn cleaning_takes_off_what_is_ours_alone() {
         let ours = json!({"key": "spotpool.dev/evicting", "value": "Preempt", "effect": "NoSchedule"});
         let other = json!({"key": "a", "effect": "NoExecute", "timeAdded": "2026-01-01T00:00:00Z"});
+        let closed = json!({"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule", "timeAdded": "2026-01-01T00:00:00Z"});
         let marked = node(
-            &json!({"taints": [ours, other], "unschedulable": true}),
+            &json!({"taints": [ours, closed, other], "unschedulable": true}),
             &json!({names::EVICTION_ANNOTATION: "{}"}),
         );
         let patch = clean().json_patch(&marked);
@@ -280,7 +292,8 @@ mod tests {
         let patch = mark().json_patch(&planned);
         assert_eq!(
             patch[2]["value"],
-            json!([{"key": "spotpool.dev/evicting", "value": "Preempt", "effect": "NoSchedule"}])
+            json!([{"key": "spotpool.dev/evicting", "value": "Preempt", "effect": "NoSchedule"},
+                {"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}])
         );
     }
 

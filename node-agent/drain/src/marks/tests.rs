@@ -131,7 +131,9 @@ fn nobody_is_fought_over_a_cordon() {
         let patch =
             edit.json_patch(&node).into_iter().find(|op| op["path"] == "/spec/taints" && op["op"] == "add");
         let others = node.spec.taints.as_ref().map_or(0, Vec::len);
-        assert_eq!(patch.unwrap()["value"].as_array().unwrap().len(), others + 1, "{who}: their taints stay");
+        let ours = 1 + usize::from(!node.spec.unschedulable);
+        let taints = patch.unwrap()["value"].as_array().unwrap().len();
+        assert_eq!(taints, others + ours, "{who}: their taints stay");
     }
     // What they do meanwhile: nothing is put back.
     for (what, node, is_ours) in [
