@@ -25,7 +25,7 @@ const FIGURES: [&str; 4] = ["mass_cordon_50", "mass_evict_50x20", "mass_evict_ra
 const POOL: &str = "mass";
 const NODES: u32 = 50;
 const PODS: usize = 20;
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 5;
 const POLL: Duration = Duration::from_secs(1);
 /// What the agents have beyond the wait for their next poll.
 const CORDON: Duration = Duration::from_millis(500);
