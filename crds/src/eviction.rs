@@ -59,6 +59,8 @@ fn drain() -> EventResponse {
 
 /// Azure's `EventType` of a spot eviction.
 pub const PREEMPT: &str = "Preempt";
+/// Azure's `EventType` of its early hint.
+pub const REBALANCE: &str = "SpotRebalanceRecommendation";
 
 /// Pods named in [`EvictionNotice::unfinished`] at most; the agent's log names all.
 pub const MOST_UNFINISHED: usize = 128;
@@ -67,6 +69,11 @@ impl EvictionNotice {
     /// Whether the event still holds.
     pub fn is_active(&self) -> bool {
         !matches!(self.phase, Phase::Cancelled | Phase::Over)
+    }
+
+    /// Whether it is Azure's hint to move away, and the node is still worth what it was.
+    pub fn is_hint(&self) -> bool {
+        self.is_active() && self.event_type == REBALANCE && !self.takes_capacity()
     }
 
     /// Whether the node is worth nothing because of it: its VM goes, or the node is being emptied.

@@ -31,6 +31,14 @@ pub enum Reason {
     SpotBelowTarget,
     /// Spot is asked for in place of nodes under notice.
     ReplaceEvicted,
+    /// Spot is asked for, or kept, ahead of an eviction that Azure only hints at.
+    ReplaceAhead,
+    /// Every agent pool has the tags of `costTags`.
+    CostTagsPresent,
+    /// An agent pool lacks a tag of `costTags`.
+    CostTagsMissing,
+    /// Early signs make an agent pool dearer.
+    EarlySignal,
     /// On-demand is bought because `onDemand.baseline` asks for it.
     OnDemandBelowBaseline,
     /// On-demand is bought because `onDemand.pdbFloor` asks for it.

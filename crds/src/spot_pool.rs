@@ -12,11 +12,13 @@ use crate::reason::Reason;
 mod floor;
 mod leaving;
 mod objective;
+mod signals;
 mod window;
 
 pub use floor::{BlockedBudget, BudgetFloor, FloorStatus, NextFloor, PdbFloor};
 pub use leaving::{DeletionPolicy, LeavingStatus};
 pub use objective::{BurnRate, Measured, Objective, ObjectiveMode, ObjectiveStatus, UnitSeconds};
+pub use signals::{BandStatus, EarlySignals, HoursStatus, PriceRiseStatus, SignalsStatus};
 pub use window::Window;
 
 /// A SpotPool keeps a number of nodes ready, on spot VMs as far as Azure has them and on on-demand VMs
@@ -123,6 +125,13 @@ pub struct SpotPoolSpec {
     /// cautious.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub objective: Option<Objective>,
+
+    /// Names of tags that every agent pool should have, so that Azure's bill can be split, such as `[team, cost-center]`. One
+    /// that lacks any is told of in condition `CostTagsPresent`; nothing is written to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 512)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub cost_tags: Vec<String>,
 }
 
 /// Whether the operator acts.
@@ -204,6 +213,10 @@ pub struct Placement {
     #[serde(default = "default_max_share_per_pool")]
     #[schemars(range(min = 1, max = 100))]
     pub max_share_per_pool: i32,
+
+    /// Signs that come before a notice make an agent pool dearer, and may bring spot elsewhere ahead. Off without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub early_signals: Option<EarlySignals>,
 }
 
 /// What decides between agent pools.
@@ -487,7 +500,11 @@ impl Default for Drain {
 
 impl Default for Placement {
     fn default() -> Self {
-        Self { strategy: Strategy::default(), max_share_per_pool: default_max_share_per_pool() }
+        Self {
+            strategy: Strategy::default(),
+            max_share_per_pool: default_max_share_per_pool(),
+            early_signals: None,
+        }
     }
 }
 
@@ -660,6 +677,9 @@ pub struct AgentPoolStatus {
     /// Nodes that Azure took or announced to take here lately; they count half every 6 hours.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub losses: Option<LossesStatus>,
+    /// Early signs that its nodes may be taken, where `placement.earlySignals` is set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signals: Option<SignalsStatus>,
     /// What the cluster autoscaler may do with it; absent where it is not autoscaled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub autoscaler: Option<AutoscalerStatus>,

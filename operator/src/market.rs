@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use spotpool_azure::{
     AgentPool, AzureError, Decimal, EvictionBand, EvictionRates, PlacementScore, PlacementScores, Price,
-    Prices, Priority,
+    PriceHistory, Prices, Priority,
 };
+use spotpool_core::signals::PriceRise;
 use spotpool_core::{Market as View, Score};
 
 use crate::agent_pools::AgentPools;
@@ -52,6 +53,8 @@ pub struct Facts {
     pub band: Option<EvictionBand>,
     /// How likely it has capacity: the worst of the agent pool's zones.
     pub score: Option<PlacementScore>,
+    /// What its size cost before.
+    pub history: Option<PriceHistory>,
 }
 
 impl Market {
@@ -78,7 +81,12 @@ impl Market {
                 .map(|(_, placement)| placement.score)
                 .min()
         });
-        Facts { price, band: sources.rates.band(&pool.vm_size).map(|known| known.value), score }
+        Facts {
+            price,
+            band: sources.rates.band(&pool.vm_size).map(|known| known.value),
+            score,
+            history: sources.rates.price_history(&pool.vm_size).map(|known| known.value),
+        }
     }
 
     /// Adds what is known to a view of agent pools.
@@ -148,6 +156,13 @@ impl Market {
 }
 
 impl Facts {
+    /// The last change of the price, if it was a rise.
+    pub fn price_rise(&self) -> Option<PriceRise> {
+        let history = self.history.as_ref()?;
+        let (from, to, since) = (history.before?, history.newest, history.since?);
+        (from < to).then_some(PriceRise { from, to, since })
+    }
+
     /// For the plan.
     pub fn view(&self) -> View {
         View {

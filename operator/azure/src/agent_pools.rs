@@ -127,6 +127,12 @@ impl AgentPool {
     pub fn busy(&self) -> bool {
         !matches!(self.provisioning_state.as_str(), "Succeeded" | "Failed" | "Canceled")
     }
+
+    /// Its tags, which Azure passes on to its VMs.
+    pub fn tags(&self) -> BTreeMap<String, String> {
+        let tags = self.body["properties"]["tags"].as_object().into_iter().flatten();
+        tags.filter_map(|(tag, value)| Some((tag.clone(), value.as_str()?.to_owned()))).collect()
+    }
 }
 
 /// What an agent pool sells.

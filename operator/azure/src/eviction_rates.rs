@@ -72,6 +72,8 @@ pub struct PriceHistory {
     pub newest: Decimal,
     /// Since when it holds, where Azure says so.
     pub since: Option<Timestamp>,
+    /// The price before it, where Azure says so.
+    pub before: Option<Decimal>,
     /// The lowest of all.
     pub lowest: Decimal,
     /// The highest of all.
@@ -257,10 +259,12 @@ fn history(prices: &[SpotPrice]) -> Option<PriceHistory> {
     // Newest first; where there are dates, they say so themselves.
     let dated = prices.iter().filter(|(since, _)| since.is_some()).max_by_key(|(since, _)| *since);
     let (since, newest) = *dated.or(prices.first())?;
+    let earlier = prices.iter().filter(|(at, _)| at.is_some() && *at < since).max_by_key(|(at, _)| *at);
     let amounts = || prices.iter().map(|(_, price)| *price);
     Some(PriceHistory {
         newest,
         since,
+        before: earlier.map(|(_, price)| *price),
         lowest: amounts().min()?,
         highest: amounts().max()?,
         prices: prices.len(),

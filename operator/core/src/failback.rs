@@ -11,6 +11,7 @@ use crate::autoscaler::{self, Releasable};
 use crate::fit::{self, Fit};
 use crate::plan::{Action, Answered, Draft, Memory, Probe, Relapses, Situation, acts, kept, later};
 use crate::ranking::rank;
+use crate::signals;
 use crate::snapshot::NodeView;
 use crate::units::removable;
 use crate::upkeep;
@@ -515,7 +516,8 @@ fn surplus<'a>(situation: &Situation<'a>, fallback_wanted: u32, draft: &Draft) -
         pools.map(|pool| autoscaler::held_of(pool, draft).min(pool.staying()) * pool.units).sum()
     };
     let mut too_much_on_demand = there(Role::OnDemand).saturating_sub(tally.base + fallback_wanted);
-    let mut too_much_spot = there(Role::Spot).saturating_sub(tally.spot_target);
+    let ahead = signals::ahead(spec, &snapshot.agent_pools, &draft.actions);
+    let mut too_much_spot = there(Role::Spot).saturating_sub(tally.spot_target + ahead);
     let mut held = autoscaler::releasable(situation, Role::OnDemand, &mut too_much_on_demand, draft);
     held.extend(autoscaler::releasable(situation, Role::Spot, &mut too_much_spot, draft));
     let of = |nodes: Vec<(&'a NodeView, u32)>, role, too_much| {

@@ -78,6 +78,7 @@ pub(crate) fn plan(situation: &Situation<'_>, floor: Option<Floor>, mut draft: D
         on_demand_short: None,
         losses: BTreeMap::new(),
         unannounced: BTreeMap::new(),
+        hours: BTreeMap::new(),
         restarts: draft.restarts,
         wake: draft.wake.filter(|wake| *wake > now),
         leaving: Some(Leaving { fallback_nodes: left, done }),

@@ -19,6 +19,7 @@ mod placement;
 mod plan;
 pub mod ranking;
 pub mod scheduling;
+pub mod signals;
 mod snapshot;
 mod stall;
 mod units;

@@ -10,6 +10,7 @@ use spotpool_crds::spot_pool::{Placement as Policy, Role};
 
 use crate::plan::kept;
 use crate::ranking::{Rank, likeness, rank, with_concentration};
+use crate::signals;
 use crate::snapshot::{AgentPoolView, Snapshot};
 use crate::stall::Stall;
 use crate::units::{beyond, waste};
@@ -37,6 +38,8 @@ pub(crate) struct Need<'a> {
     stalls: &'a [Stall],
     /// What bounds on-demand, and whose kept nodes are nobody's fallback.
     limit: Option<Limit<'a>>,
+    /// Only of agent pools that are none of these, and whose nodes are not at risk, in whole nodes that are worth no more.
+    elsewhere: Option<Vec<usize>>,
 }
 
 /// The most machines that may stand in for spot.
@@ -54,12 +57,19 @@ pub(crate) struct Limit<'a> {
 impl<'a> Need<'a> {
     /// Spot.
     pub fn spot(units: u32, target: u32, urgent: u32, stalls: &'a [Stall]) -> Self {
-        Self { role: Role::Spot, units, target, urgent, stalls, limit: None }
+        Self { role: Role::Spot, units, target, urgent, stalls, limit: None, elsewhere: None }
+    }
+
+    /// Spot ahead of a loss that may come, of agent pools that nothing else is `asked` of. It never waits.
+    pub fn ahead(units: u32, target: u32, stalls: &'a [Stall], asked: &Placement) -> Self {
+        let asked = asked.placed.iter().map(|placed| placed.pool).collect();
+        Self { elsewhere: Some(asked), ..Self::spot(units, target, units, stalls) }
     }
 
     /// On-demand, inside a limit. It never waits.
     pub fn on_demand(units: u32, limit: Limit<'a>, stalls: &'a [Stall]) -> Self {
-        Self { role: Role::OnDemand, units, target: units, urgent: units, stalls, limit: Some(limit) }
+        let limit = Some(limit);
+        Self { role: Role::OnDemand, units, target: units, urgent: units, stalls, limit, elsewhere: None }
     }
 }
 
@@ -201,6 +211,10 @@ pub(crate) fn place(policy: &Policy, snapshot: &Snapshot, need: &Need<'_>, now: 
     let mut candidates = Vec::new();
     for (place, (rank, (_, stands))) in ranks.into_iter().zip(&standing).enumerate() {
         let pool = &pools[rank.pool];
+        let is_left_out = |asked: &Vec<usize>| asked.contains(&rank.pool) || signals::is_at_risk(pool);
+        if need.elsewhere.as_ref().is_some_and(is_left_out) {
+            continue;
+        }
         if pool.busy {
             placement.passed_over.push((rank.pool, Reason::AgentPoolBusy));
         }
@@ -244,7 +258,9 @@ pub(crate) fn place(policy: &Policy, snapshot: &Snapshot, need: &Need<'_>, now: 
         let busy = candidates.iter().filter(open).filter(|it| it.busy).map(|it| it.rank.cost);
         let cheapest_busy = busy.min_by(f64::total_cmp).filter(|_| !is_urgent);
         let is_worth_the_wait = |it: &Candidate| cheapest_busy.is_some_and(|busy| busy < it.rank.cost);
-        let may_be_asked = |it: &&Candidate| !it.busy && it.allowed && !is_worth_the_wait(it);
+        let is_too_much = |it: &Candidate| need.elsewhere.is_some() && it.units > missing;
+        let may_be_asked =
+            |it: &&Candidate| !it.busy && it.allowed && !is_worth_the_wait(it) && !is_too_much(it);
         let free = candidates.iter().filter(open).filter(may_be_asked).min_by(|a, b| {
             let by_class = class(a).cmp(&class(b));
             let by_cost = by_class.then_with(|| cost(a).total_cmp(&cost(b)));

@@ -17,6 +17,7 @@ use crate::loss::{self, Restarts};
 use crate::objective;
 use crate::placement::{Limit, Need, Placement, place};
 use crate::ranking::{Rank, losses, rank, unannounced_since};
+use crate::signals::{self, Hours};
 use crate::snapshot::{AgentPoolView, Losses, NodeView, Snapshot};
 use crate::stall::{self, Stall};
 use crate::units;
@@ -237,6 +238,8 @@ pub struct Plan {
     pub losses: BTreeMap<String, Losses>,
     /// Of these, what nobody had announced and was not counted before.
     pub unannounced: BTreeMap<String, u32>,
+    /// What each spot agent pool lost by hour of the day, by name; empty without `placement.earlySignals`.
+    pub hours: BTreeMap<String, Hours>,
     /// Attempts to start deallocated machines, by agent pool that has any.
     pub restarts: BTreeMap<String, Restarts>,
     /// When time alone changes the plan.
@@ -265,6 +268,8 @@ pub(crate) struct Tally {
     /// Spot beyond what is wanted.
     pub standby: u32,
     pub spot_target: u32,
+    /// Spot beyond the target, because so much may go soon.
+    pub ahead: u32,
     /// Spot that stays, and that is on its way.
     pub spot_have: u32,
     pub spot_ready: u32,
@@ -293,6 +298,7 @@ impl Tally {
             base_is_floor: false,
             standby: spec.standby.units.max(0) as u32,
             spot_target: 0,
+            ahead: signals::ahead(spec, &snapshot.agent_pools, &[]),
             spot_have: 0,
             spot_ready: 0,
             on_demand_have: 0,
@@ -486,7 +492,9 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
 
     let mut drains = Drains::of(&situation);
     let missing_spot = tally.spot_target.saturating_sub(tally.spot_have);
-    let regained_spot = drains.withdraw(Role::Spot, missing_spot, &mut draft);
+    // Who leaves because it was too much is taken back before anything is asked for ahead.
+    let missing_in_all = (tally.spot_target + tally.ahead).saturating_sub(tally.spot_have);
+    let regained_spot = drains.withdraw(Role::Spot, missing_in_all, &mut draft);
     let missing_spot = missing_spot.saturating_sub(regained_spot);
     let patience = Patience::of(&situation, missing_spot);
     let need = Need::spot(missing_spot, tally.spot_target, patience.urgent, &stalls);
@@ -494,6 +502,9 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
     let spot_reason = if tally.evicting > 0 { Reason::ReplaceEvicted } else { Reason::SpotBelowTarget };
     request(&situation, &spot, spot_reason, &mut draft);
     explain_waiting(&situation, &spot, patience.until, &mut draft);
+    let ahead = signals::place_ahead(&situation, regained_spot, &spot, &stalls);
+    request(&situation, &ahead.placement, Reason::ReplaceAhead, &mut draft);
+    let asked_of_spot = spot.units + ahead.placement.units;
 
     let shortfall = Shortfall::of(&situation, spot.units + spot.waits() + regained_spot, &mut draft.memory);
     let fallback = fallback::decide(&situation, &shortfall, &mut draft);
@@ -515,7 +526,7 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
     };
     request(&situation, &on_demand, reason, &mut draft);
     fallback::explain_limit(&situation, on_demand.over_limit, &mut draft);
-    let spot_there = tally.spot_have + regained_spot + spot.units;
+    let spot_there = tally.spot_have + regained_spot + asked_of_spot;
     autoscaler::settle(&situation, &Held::spot(tally, spot_there), &mut draft);
     let on_demand_there = tally.on_demand_have + regained_on_demand + on_demand.units;
     autoscaler::settle(&situation, &Held::on_demand(tally, on_demand_there, on_demand_units), &mut draft);
@@ -530,13 +541,14 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
         failback::note_relapse(&situation, &mut draft);
     }
     draft.memory.fallback_since = (fallback_nodes > 0).then(|| draft.memory.fallback_since.unwrap_or(now));
-    let capacity = capacity(tally, &draft.memory, spot.units + on_demand.units);
+    let capacity = capacity(tally, &draft.memory, asked_of_spot + on_demand.units);
     conclude(spec, &capacity, &mut draft);
 
-    let ranks = [Role::Spot, Role::OnDemand]
+    let ranks: Vec<Rank> = [Role::Spot, Role::OnDemand]
         .into_iter()
         .flat_map(|role| rank(&spec.placement, snapshot, role, now))
         .collect();
+    signals::explain(&situation, &ranks, &ahead, &mut draft);
     let of_pool = |pool: &AgentPoolView| Some((pool.name.clone(), losses(pool)?));
     let losses = snapshot.agent_pools.iter().filter_map(of_pool).collect();
     let new = |pool: &AgentPoolView| (pool.name.clone(), unannounced_since(pool));
@@ -557,6 +569,7 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
         on_demand_short,
         losses,
         unannounced,
+        hours: signals::hours(spec, snapshot, now),
         restarts: draft.restarts,
         wake: draft.wake.filter(|wake| *wake > now),
         leaving: None,

@@ -13,6 +13,7 @@ use rust_decimal::prelude::ToPrimitive;
 use spotpool_crds::spot_pool::{Placement as Policy, Role, Strategy};
 
 use crate::loss;
+use crate::signals::{self, Weight};
 use crate::snapshot::{AgentPoolView, Losses, Score, Snapshot};
 
 /// What one eviction costs, in hours of the node's price: on-demand in its stead for its minimum lifetime, the boot
@@ -46,6 +47,8 @@ pub struct Rank {
     pub position: usize,
     /// In words, without what changes while nothing happens.
     pub why: String,
+    /// The early signs behind it, if there are any.
+    pub signals: String,
 }
 
 /// Weighs the agent pools of `role`, best first.
@@ -54,16 +57,18 @@ pub(crate) fn rank(policy: &Policy, snapshot: &Snapshot, role: Role, now: Timest
     let dearest = of_role().filter_map(|(_, pool)| unit_price(pool)).max();
     let mut ranks: Vec<Rank> = of_role()
         .map(|(index, pool)| {
-            let facts = Facts::of(snapshot, pool, role, dearest, now);
+            let facts = Facts::of(policy, snapshot, pool, role, dearest, now);
             let cost = match policy.strategy {
                 Strategy::Ordered => index as f64,
-                Strategy::LowestPrice => facts.price * facts.distrust,
-                Strategy::LowestEvictionRate => facts.rate * facts.distrust,
+                Strategy::LowestPrice => facts.price * facts.distrust * facts.early,
+                Strategy::LowestEvictionRate => facts.rate * facts.distrust * facts.early,
                 Strategy::Balanced => {
-                    facts.price * (1.0 + facts.rate * EVICTION_COSTS) * facts.score * facts.distrust
+                    let trust = facts.distrust * facts.early;
+                    facts.price * (1.0 + facts.rate * EVICTION_COSTS) * facts.score * trust
                 }
             };
-            Rank { pool: index, cost, position: 0, why: facts.words(pool, role) }
+            let why = facts.words(pool, role);
+            Rank { pool: index, cost, position: 0, why, signals: facts.signals }
         })
         .collect();
     ranks.sort_by(|one, other| one.cost.total_cmp(&other.cost).then(one.pool.cmp(&other.pool)));
@@ -117,11 +122,16 @@ pub fn remaining_losses(losses: &Losses, now: Timestamp) -> u32 {
 /// second in which it was seen.
 pub(crate) fn losses(pool: &AgentPoolView) -> Option<Losses> {
     let last = pool.losses.clone();
-    let seen = pool.nodes.iter().filter_map(|node| node.noticed).chain(loss::unannounced(pool));
-    let new: Vec<Timestamp> = seen.filter(|seen| is_new(pool, *seen)).collect();
+    let new = new_losses(pool);
     let Some(at) = new.iter().max().copied() else { return last };
     let before = last.map_or(0, |last| remaining_losses(&last, at));
     Some(Losses { count: before + new.len() as u32, at })
+}
+
+/// When nodes were lost that have not been counted before.
+pub(crate) fn new_losses(pool: &AgentPoolView) -> Vec<Timestamp> {
+    let seen = pool.nodes.iter().filter_map(|node| node.noticed).chain(loss::unannounced(pool));
+    seen.filter(|seen| is_new(pool, *seen)).collect()
 }
 
 /// How many losses that nobody had announced are counted now for the first time.
@@ -147,10 +157,14 @@ struct Facts {
     lost: u32,
     score: f64,
     distrust: f64,
+    /// What early signs make of it.
+    early: f64,
+    signals: String,
 }
 
 impl Facts {
     fn of(
+        policy: &Policy,
         snapshot: &Snapshot,
         pool: &AgentPoolView,
         role: Role,
@@ -161,7 +175,17 @@ impl Facts {
         let price = unit_price(pool).or(dearest).and_then(|price| price.to_f64()).unwrap_or(1.0);
         let is_price_assumed = pool.market.hourly_price.is_none();
         if role == Role::OnDemand {
-            return Self { price, is_price_assumed, rate: 0.0, lost: 0, score: 1.0, distrust: 1.0 };
+            let signals = String::new();
+            return Self {
+                price,
+                is_price_assumed,
+                rate: 0.0,
+                lost: 0,
+                score: 1.0,
+                distrust: 1.0,
+                early: 1.0,
+                signals,
+            };
         }
         let lost = pool.losses.as_ref().map_or(0, |losses| remaining_losses(losses, now));
         // Whole seconds: a sum of floats would depend on the order of the nodes.
@@ -180,10 +204,12 @@ impl Facts {
         } else {
             1.0
         };
+        let rate = (band * BAND_WEIGHS + f64::from(lost)) / (BAND_WEIGHS + hours);
+        let Weight { factor, rate, words } = signals::weigh(policy, pool, rate, now);
         Self {
             price,
             is_price_assumed,
-            rate: (band * BAND_WEIGHS + f64::from(lost)) / (BAND_WEIGHS + hours),
+            rate,
             lost,
             score: match pool.market.score {
                 Some(Score::High) => 1.0,
@@ -192,6 +218,8 @@ impl Facts {
                 Some(Score::Restricted) => 3.0,
             },
             distrust,
+            early: factor,
+            signals: words,
         }
     }
 
@@ -219,6 +247,9 @@ impl Facts {
             words.push_str(", distrusted after losing nodes");
         } else if self.distrust > 1.0 {
             words.push_str(", near an agent pool that has just lost nodes");
+        }
+        if !self.signals.is_empty() {
+            let _ = write!(words, ", {}", self.signals);
         }
         words
     }

@@ -14,6 +14,7 @@ use crate::fit::Room;
 use crate::floor::FloorDemand;
 use crate::loss::{Lost, Restarts, VmState};
 use crate::plan::Memory;
+use crate::signals::Signals;
 use crate::stall::{COMES_WITHIN, asked, is_overdue};
 use crate::upkeep::Upkeep;
 use crate::wishes::Wishes;
@@ -86,6 +87,8 @@ pub struct AgentPoolView {
     pub max_hourly_price: Option<Decimal>,
     /// What was lost here lately.
     pub losses: Option<Losses>,
+    /// Early signs that its nodes may be taken.
+    pub signals: Signals,
     /// When Azure last had no capacity for it, if no machine has come since: then it is tried with one first.
     pub refused_at: Option<Timestamp>,
     /// When nodes of it went that nobody had announced, and whose Node is not there any more.
@@ -129,6 +132,7 @@ impl Default for AgentPoolView {
             market: Market::default(),
             max_hourly_price: None,
             losses: None,
+            signals: Signals::default(),
             refused_at: None,
             upkeep: None,
             nodes: Vec::new(),

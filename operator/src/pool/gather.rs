@@ -14,6 +14,7 @@ use spotpool_core::avoidance::{Failure, avoided_until};
 use spotpool_core::claims::{Claim, claimed_by};
 use spotpool_core::floor::FloorMemory;
 use spotpool_core::loss::{Lost, Restarts, lost, quarantine};
+use spotpool_core::signals::Signals;
 use spotpool_core::upkeep::Upkeep;
 use spotpool_core::{
     AgentPoolView, Answered, Autoscaler, DrainView, Losses, Memory, NodeView, Probe, Relapses, Snapshot,
@@ -29,6 +30,7 @@ use spotpool_crds::{Reason, SpotPool, names};
 use super::doomed::Notices;
 use super::others::{Others, is_minimum_theirs};
 use super::release::{self, Minimum};
+use super::signals;
 use crate::agent_pools::{Known, View};
 use crate::market::decimal;
 use crate::vms::signs;
@@ -230,6 +232,7 @@ pub fn gather(
     };
     let uid = pool.uid();
     let mut views: BTreeMap<String, Vec<NodeView>> = BTreeMap::new();
+    let mut advised = signals::advised(&nodes, &notices);
     for node in &nodes {
         let warm_at = warm_at(node, &pool.spec.readiness);
         let is_warm = warm_at.is_some_and(|warm_at| warm_at <= now);
@@ -315,6 +318,10 @@ pub fn gather(
             losses: before
                 .and_then(|before| before.losses.as_ref())
                 .map(|losses| Losses { count: losses.count.max(0) as u32, at: losses.at.0 }),
+            signals: Signals {
+                advised: advised.remove(name).unwrap_or_default(),
+                ..signals::of(before.copied(), known, now)
+            },
             refused_at: trouble.of(name).refused_at(),
             vanished: known.map(|known| known.vanished.clone()).unwrap_or_default(),
             deallocates: known

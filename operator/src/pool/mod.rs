@@ -9,6 +9,8 @@ mod objective;
 pub mod others;
 mod release;
 pub mod report;
+pub mod signals;
+pub mod tags;
 
 pub use controller::{Parts, run};
 

@@ -19,7 +19,7 @@ use spotpool_crds::{Reason, SpotPool, SpotPoolStatus, names};
 
 use super::act::Outcome;
 use super::gather::Gathered;
-use super::{objective, others};
+use super::{objective, others, signals, tags};
 
 /// The status after a plan, with `operations` that are about to be asked for or were accepted.
 pub fn status(
@@ -44,7 +44,7 @@ pub fn status(
             pool.namespace().unwrap_or_default()
         ),
         capacity: plan.capacity.clone(),
-        agent_pools: agent_pools(&before, gathered, plan, operations, outcome, now),
+        agent_pools: agent_pools(pool, &before, gathered, plan, operations, outcome, now),
         fallback: FallbackStatus {
             nodes: plan.fallback_nodes as i32,
             since: memory.fallback_since.map(Time),
@@ -72,7 +72,7 @@ pub fn status(
         plan: plan.steps.clone(),
         conditions: Vec::new(),
     };
-    status.conditions = conditions(&before, &status, gathered, plan, now);
+    status.conditions = conditions(pool, &before, &status, gathered, plan, now);
     status
 }
 
@@ -136,6 +136,7 @@ fn draining(gathered: &Gathered, plan: &Plan) -> Vec<String> {
 }
 
 fn agent_pools(
+    pool: &SpotPool,
     before: &SpotPoolStatus,
     gathered: &Gathered,
     plan: &Plan,
@@ -213,6 +214,7 @@ fn agent_pools(
                     .losses
                     .get(&view.name)
                     .map(|losses| LossesStatus { count: losses.count as i32, at: Time(losses.at) }),
+                signals: signals::status(pool, view, plan),
                 restarts: plan
                     .restarts
                     .get(&view.name)
@@ -251,6 +253,7 @@ pub(super) struct Verdict {
 }
 
 fn conditions(
+    pool: &SpotPool,
     before: &SpotPoolStatus,
     status: &SpotPoolStatus,
     gathered: &Gathered,
@@ -341,7 +344,15 @@ fn conditions(
         },
     ];
     let objective = status.objective.as_ref().map(objective::verdict);
-    verdicts.into_iter().chain(objective).map(|verdict| condition(before, status, verdict, now)).collect()
+    let cost_tags = tags::checked(pool, gathered);
+    let cost_tags = cost_tags.map(|(status, reason, message)| Verdict {
+        kind: "CostTagsPresent",
+        status,
+        reason,
+        message,
+    });
+    let verdicts = verdicts.into_iter().chain(objective).chain(cost_tags);
+    verdicts.map(|verdict| condition(before, status, verdict, now)).collect()
 }
 
 /// Whether nobody else scales what the SpotPool scales.
@@ -485,7 +496,7 @@ pub fn events(before: &SpotPoolStatus, after: &SpotPoolStatus, plan: &Plan, outc
         let note = format!("failback was asked for ({}): {}", request.value, request.answer);
         event(EventType::Normal, Reason::FailbackRequested, format!("Answer/{}", request.value), note);
     }
-    for (kind, bad) in [("Stalled", "True"), ("OnDemandAvailable", "False")] {
+    for (kind, bad) in [("Stalled", "True"), ("OnDemandAvailable", "False"), ("CostTagsPresent", "False")] {
         let is_bad = |condition: &&Condition| condition.type_ == kind && condition.status == bad;
         let Some(now_bad) = after.conditions.iter().find(is_bad) else { continue };
         if before.conditions.iter().any(|old| is_bad(&old)) {
@@ -521,7 +532,9 @@ fn action_event(action: &Action, status: &SpotPoolStatus, would: &str) -> Event 
     let (kind, verb, node, note) = match action {
         Action::ScaleUp { agent_pool, new, count, .. } => {
             let kind = match reason {
-                Reason::SpotBelowTarget | Reason::OnDemandBelowFloor => EventType::Normal,
+                Reason::SpotBelowTarget | Reason::ReplaceAhead | Reason::OnDemandBelowFloor => {
+                    EventType::Normal
+                }
                 _ => EventType::Warning,
             };
             let price = status

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use jiff::{SignedDuration, Timestamp};
 use spotpool_core::fit::Room;
 use spotpool_core::floor::FloorDemand;
+use spotpool_core::signals::{Hours, Signals};
 use spotpool_core::{
     Action, AgentPoolView, Autoscaler, DrainView, Losses, Market, Memory, NodeView, Plan, Snapshot, Wishes,
     plan,
@@ -93,6 +94,9 @@ pub struct World {
     pub wishes: Wishes,
     pub leaving: bool,
     pub losses: BTreeMap<String, Losses>,
+    /// Nodes that Azure advises to move away from.
+    pub advised: BTreeSet<String>,
+    pub hours: BTreeMap<String, Hours>,
     /// Whether Azure's count falls when a VM is evicted.
     pub count_follows_evictions: bool,
     pub launches: BTreeMap<String, u32>,
@@ -143,6 +147,8 @@ impl World {
             wishes: Wishes::default(),
             leaving: false,
             losses: BTreeMap::new(),
+            advised: BTreeSet::new(),
+            hours: BTreeMap::new(),
             count_follows_evictions: true,
             launches: BTreeMap::new(),
             rounds: 0,
@@ -245,6 +251,11 @@ impl World {
                 autoscaler: pool.autoscaler,
                 market: pool.market.clone(),
                 losses: self.losses.get(&pool.name).cloned(),
+                signals: Signals {
+                    advised: self.advised.clone(),
+                    hours: self.hours.get(&pool.name).cloned(),
+                    ..Signals::default()
+                },
                 nodes,
                 ..AgentPoolView::default()
             });
@@ -287,6 +298,7 @@ impl World {
         }
         self.memory = plan.memory.clone();
         self.losses = plan.losses.clone();
+        self.hours = plan.hours.clone();
         let on_demand =
             |name: &String| self.pools.iter().any(|it| it.name == *name && it.role == Role::OnDemand);
         let launch =
