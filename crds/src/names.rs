@@ -29,6 +29,8 @@ pub const FAILBACK_PAUSED_ANNOTATION: &str = "spotpool.dev/failback-paused";
 /// SpotPool annotation, set by a person: give back now what is no longer needed. Each new value is one wish; status says
 /// which was answered and how.
 pub const REQUESTED_FAILBACK_ANNOTATION: &str = "spotpool.dev/requested-failback";
+/// SpotPool annotation, set by a person: until when (RFC 3339, at most 7 days ahead) the budgets of `fallback` do not hold.
+pub const BUDGET_OVERRIDE_ANNOTATION: &str = "spotpool.dev/budget-override";
 /// Finalizer of SpotPools that have marked nodes.
 pub const FINALIZER: &str = "spotpool.dev/release";
 

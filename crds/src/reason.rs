@@ -65,6 +65,26 @@ pub enum Reason {
     OnDemandAvailable,
     /// Fallback is wanted but `fallback.maxNodes` is reached, or no fallback is configured.
     FallbackAtLimit,
+    /// Fallback is wanted, or runs, that `fallback.hourlyBudget` or `fallback.monthlyBudget` does not allow.
+    FallbackAtBudget,
+    /// The first on-demand node is about to be bought in the place of spot: what it costs, and what budgets leave.
+    FallbackStarting,
+    /// What fallback costs has reached 50, 80 or 100 percent of a budget.
+    BudgetThreshold,
+    /// A budget of `fallback` is less than one node of any on-demand agent pool costs.
+    BudgetBelowPrice,
+    /// No price is known of what a budget should bound: nothing is bought of it.
+    PriceUnknown,
+    /// A node is asked to drain because fallback costs more than a budget allows, and `fallback.atCap` is `Shed`.
+    ShedOverBudget,
+    /// An annotation lifts the budgets of `fallback` for a time.
+    BudgetOverridden,
+    /// An annotation should lift the budgets of `fallback`, and does not say until when as it must.
+    BudgetOverrideIgnored,
+    /// What fallback costs is within its budgets.
+    WithinBudget,
+    /// No budget bounds what fallback may cost.
+    NoBudget,
     /// No agent pool has room for what is missing.
     NoCandidateWithRoom,
     /// An autoscaled agent pool is at the cluster autoscaler's `maxCount`, which is never changed.

@@ -11,12 +11,14 @@ use crate::reason::Reason;
 
 mod floor;
 mod leaving;
+mod money;
 mod objective;
 mod signals;
 mod window;
 
 pub use floor::{BlockedBudget, BudgetFloor, FloorStatus, NextFloor, PdbFloor};
 pub use leaving::{DeletionPolicy, LeavingStatus};
+pub use money::{AtCap, BudgetStatus, HourlyCost, LedgerPage, LedgerStatus, MoneyStatus, Spend, ToldStatus};
 pub use objective::{BurnRate, Measured, Objective, ObjectiveMode, ObjectiveStatus, UnitSeconds};
 pub use signals::{BandStatus, EarlySignals, HoursStatus, PriceRiseStatus, SignalsStatus};
 pub use window::Window;
@@ -51,6 +53,11 @@ pub use window::Window;
         description = "Of these, on on-demand VMs"),
     printcolumn(name = "Objective", type_ = "string", json_path = ".status.objective.summary",
         description = "What was reached of spec.objective, and how cautious the pool is"),
+    printcolumn(name = "Hourly", type_ = "string", json_path = ".status.money.hourly.total",
+        description = "What its machines cost an hour"),
+    printcolumn(name = "Budget", type_ = "string",
+        json_path = ".status.conditions[?(@.type=='BudgetExhausted')].reason",
+        description = "Whether fallback is kept from buying by a budget"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].message",
         description = "What the pool is doing, and why"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
@@ -283,6 +290,8 @@ pub struct Readiness {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[x_kube(validation = Rule::new("duration(self.growthAfter) >= duration(self.after)")
     .message("growth must not fall back sooner than loss: raise fallback.growthAfter or lower fallback.after"))]
+#[x_kube(validation = Rule::new("!has(self.hourlyBudget) || !has(self.monthlyBudget) || !self.hourlyBudget.matches('^[0-9]{1,9}([.][0-9]{1,6})?$') || !self.monthlyBudget.matches('^[0-9]{1,9}([.][0-9]{1,6})?$') || double(self.monthlyBudget) >= double(self.hourlyBudget)")
+    .message("fallback.monthlyBudget is less than one hour of fallback.hourlyBudget: raise the one or lower the other"))]
 #[serde(rename_all = "camelCase")]
 pub struct Fallback {
     /// How long capacity that was lost or refused may be missing before on-demand is bought, 0s to 24h.
@@ -302,6 +311,27 @@ pub struct Fallback {
     /// `adoption: Keep` do not count.
     #[schemars(range(min = 0, max = 1000))]
     pub max_nodes: i32,
+
+    /// The most that these nodes may cost an hour together, running, on their way or leaving, in the operator's
+    /// currency, such as `"6.00"`. Without it there is no such cap.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 17))]
+    #[x_kube(validation = Rule::new("self.matches('^[0-9]{1,9}([.][0-9]{1,6})?$') && self.matches('[1-9]')")
+        .message("fallback.hourlyBudget must be an amount above 0, such as 6.00: leave it out for no cap, or set fallback.maxNodes to 0 to buy nothing"))]
+    pub hourly_budget: Option<String>,
+
+    /// The most that these nodes may cost in a month by UTC. None is bought unless what is spent, and what every one of
+    /// them costs until its `failback.minOnDemandLifetime` is over, fits in. Without it there is no such cap.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 17))]
+    #[x_kube(validation = Rule::new("self.matches('^[0-9]{1,9}([.][0-9]{1,6})?$') && self.matches('[1-9]')")
+        .message("fallback.monthlyBudget must be an amount above 0, such as 900: leave it out for no cap, or set fallback.maxNodes to 0 to buy nothing"))]
+    pub monthly_budget: Option<String>,
+
+    /// What becomes of these nodes when they cost more than a cap allows, because a price rose, a budget was lowered or
+    /// the month's is spent: `Hold` keeps them and buys no more, `Shed` returns as many as it takes.
+    #[serde(default)]
+    pub at_cap: AtCap,
 }
 
 /// How on-demand is given back.
@@ -556,6 +586,10 @@ pub struct SpotPoolStatus {
     #[serde(default)]
     pub fallback: FallbackStatus,
 
+    /// What the pool costs, and what the budgets of fallback leave.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub money: Option<MoneyStatus>,
+
     /// The on-demand that disruption budgets need; absent unless `onDemand.pdbFloor` is enabled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub floor: Option<FloorStatus>,
@@ -579,7 +613,7 @@ pub struct SpotPoolStatus {
     pub plan: Vec<PlanStep>,
 
     /// `Ready`, `Reconciling` and `Stalled` follow kstatus; also `SpotAvailable`, `FallbackActive`,
-    /// `OnDemandAvailable`, `AzureReachable` and, with `spec.objective`, `ObjectiveMet`.
+    /// `OnDemandAvailable`, `BudgetExhausted`, `AzureReachable` and, with `spec.objective`, `ObjectiveMet`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
@@ -706,6 +740,9 @@ pub struct Price {
     pub hourly: String,
     /// Of what, by ISO 4217.
     pub currency: String,
+    /// When it was read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_at: Option<Time>,
 }
 
 /// Where an agent pool stands.

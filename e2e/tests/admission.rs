@@ -37,6 +37,12 @@ fn objective(objective: &Value) -> Value {
     spec(&[("objective", objective.clone())])
 }
 
+fn money(limits: &Value) -> Value {
+    let mut fallback = json!({"maxNodes": 1});
+    fallback.as_object_mut().unwrap().extend(limits.as_object().unwrap().clone());
+    spec(&[("fallback", fallback)])
+}
+
 async fn apply(pools: &Api<SpotPool>, name: &str, spec: &Value) -> Result<SpotPool, String> {
     let pool = json!({"apiVersion": "spotpool.dev/v1alpha1", "kind": "SpotPool", "metadata": {"name": name}, "spec": spec});
     let strict = Some(ValidationDirective::Strict);
@@ -95,6 +101,23 @@ fn what_cannot_be_meant_is_refused_with_what_to_change() {
             "raise fallback.growthAfter or lower fallback.after",
             spec(&[("fallback", json!({"maxNodes": 1, "after": "10m", "growthAfter": "5m"}))]),
         ),
+        ("p", "fallback.hourlyBudget must be an amount above 0", money(&json!({"hourlyBudget": "-1"}))),
+        ("p", "fallback.hourlyBudget must be an amount above 0", money(&json!({"hourlyBudget": "0.00"}))),
+        ("p", "leave it out for no cap", money(&json!({"hourlyBudget": ""}))),
+        ("p", "such as 6.00", money(&json!({"hourlyBudget": "6 USD"}))),
+        ("p", "such as 6.00", money(&json!({"hourlyBudget": "6,00"}))),
+        ("p", "such as 6.00", money(&json!({"hourlyBudget": "1e3"}))),
+        ("p", "such as 6.00", money(&json!({"hourlyBudget": "NaN"}))),
+        ("p", "Too long", money(&json!({"hourlyBudget": "1".repeat(18)}))),
+        ("p", "must be of type string", money(&json!({"hourlyBudget": 6}))),
+        ("p", "fallback.monthlyBudget must be an amount above 0", money(&json!({"monthlyBudget": "0"}))),
+        ("p", "such as 900", money(&json!({"monthlyBudget": "a lot"}))),
+        (
+            "p",
+            "fallback.monthlyBudget is less than one hour of fallback.hourlyBudget",
+            money(&json!({"hourlyBudget": "10", "monthlyBudget": "9.99"})),
+        ),
+        ("p", "Unsupported value", money(&json!({"atCap": "Panic"}))),
         (
             "p",
             "failback.stabilization must be at most 24h",
@@ -167,7 +190,8 @@ fn what_can_be_meant_is_taken_and_gets_its_defaults() {
     run(async {
         let pools = pools().await;
         let full = json!({"mode": "Observe", "suspend": true, "adoption": "Reclaim",
-            "fallback": {"maxNodes": 0, "after": "1m", "growthAfter": "1m30s"},
+            "fallback": {"maxNodes": 0, "after": "1m", "growthAfter": "1m30s", "hourlyBudget": "0.000001",
+                "monthlyBudget": "999999999.999999", "atCap": "Shed"},
             "failback": {"stabilization": "0s", "minOnDemandLifetime": "500ms", "maxConcurrent": 100, "drainTimeout": "24h"},
             "drain": {"blockedByPdb": "Leave", "escalateAfter": "10m", "reserve": "0s"}});
         let mut most = spec(&[("replicas", json!(5000))]);

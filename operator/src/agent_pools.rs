@@ -103,6 +103,8 @@ pub struct View {
     pub has_auto_provisioning: bool,
     /// What Azure says of the VMs of silent Nodes; filled in from [`crate::vms::Vms::words`].
     pub words: Words,
+    /// Of all prices, by ISO 4217; filled in by [`crate::market::Market::tell`].
+    pub currency: String,
 }
 
 /// The cache.
@@ -282,6 +284,7 @@ impl AgentPools {
             unreachable: state.unreachable.clone(),
             has_auto_provisioning: false,
             words: Words::new(),
+            currency: String::new(),
         }
     }
 

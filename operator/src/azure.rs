@@ -138,7 +138,7 @@ impl AzureArgs {
         };
         let (endpoint, subscription) = (endpoint.clone(), self.subscription_id.clone());
         let currency = self.currency.clone();
-        Ok(Market::new(Box::new(move |region| {
+        let open = move |region: &str| {
             let clock = || clock.clone();
             let prices = match &prices_endpoint {
                 Some(at) => {
@@ -151,7 +151,8 @@ impl AzureArgs {
             let scores =
                 SpotPlacementScores::new(transport.clone(), &endpoint, &subscription, region, clock())?;
             Ok(Sources { prices, rates: Arc::new(rates), scores: Arc::new(scores) })
-        })))
+        };
+        Ok(Market::new(Box::new(open), &self.currency))
     }
 
     fn endpoint(&self) -> Result<Url, ConfigError> {

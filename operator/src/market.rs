@@ -41,6 +41,7 @@ pub type Open = Box<dyn Fn(&str) -> Result<Sources, AzureError> + Send + Sync>;
 /// The market as far as it is known.
 pub struct Market {
     open: Open,
+    currency: String,
     sources: OnceLock<Sources>,
 }
 
@@ -49,6 +50,8 @@ pub struct Market {
 pub struct Facts {
     /// What a machine costs.
     pub price: Option<Price>,
+    /// What a machine of this size costs on demand.
+    pub on_demand: Option<Price>,
     /// How often Azure evicts this size.
     pub band: Option<EvictionBand>,
     /// How likely it has capacity: the worst of the agent pool's zones.
@@ -59,17 +62,17 @@ pub struct Facts {
 
 impl Market {
     /// Nothing is known before [`Self::keep_fresh`] runs.
-    pub fn new(open: Open) -> Self {
-        Self { open, sources: OnceLock::new() }
+    pub fn new(open: Open, currency: &str) -> Self {
+        Self { open, currency: currency.to_owned(), sources: OnceLock::new() }
     }
 
     /// What is known of an agent pool now.
     pub fn of(&self, pool: &AgentPool) -> Facts {
         let Some(sources) = self.sources.get() else { return Facts::default() };
-        let price =
-            sources.prices.as_ref().and_then(|prices| prices.price(&pool.vm_size, pool.priority, None));
+        let price_of = |priority| sources.prices.as_ref()?.price(&pool.vm_size, priority, None);
+        let (price, on_demand) = (price_of(pool.priority), price_of(Priority::Regular));
         if pool.priority != Priority::Spot {
-            return Facts { price, ..Facts::default() };
+            return Facts { price, on_demand, ..Facts::default() };
         }
         let scores = sources.scores.placements(&pool.vm_size);
         let in_its_zones = |zone: &String| pool.zones.is_empty() || pool.zones.contains(zone);
@@ -83,6 +86,7 @@ impl Market {
         });
         Facts {
             price,
+            on_demand,
             band: sources.rates.band(&pool.vm_size).map(|known| known.value),
             score,
             history: sources.rates.price_history(&pool.vm_size).map(|known| known.value),
@@ -91,6 +95,7 @@ impl Market {
 
     /// Adds what is known to a view of agent pools.
     pub fn tell(&self, view: &mut crate::agent_pools::View) {
+        view.currency.clone_from(&self.currency);
         for known in view.pools.iter_mut().flat_map(|pools| pools.values_mut()) {
             known.market = self.of(&known.pool);
         }
@@ -167,6 +172,9 @@ impl Facts {
     pub fn view(&self) -> View {
         View {
             hourly_price: self.price.as_ref().map(|price| price.hourly),
+            last_price: None,
+            read_at: self.price.as_ref().map(|price| price.read_at),
+            on_demand_price: self.on_demand.as_ref().map(|price| price.hourly),
             evictions_an_hour: self.band.map(middle),
             score: self.score.map(|score| match score {
                 PlacementScore::Restricted => Score::Restricted,

@@ -142,6 +142,7 @@ fn situation(dice: &mut Dice, index: usize, now: Timestamp) -> Result<(SpotPoolS
                 evictions_an_hour: dice.percent(90).then(|| dice.below(25) as f64 / 100.0),
                 score: [None, Some(Score::Low), Some(Score::Medium), Some(Score::High)]
                     [dice.below(4) as usize],
+                ..Market::default()
             },
             losses: dice
                 .percent(20)

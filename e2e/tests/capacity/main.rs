@@ -15,6 +15,7 @@ mod hands;
 mod leaving;
 mod loss;
 mod market;
+mod money;
 mod objective;
 mod others;
 mod peers;

@@ -8,6 +8,7 @@ use spotpool_crds::spot_pool::Role;
 use spotpool_crds::voluntary_drain::{DrainPhase, DrainReason};
 
 use crate::autoscaler::{self, Releasable};
+use crate::caps::Caps;
 use crate::fit::{self, Fit};
 use crate::plan::{Action, Answered, Draft, Memory, Probe, Relapses, Situation, acts, kept, later};
 use crate::ranking::rank;
@@ -171,11 +172,13 @@ pub(crate) fn decide(
     situation: &Situation<'_>,
     fallback_wanted: u32,
     drains: &Drains<'_>,
+    caps: &Caps,
     draft: &mut Draft,
 ) {
     let failed = drains.clean(situation, draft);
     follow_probe(situation, draft);
     return_drained(situation, drains, draft);
+    caps.shed(situation, drains, draft);
     let wish = situation.snapshot.wishes.failback(draft.memory.answered.as_ref()).map(str::to_owned);
     let tally = &situation.tally;
     // Out of caution nothing is given back in favour of spot, unless a person wants it; what nobody wants any more goes.
@@ -322,8 +325,10 @@ fn request_drains(
     let Situation { spec, snapshot, tally, now } = situation;
     let now = *now;
     let returned: usize = draft.actions.iter().map(Action::machines_deleted).sum();
-    let under_way = drains.open.len() - returned;
-    let Surplus { nodes: candidates, held } = surplus(situation, fallback_wanted, draft);
+    let shed = shed(draft);
+    let under_way = drains.open.len() - returned + shed.len();
+    let Surplus { nodes: mut candidates, held } = surplus(situation, fallback_wanted, draft);
+    candidates.retain(|(node, ..)| !shed.contains(&node.name));
     if candidates.is_empty() && held.is_empty() {
         draft.memory.surplus_since = None;
         draft.memory.probe = None;
@@ -423,6 +428,15 @@ fn request_drains(
     probing.explain(draft);
     let idle = under_way == 0 && draft.actions.len() == asked_before;
     kept.filter(|_| idle)
+}
+
+/// Nodes that budgets have asked to leave just now.
+fn shed(draft: &Draft) -> BTreeSet<String> {
+    let asked = draft.actions.iter().filter_map(|action| match action {
+        Action::RequestDrain { node, reason: DrainReason::Failback, .. } => Some(node.clone()),
+        _ => None,
+    });
+    asked.collect()
 }
 
 /// Whether one goes alone, and who.

@@ -2,6 +2,7 @@
 
 use spotpool_crds::{Duration, Reason};
 
+use crate::caps::Bound;
 use crate::placement::Placement;
 use crate::plan::{Draft, Memory, Situation, Tally, later, why_not};
 use crate::snapshot::NodeView;
@@ -130,8 +131,12 @@ pub(crate) fn short(situation: &Situation<'_>, placement: &Placement, draft: &mu
 }
 
 /// Says what `fallback.maxNodes` keeps from being bought.
-pub(crate) fn explain_limit(situation: &Situation<'_>, units: u32, draft: &mut Draft) {
-    let Some(fallback) = situation.spec.fallback.as_ref().filter(|_| units > 0) else { return };
+pub(crate) fn explain_limit(situation: &Situation<'_>, placement: &Placement, draft: &mut Draft) {
+    let units = placement.over_limit;
+    let is_by_nodes = placement.bound_by.is_some_and(|(bound, _)| bound == Bound::Nodes);
+    let Some(fallback) = situation.spec.fallback.as_ref().filter(|_| units > 0 && is_by_nodes) else {
+        return;
+    };
     let limit = fallback.max_nodes;
     let message = format!("{units} units more should fall back, fallback.maxNodes is {limit}");
     draft.step(Reason::FallbackAtLimit, None, message);

@@ -7,6 +7,7 @@ use spotpool_crds::Reason;
 use spotpool_crds::spot_pool::{Mode, PlanStep, Role};
 use spotpool_crds::voluntary_drain::DrainReason;
 
+use crate::caps::Caps;
 use crate::failback::{Drains, return_drained};
 use crate::floor::Floor;
 use crate::plan::{Action, Draft, Leaving, Plan, Situation, capacity, explain_unusable, later, told};
@@ -17,6 +18,7 @@ use crate::units::removable;
 /// probe. Disruption budgets and `failback.maxConcurrent` hold; a drain that fails is tried again after
 /// `failback.stabilization`.
 pub(crate) fn plan(situation: &Situation<'_>, floor: Option<Floor>, mut draft: Draft) -> Plan {
+    let money = Caps::of(situation, &mut draft).money(situation);
     let Situation { spec, snapshot, tally, now } = situation;
     let now = *now;
     explain_unusable(snapshot, &mut draft);
@@ -81,6 +83,7 @@ pub(crate) fn plan(situation: &Situation<'_>, floor: Option<Floor>, mut draft: D
         hours: BTreeMap::new(),
         restarts: draft.restarts,
         wake: draft.wake.filter(|wake| *wake > now),
+        money,
         leaving: Some(Leaving { fallback_nodes: left, done }),
         objective: None,
     }

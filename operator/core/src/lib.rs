@@ -6,13 +6,16 @@
 mod autoscaler;
 pub mod avoidance;
 pub mod backup;
+pub mod caps;
 pub mod claims;
+pub mod cost;
 mod counts;
 mod failback;
 mod fallback;
 pub mod fit;
 pub mod floor;
 mod leaving;
+pub mod ledger;
 pub mod loss;
 pub mod objective;
 mod placement;

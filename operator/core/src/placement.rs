@@ -8,6 +8,7 @@ use spotpool_crds::Reason;
 use spotpool_crds::SpotPoolSpec;
 use spotpool_crds::spot_pool::{Placement as Policy, Role};
 
+use crate::caps::{Bound, Caps};
 use crate::plan::kept;
 use crate::ranking::{Rank, likeness, rank, with_concentration};
 use crate::signals;
@@ -52,6 +53,8 @@ pub(crate) struct Limit<'a> {
     pub base: u32,
     /// Machines beyond these.
     pub most: u32,
+    /// What they may cost.
+    pub caps: &'a Caps,
 }
 
 impl<'a> Need<'a> {
@@ -81,6 +84,8 @@ pub(crate) struct Placement {
     pub units: u32,
     /// Units that the limit leaves out.
     pub over_limit: u32,
+    /// Which limit, and for which agent pool.
+    pub bound_by: Option<(Bound, usize)>,
     /// Units of growth that wait for an agent pool with an operation running.
     pub waiting: Vec<(usize, u32)>,
     /// Units that no agent pool can take now.
@@ -97,9 +102,10 @@ impl Placement {
 }
 
 /// Machines on demand that are paid for, against the most that may stand in for spot.
-struct Paid {
+struct Paid<'a> {
     base: u32,
     most: u32,
+    caps: &'a Caps,
     pools: Vec<Bought>,
 }
 
@@ -121,8 +127,8 @@ impl Bought {
     }
 }
 
-impl Paid {
-    fn of(limit: &Limit<'_>, pools: &[AgentPoolView]) -> Self {
+impl<'a> Paid<'a> {
+    fn of(limit: &Limit<'a>, pools: &[AgentPoolView]) -> Self {
         let on_demand = pools.iter().enumerate().filter(|(_, pool)| pool.role == Ok(Role::OnDemand));
         let bought = on_demand.map(|(index, pool)| Bought {
             pool: index,
@@ -131,7 +137,7 @@ impl Paid {
             least: pool.autoscaler.map_or(0, |autoscaler| autoscaler.min),
             machines: pool.committed(),
         });
-        Self { base: limit.base, most: limit.most, pools: bought.collect() }
+        Self { base: limit.base, most: limit.most, caps: limit.caps, pools: bought.collect() }
     }
 
     fn add(&mut self, pool: usize) {
@@ -143,22 +149,25 @@ impl Paid {
     /// Tells each candidate whether one machine more of it stays inside the limit.
     fn tell(&self, candidates: &mut [Candidate]) {
         // It depends on the units alone, unless there are fewer machines than there are to be.
-        let mut known: Vec<(u32, bool)> = Vec::new();
-        let alike = self.pools.iter().all(|bought| bought.machines >= bought.least.max(bought.kept));
+        let mut known: Vec<(u32, Option<Bound>)> = Vec::new();
+        let evenly = self.pools.iter().all(|bought| bought.machines >= bought.least.max(bought.kept));
+        let alike = evenly && !self.caps.hold();
         for candidate in candidates {
             let found = known.iter().find(|(units, _)| alike && *units == candidate.units);
-            candidate.allowed =
-                found.map_or_else(|| self.allows(candidate.rank.pool), |(_, allowed)| *allowed);
+            candidate.bound = found.map_or_else(|| self.bound(candidate.rank.pool), |(_, bound)| *bound);
             if found.is_none() {
-                known.push((candidate.units, candidate.allowed));
+                known.push((candidate.units, candidate.bound));
             }
         }
     }
 
-    fn allows(&self, pool: usize) -> bool {
+    fn bound(&self, pool: usize) -> Option<Bound> {
         let one = |bought: &Bought| u32::from(bought.pool == pool);
         let machines = self.pools.iter().map(|it| (it.units, it.kept, it.with(one(it))));
-        beyond(self.base, machines) <= self.most
+        if beyond(self.base, machines) > self.most {
+            return Some(Bound::Nodes);
+        }
+        self.caps.bound(pool, self.pools.iter().map(|it| it.with(one(it))))
     }
 }
 
@@ -169,8 +178,8 @@ struct Candidate {
     losing: bool,
     /// Has an operation running: cannot be asked now, and may be waited for.
     busy: bool,
-    /// Whether one machine more stays inside the limit.
-    allowed: bool,
+    /// The limit that one machine more would pass.
+    bound: Option<Bound>,
     /// What one machine is worth.
     units: u32,
     /// Units that stay or are on their way, those placed here included.
@@ -221,7 +230,7 @@ pub(crate) fn place(policy: &Policy, snapshot: &Snapshot, need: &Need<'_>, now: 
         match room(pool, need.stalls, now) {
             Ok(room) => candidates.push(Candidate {
                 busy: pool.busy,
-                allowed: true,
+                bound: None,
                 losing: pool.nodes.iter().any(|node| node.noticed.is_some() || node.lost.is_some()),
                 units: pool.units,
                 stands: *stands,
@@ -250,7 +259,15 @@ pub(crate) fn place(policy: &Policy, snapshot: &Snapshot, need: &Need<'_>, now: 
         let class = |it: &Candidate| (it.losing, it.stands + it.units.min(missing) > share);
         let is_urgent = need.units - missing < need.urgent;
         let open = |it: &&Candidate| it.new < it.room;
-        if !candidates.iter().filter(open).any(|it| it.allowed) && candidates.iter().any(|it| open(&it)) {
+        let is_bound = candidates.iter().filter(open).all(|it| it.bound.is_some());
+        if is_bound && candidates.iter().any(|it| open(&it)) {
+            // Nodes that the one limit would let by are named first.
+            let bounds = candidates.iter().filter(open).filter_map(|it| Some((it.bound?, it)));
+            let first = bounds.min_by(|(a, one), (b, other)| {
+                let by_limit = (*a == Bound::Nodes).cmp(&(*b == Bound::Nodes));
+                by_limit.then(one.rank.cost.total_cmp(&other.rank.cost)).then(one.place.cmp(&other.place))
+            });
+            placement.bound_by = first.map(|(bound, it)| (bound, it.rank.pool));
             placement.over_limit = std::mem::take(&mut placement.unplaced);
             break;
         }
@@ -260,7 +277,7 @@ pub(crate) fn place(policy: &Policy, snapshot: &Snapshot, need: &Need<'_>, now: 
         let is_worth_the_wait = |it: &Candidate| cheapest_busy.is_some_and(|busy| busy < it.rank.cost);
         let is_too_much = |it: &Candidate| need.elsewhere.is_some() && it.units > missing;
         let may_be_asked =
-            |it: &&Candidate| !it.busy && it.allowed && !is_worth_the_wait(it) && !is_too_much(it);
+            |it: &&Candidate| !it.busy && it.bound.is_none() && !is_worth_the_wait(it) && !is_too_much(it);
         let free = candidates.iter().filter(open).filter(may_be_asked).min_by(|a, b| {
             let by_class = class(a).cmp(&class(b));
             let by_cost = by_class.then_with(|| cost(a).total_cmp(&cost(b)));

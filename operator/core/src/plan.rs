@@ -3,16 +3,19 @@
 use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
+use rust_decimal::Decimal;
 use spotpool_crds::spot_pool::{Adoption, Capacity, Mode, ObjectiveStatus, PlanStep, Role, SpotPoolSpec};
 use spotpool_crds::voluntary_drain::DrainReason;
 use spotpool_crds::{Duration, Reason};
 
 use crate::autoscaler::{self, Held};
+use crate::caps::{Caps, Money};
 use crate::counts;
 use crate::failback::{self, Drains};
 use crate::fallback::{self, Shortfall};
 use crate::floor::{self, Floor, FloorMemory};
 use crate::leaving;
+use crate::ledger::Ledger;
 use crate::loss::{self, Restarts};
 use crate::objective;
 use crate::placement::{Limit, Need, Placement, place};
@@ -171,6 +174,8 @@ pub struct Memory {
     pub answered: Option<Answered>,
     /// What was measured of the objective, as status has it.
     pub objective: Option<ObjectiveStatus>,
+    /// What has been spent.
+    pub ledger: Option<Ledger>,
 }
 
 /// The first node that is given back.
@@ -244,6 +249,8 @@ pub struct Plan {
     pub restarts: BTreeMap<String, Restarts>,
     /// When time alone changes the plan.
     pub wake: Option<Timestamp>,
+    /// What the SpotPool costs, and how its budgets stand.
+    pub money: Money,
     /// How far it is, if the SpotPool is being deleted.
     pub leaving: Option<Leaving>,
     /// What can be told of its objective, if it has one.
@@ -488,6 +495,7 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
         draft.wake_at(ready_at);
     }
 
+    let caps = Caps::of(&situation, &mut draft);
     let stalls = stall::detect(snapshot, now, &mut draft);
 
     let mut drains = Drains::of(&situation);
@@ -510,10 +518,11 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
     let fallback = fallback::decide(&situation, &shortfall, &mut draft);
     let on_demand_units = fallback.units.max(tally.cautious);
     let missing_on_demand = (tally.base + on_demand_units).saturating_sub(tally.on_demand_have);
-    let regained_on_demand = drains.withdraw(Role::OnDemand, missing_on_demand, &mut draft);
+    let regainable = caps.regainable(&situation, &drains, missing_on_demand);
+    let regained_on_demand = drains.withdraw(Role::OnDemand, regainable, &mut draft);
     let for_base = tally.base_missing().saturating_sub(regained_on_demand);
     let to_buy = missing_on_demand.saturating_sub(regained_on_demand);
-    let limit = Limit { spec, for_base, base: tally.base, most: fallback.most };
+    let limit = Limit { spec, for_base, base: tally.base, most: fallback.most, caps: &caps };
     let need = Need::on_demand(to_buy, limit, &stalls);
     let on_demand = place(&spec.placement, snapshot, &need, now);
     let is_fallback = to_buy > for_base && on_demand.units > for_base;
@@ -525,14 +534,15 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
         false => Reason::OnDemandBelowBaseline,
     };
     request(&situation, &on_demand, reason, &mut draft);
-    fallback::explain_limit(&situation, on_demand.over_limit, &mut draft);
+    fallback::explain_limit(&situation, &on_demand, &mut draft);
+    let money = caps.conclude(&situation, &on_demand, is_fallback, &mut draft);
     let spot_there = tally.spot_have + regained_spot + asked_of_spot;
     autoscaler::settle(&situation, &Held::spot(tally, spot_there), &mut draft);
     let on_demand_there = tally.on_demand_have + regained_on_demand + on_demand.units;
     autoscaler::settle(&situation, &Held::on_demand(tally, on_demand_there, on_demand_units), &mut draft);
     let on_demand_short = fallback::short(&situation, &on_demand, &mut draft);
 
-    failback::decide(&situation, on_demand_units, &drains, &mut draft);
+    failback::decide(&situation, on_demand_units, &drains, &caps, &mut draft);
     loss::decide(&situation, &mut draft);
     counts::correct(&situation, &mut draft);
 
@@ -572,6 +582,7 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
         hours: signals::hours(spec, snapshot, now),
         restarts: draft.restarts,
         wake: draft.wake.filter(|wake| *wake > now),
+        money,
         leaving: None,
         objective,
     }
@@ -614,8 +625,11 @@ fn request(situation: &Situation<'_>, placement: &Placement, reason: Reason, dra
         let pool = &snapshot.agent_pools[placed.pool];
         let exist = pool.existing();
         let count = pool.count_with(placed.new);
-        let price =
-            pool.market.hourly_price.map(|price| format!(", each at {price} an hour")).unwrap_or_default();
+        let price = pool.market.hourly_price.map(|price| match placed.new {
+            1 => format!(", at {price} an hour"),
+            new => format!(", each at {price}, together {} an hour", price * Decimal::from(new)),
+        });
+        let price = price.unwrap_or_default();
         let by = autoscaler::by_minimum(pool, count);
         draft.step(
             reason,

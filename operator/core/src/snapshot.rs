@@ -38,6 +38,8 @@ pub struct Snapshot {
     pub leaving: bool,
     /// Whether Azure does not answer, through no fault of ours.
     pub azure_silent: bool,
+    /// Of all prices, by ISO 4217.
+    pub currency: String,
 }
 
 /// One agent pool.
@@ -145,6 +147,12 @@ impl Default for AgentPoolView {
 pub struct Market {
     /// Price of one machine an hour, in the operator's currency.
     pub hourly_price: Option<Decimal>,
+    /// What it was when it was last known.
+    pub last_price: Option<Decimal>,
+    /// When the one or the other was read.
+    pub read_at: Option<Timestamp>,
+    /// Price of a machine of this size on demand.
+    pub on_demand_price: Option<Decimal>,
     /// Share of the VMs of this size that Azure evicts in an hour, 0 to 1.
     pub evictions_an_hour: Option<f64>,
     /// How likely Azure thinks that it has capacity.
@@ -264,6 +272,11 @@ impl AgentPoolView {
     fn present(&self) -> u32 {
         let is_gone = |node: &NodeView| node.lost.is_some_and(|lost| lost.state == VmState::Gone);
         self.nodes.iter().filter(|node| !is_gone(node)).count() as u32
+    }
+
+    /// Nodes whose machine Azure charges for: one that is gone, deallocated or was never made costs nothing.
+    pub(crate) fn charged(&self) -> impl Iterator<Item = &NodeView> {
+        self.nodes.iter().filter(|node| node.lost.is_none())
     }
 
     /// Listed machines that are no node yet.

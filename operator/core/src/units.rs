@@ -1,5 +1,6 @@
 //! What nodes are worth: a node counts for the units of its agent pool, limits of nodes count machines.
 
+use rust_decimal::Decimal;
 use spotpool_crds::spot_pool::Strategy;
 
 /// Of on-demand machines that are paid for, those that stand in for spot: all but the kept ones, and but as many of
@@ -22,6 +23,34 @@ pub(crate) fn beyond(base: u32, pools: impl Iterator<Item = (u32, u32, u32)>) ->
         let of_base = uncovered.div_ceil(units).min(machines);
         uncovered = uncovered.saturating_sub(of_base * units);
         beyond += machines - of_base;
+    }
+    beyond
+}
+
+/// Machines of an on-demand agent pool.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Machines {
+    pub units: u32,
+    pub kept: u32,
+    pub number: u32,
+    pub price: Option<Decimal>,
+}
+
+/// Those of each agent pool that [`beyond`] counts. Of machines that are worth the same the dearest stand in for spot,
+/// and what has no price is dearer than all: what fallback costs must not turn out to be more.
+pub(crate) fn standing_in(base: u32, pools: &[Machines]) -> Vec<u32> {
+    let kept = |pool: &Machines| pool.kept.min(pool.number);
+    let covered: u32 = pools.iter().map(|pool| kept(pool) * pool.units).sum();
+    let mut uncovered = base.saturating_sub(covered);
+    let mut order: Vec<usize> = (0..pools.len()).collect();
+    order.sort_by_key(|index| (pools[*index].units, pools[*index].price.is_none(), pools[*index].price));
+    let mut beyond = vec![0; pools.len()];
+    for index in order {
+        let pool = &pools[index];
+        let machines = pool.number - kept(pool);
+        let of_base = uncovered.div_ceil(pool.units).min(machines);
+        uncovered = uncovered.saturating_sub(of_base * pool.units);
+        beyond[index] = machines - of_base;
     }
     beyond
 }
@@ -72,6 +101,35 @@ mod tests {
             (vec![(2, 0, 1)], 9, 0),
         ] {
             assert_eq!(beyond(base, machines.iter().copied()), wanted, "{machines:?} of {base}");
+            let priced: Vec<Machines> = machines
+                .iter()
+                .map(|(units, kept, machines)| Machines {
+                    units: *units,
+                    kept: *kept,
+                    number: *machines,
+                    price: None,
+                })
+                .collect();
+            assert_eq!(standing_in(base, &priced).iter().sum::<u32>(), wanted, "{machines:?} of {base}");
+        }
+    }
+
+    #[test]
+    fn of_equals_the_dearest_stand_in() {
+        let pool = |units, number, price: Option<u32>| Machines {
+            units,
+            kept: 0,
+            number,
+            price: price.map(Into::into),
+        };
+        for (pools, base, wanted) in [
+            ([pool(1, 2, Some(5)), pool(1, 2, Some(1))], 1, [2, 1]),
+            ([pool(1, 2, Some(5)), pool(1, 2, Some(1))], 3, [1, 0]),
+            ([pool(1, 2, None), pool(1, 2, Some(9))], 2, [2, 0]),
+            // The smallest are of the base, whatever they cost.
+            ([pool(1, 2, Some(9)), pool(4, 1, Some(1))], 2, [0, 1]),
+        ] {
+            assert_eq!(standing_in(base, &pools), wanted, "{pools:?} of {base}");
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use spotpool_crds::spot_pool::SpotPoolSpec;
 use spotpool_crds::voluntary_drain::{DrainPhase, DrainReason};
 use spotpool_crds::{Reason, names};
@@ -17,6 +17,20 @@ pub struct Wishes {
     pub failback_paused: Option<String>,
     /// `spotpool.dev/requested-failback`.
     pub requested_failback: Option<String>,
+    /// `spotpool.dev/budget-override`.
+    pub budget_override: Option<String>,
+}
+
+/// Budgets are lifted for so long at most: whoever needs more changes the spec.
+const LONGEST_OVERRIDE: SignedDuration = SignedDuration::from_hours(7 * 24);
+
+/// Whether a person has lifted the budgets of fallback.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Override {
+    No,
+    Until(Timestamp),
+    /// Why not, in words.
+    Ignored(String),
 }
 
 /// Whether a person has paused voluntary moves.
@@ -44,6 +58,20 @@ impl Wishes {
                 )),
             },
         }
+    }
+
+    pub(crate) fn budget_override(&self, now: Timestamp) -> Override {
+        let Some(text) = self.budget_override.as_deref().map(str::trim) else { return Override::No };
+        let shown: String = text.chars().take(40).collect();
+        let latest = now.saturating_add(LONGEST_OVERRIDE).unwrap_or(Timestamp::MAX);
+        let why = match text.parse::<Timestamp>() {
+            Ok(until) if until <= now => return Override::No,
+            Ok(until) if until <= latest => return Override::Until(until),
+            Ok(_) => "name a time at most 7 days ahead",
+            Err(_) => "name a time such as 2026-01-31T06:00:00Z",
+        };
+        let key = names::BUDGET_OVERRIDE_ANNOTATION;
+        Override::Ignored(format!("annotation {key} is `{shown}` and lifts no budget: {why}"))
     }
 
     /// The wish for failback that has no answer yet.
@@ -127,6 +155,26 @@ mod tests {
                 matches!(pause(nonsense), Pause::Open(why) if why.contains("use `true` or a time")),
                 "{nonsense}"
             );
+        }
+    }
+
+    #[test]
+    fn budgets_are_lifted_until_a_time_within_a_week_and_by_nothing_else() {
+        let now: Timestamp = "2026-01-01T12:00:00Z".parse().unwrap();
+        let lifted = |text: &str| {
+            Wishes { budget_override: Some(text.into()), ..Wishes::default() }.budget_override(now)
+        };
+        assert_eq!(Wishes::default().budget_override(now), Override::No);
+        assert_eq!(lifted("2026-01-01T12:00:00Z"), Override::No, "it is over");
+        assert_eq!(lifted("2026-01-08T12:00:00Z"), Override::Until("2026-01-08T12:00:00Z".parse().unwrap()));
+        for (wrong, wanted) in [
+            ("2026-01-08T12:00:01Z", "at most 7 days ahead"),
+            ("9999-01-01T00:00:00Z", "at most 7 days ahead"),
+            ("true", "name a time such as"),
+            ("", "name a time such as"),
+            ("2h", "name a time such as"),
+        ] {
+            assert!(matches!(lifted(wrong), Override::Ignored(why) if why.contains(wanted)), "{wrong}");
         }
     }
 

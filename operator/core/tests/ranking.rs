@@ -24,6 +24,7 @@ fn spot(name: &str, price: Option<&str>, evictions: f64) -> AgentPoolView {
             hourly_price: price.map(|price| price.parse().unwrap()),
             evictions_an_hour: Some(evictions),
             score: None,
+            ..Market::default()
         },
         ..AgentPoolView::default()
     }

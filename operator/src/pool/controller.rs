@@ -21,7 +21,7 @@ use spotpool_crds::{Reason, SpotPool, SpotPoolStatus, names};
 use super::act::{self, Outcome, act};
 use super::drains::Drains;
 use super::gather::{Gathered, gather};
-use super::{Error, release, report};
+use super::{Error, money, release, report};
 use crate::agent_pools::AgentPools;
 use crate::backup_drain::BackupDrains;
 use crate::market::Market;
@@ -39,6 +39,8 @@ const AFTER_REFUSAL: Duration = Duration::from_secs(1);
 const GOODBYE: Duration = Duration::from_secs(2);
 /// After the return of one was refused, while the SpotPool goes on.
 const RETURN_AGAIN: Duration = Duration::from_secs(30);
+/// How long an Event may hold up what it announces.
+const ANNOUNCED_WITHIN: Duration = Duration::from_millis(500);
 /// SpotPools reconciled at the same time: one that waits for Azure must not hold up another.
 const CONCURRENCY: u16 = 32;
 
@@ -177,6 +179,7 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
             Err(error) => tracing::warn!(pool = pool.name_any(), %error, "the finalizer is not on; going on"),
         }
     }
+    context.announce(&pool, &plan).await;
     if !intentions.is_empty() {
         let intended = report::status(&pool, &gathered, &plan, &intentions, &Outcome::default(), now);
         current = context.write_status(current, intended).await?;
@@ -190,6 +193,7 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
 
     let status = report::status(&current, &gathered, &plan, &intentions, &outcome, now);
     let mut events = report::events(&pool.status.clone().unwrap_or_default(), &status, &plan, &outcome);
+    events.extend(money::overridden(&pool, &status));
     events.extend(
         context
             .parts
@@ -206,6 +210,7 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
     }
     context.metrics.capacity(&pool.namespace().unwrap_or_default(), &pool.name_any(), &status);
     let cost = report::floor_cost(&pool, &gathered, &plan);
+    context.metrics.money(&pool.namespace().unwrap_or_default(), &pool.name_any(), &gathered.snapshot, &plan);
     context.metrics.budgets(&pool.namespace().unwrap_or_default(), &pool.name_any(), &status, cost);
     let current = context.write_report(current, status).await?;
     context.metrics.objective(
@@ -262,6 +267,16 @@ fn again(pool: Arc<SpotPool>, error: &Error, context: Arc<Context>) -> Action {
 }
 
 impl Context {
+    /// Tells that on-demand is about to be bought in the place of spot. Capacity does not wait for it long.
+    async fn announce(&self, pool: &SpotPool, plan: &spotpool_core::Plan) {
+        let Some(event) = money::starting(plan) else { return };
+        let reference = pool.object_ref(&());
+        let told = tokio::time::timeout(ANNOUNCED_WITHIN, self.recorder.publish(&event, &reference)).await;
+        if !matches!(told, Ok(Ok(()))) {
+            tracing::warn!(pool = pool.name_any(), note = event.note, "Event not published; going on");
+        }
+    }
+
     fn all_spot_pools(&self) -> Vec<Arc<SpotPool>> {
         self.spot_pools.iter().flat_map(Store::state).collect()
     }

@@ -28,6 +28,7 @@ use spotpool_crds::voluntary_drain::{DrainRequest, DrainStatus};
 use spotpool_crds::{Reason, SpotPool, names};
 
 use super::doomed::Notices;
+use super::money;
 use super::others::{Others, is_minimum_theirs};
 use super::release::{self, Minimum};
 use super::signals;
@@ -225,7 +226,9 @@ pub fn gather(
             // Status remembers it: no longer than a name or a time is.
             requested_failback: said(names::REQUESTED_FAILBACK_ANNOTATION)
                 .map(|text| text.chars().take(100).collect()),
+            budget_override: said(names::BUDGET_OVERRIDE_ANNOTATION),
         },
+        currency: view.currency.clone(),
         leaving: pool.metadata.deletion_timestamp.is_some(),
         azure_silent: view.unreachable.as_ref().is_some_and(|error| error.class == Class::Transient),
         ..Snapshot::default()
@@ -313,7 +316,7 @@ pub fn gather(
             kept: kept as u32,
             vm_size: known.map(|known| known.pool.vm_size.clone()).unwrap_or_default(),
             zones: known.map(|known| known.pool.zones.clone()).unwrap_or_default(),
-            market: known.map(|known| known.market.view()).unwrap_or_default(),
+            market: money::market(before.copied(), known, &view.currency),
             max_hourly_price: agent_pool.max_hourly_price.as_deref().and_then(decimal),
             losses: before
                 .and_then(|before| before.losses.as_ref())
@@ -433,6 +436,7 @@ fn memory(status: &spotpool_crds::SpotPoolStatus) -> Memory {
             .as_ref()
             .map(|request| Answered { value: request.value.clone(), answer: request.answer.clone() }),
         objective: status.objective.clone(),
+        ledger: status.money.as_ref().and_then(|money| money.ledger.as_ref()).map(money::ledger),
     }
 }
 

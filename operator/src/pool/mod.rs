@@ -5,6 +5,7 @@ mod controller;
 pub mod doomed;
 mod drains;
 pub mod gather;
+pub mod money;
 mod objective;
 pub mod others;
 mod release;

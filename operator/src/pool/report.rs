@@ -19,7 +19,7 @@ use spotpool_crds::{Reason, SpotPool, SpotPoolStatus, names};
 
 use super::act::Outcome;
 use super::gather::Gathered;
-use super::{objective, others, signals, tags};
+use super::{money, objective, others, signals, tags};
 
 /// The status after a plan, with `operations` that are about to be asked for or were accepted.
 pub fn status(
@@ -65,6 +65,7 @@ pub fn status(
                 answer: answered.answer.clone(),
             }),
         },
+        money: Some(money::status(&gathered.snapshot.currency, plan)),
         floor: floor(gathered, plan),
         blocked_budgets: blocked_budgets(&before, gathered),
         objective: memory.objective.clone(),
@@ -203,9 +204,10 @@ fn agent_pools(
                 ),
                 changed_elsewhere: gathered.others.changes.get(&view.name).cloned(),
                 last_error: trouble.last_error,
-                price: market.price.as_ref().map(|price| Price {
-                    hourly: price.hourly.to_string(),
-                    currency: price.currency.clone(),
+                // The last that was known is kept: after a restart it stands in until prices are read again.
+                price: market.price.as_ref().map(price).or_else(|| {
+                    let currency = &gathered.snapshot.currency;
+                    old.and_then(|old| old.price.clone()).filter(|price| price.currency == *currency)
                 }),
                 eviction_band: market.band.map(|band| band.to_string()).unwrap_or_default(),
                 placement_score: market.score.map(|score| score.to_string()).unwrap_or_default(),
@@ -235,6 +237,14 @@ fn agent_pools(
         // Remembered until their minimums are returned.
         .chain(gathered.minimums.iter().filter(|_| !gathered.snapshot.leaving).map(|it| it.entry.clone()))
         .collect()
+}
+
+fn price(price: &spotpool_azure::Price) -> Price {
+    Price {
+        hourly: price.hourly.to_string(),
+        currency: price.currency.clone(),
+        read_at: Some(Time(price.read_at)),
+    }
 }
 
 fn rank(gathered: &Gathered, plan: &Plan, agent_pool: &str) -> Option<RankStatus> {
@@ -319,6 +329,12 @@ fn conditions(
                 None => Reason::OnDemandAvailable,
             },
             message: plan.on_demand_short.clone().unwrap_or_default(),
+        },
+        Verdict {
+            kind: "BudgetExhausted",
+            status: plan.money.exhausted.is,
+            reason: plan.money.exhausted.reason,
+            message: plan.money.exhausted.message.clone(),
         },
         sole_owner(gathered),
         match &gathered.unreachable {
@@ -438,7 +454,12 @@ pub fn event(reason: Reason, is_warning: bool, note: String) -> Event {
 /// The recorder folds Events of one reason, action and related object into a series and keeps only the first
 /// note: what is to be read apart must differ in one of these.
 pub fn events(before: &SpotPoolStatus, after: &SpotPoolStatus, plan: &Plan, outcome: &Outcome) -> Vec<Event> {
-    let mut events: Vec<Event> = outcome.done.iter().map(|action| action_event(action, after, "")).collect();
+    let mut events: Vec<Event> = outcome
+        .done
+        .iter()
+        .map(|action| money::or_shed(plan, action, action_event(action, after, "")))
+        .collect();
+    events.extend(money::events(before, after, plan));
     // What is planned and not done is told once, when it comes into the plan.
     let is_new = |action: &&Action| {
         let speaks_of_it = |step: &&PlanStep| step.reason == action.reason() && speaks_of(step, action);
@@ -496,7 +517,13 @@ pub fn events(before: &SpotPoolStatus, after: &SpotPoolStatus, plan: &Plan, outc
         let note = format!("failback was asked for ({}): {}", request.value, request.answer);
         event(EventType::Normal, Reason::FailbackRequested, format!("Answer/{}", request.value), note);
     }
-    for (kind, bad) in [("Stalled", "True"), ("OnDemandAvailable", "False"), ("CostTagsPresent", "False")] {
+    let bad = [
+        ("Stalled", "True"),
+        ("OnDemandAvailable", "False"),
+        ("CostTagsPresent", "False"),
+        ("BudgetExhausted", "True"),
+    ];
+    for (kind, bad) in bad {
         let is_bad = |condition: &&Condition| condition.type_ == kind && condition.status == bad;
         let Some(now_bad) = after.conditions.iter().find(is_bad) else { continue };
         if before.conditions.iter().any(|old| is_bad(&old)) {
