@@ -58,6 +58,12 @@ fn what_cannot_be_meant_is_refused_with_what_to_change() {
         (&long, "use at most 63 characters", spec(&[])),
         ("p", "should be greater than or equal to 0", spec(&[("replicas", json!(-1))])),
         ("p", "should be less than or equal to 5000", spec(&[("replicas", json!(5001))])),
+        (
+            "p",
+            "should be less than or equal to 1000",
+            spec(&[("placement.earlySignals.preRaise", json!(1001))]),
+        ),
+        ("p", "duplicate entries", spec(&[("costTags", json!(["team", "team"]))])),
         ("p", "should have at least 1 items", spec(&[("agentPools", json!([]))])),
         ("p", "duplicate entries for key", spec(&[("agentPools", twice)])),
         (

@@ -115,6 +115,7 @@ async fn bands_and_histories_are_read_page_by_page() {
     let history = graph.price_history(SIZE).unwrap().value;
     assert_eq!((history.newest.to_string(), history.prices), ("0.0517".to_owned(), 2), "{history:?}");
     assert_eq!((history.lowest.to_string(), history.highest), ("0.0422".to_owned(), history.newest));
+    assert_eq!(history.before, Some(history.lowest), "what it cost before");
 }
 
 /// 15 requests in 5 s are all that Azure allows.

@@ -87,8 +87,9 @@ async fn bands_and_prices_are_read_in_one_query_each() {
         ("0.0192".to_owned(), "0.018".to_owned(), "0.0211".to_owned(), 3)
     );
     assert_eq!(history.since.unwrap().to_string(), "2026-02-20T00:00:00Z");
+    assert_eq!(history.before.unwrap().to_string(), "0.0211");
     let undated = graph.price_history("Standard_D2s_v3").unwrap().value;
-    assert_eq!((undated.newest.to_string().as_str(), undated.since), ("1.5", None));
+    assert_eq!((undated.newest.to_string().as_str(), undated.since, undated.before), ("1.5", None, None));
     assert_eq!(graph.price_history("Standard_D3s_v3"), None);
 
     let requests = azure.asked();
