@@ -24,7 +24,7 @@ const GROWTH: SignedDuration = SignedDuration::from_mins(10);
 const MOVES: i64 = 300;
 /// What holds is written after so many seconds at the latest: a longer silence is no life of an operator's.
 const WRITTEN: i64 = 6 * 3600;
-/// While something is missing, it is looked at so often whether that is too much.
+/// While something is missing, it is looked at so often whether that is too much; and for the first time after this.
 const WATCHED: SignedDuration = SignedDuration::from_secs(15);
 /// One step of caution is this share of what is wanted, in percent.
 const STEP: u32 = 10;
@@ -196,7 +196,10 @@ fn is_worth_writing(before: &ObjectiveStatus, current: &ObjectiveStatus) -> bool
     let is_short = before.short_since.is_some();
     let stretch = |second: i64| second.div_euclid(MOVES);
     // A clock that went back, and what has held for long.
-    !(0..WRITTEN).contains(&measured) || (stretch(then) != stretch(now) && (is_short || same != *current))
+    let is_first = before.availability.is_empty() && !current.availability.is_empty();
+    !(0..WRITTEN).contains(&measured)
+        || is_first
+        || (stretch(then) != stretch(now) && (is_short || same != *current))
 }
 
 fn caution_of(status: &ObjectiveStatus) -> Caution {
@@ -279,7 +282,8 @@ fn wake(
     if moves {
         draft.wake_at(time((second.div_euclid(MOVES) + 1) * MOVES));
     }
-    if is_short && caution.steps == 0 {
+    let is_unknown = status.availability.is_empty() && status.measured.wanted > 0;
+    if is_unknown || (is_short && caution.steps == 0) {
         draft.wake_at(later_by(now, WATCHED));
     }
     let up = caution.up_at().filter(|_| signs.burning && caution.steps < caution::MOST);
