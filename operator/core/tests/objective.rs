@@ -143,6 +143,21 @@ fn without_fallback_no_on_demand_is_bought_out_of_caution_and_that_is_said() {
 }
 
 #[test]
+fn money_bounds_caution_as_any_fallback() {
+    let mut world = world();
+    for (pool, price) in [("spota", "0.05"), ("spotb", "0.05"), ("reg", "0.20")] {
+        world.pool(pool).market.hourly_price = Some(price.parse().unwrap());
+    }
+    world.spec.fallback.as_mut().unwrap().hourly_budget = Some("0.50".into());
+    for _ in 0..12 {
+        evict_all(&mut world);
+        pass(&mut world, 300, 15);
+        assert!(world.pool("reg").machines.len() <= 2, "0.50 an hour is two nodes");
+    }
+    assert!(objective(&world).caution >= 4, "{:?}", objective(&world));
+}
+
+#[test]
 fn while_cautious_a_person_may_have_on_demand_back_and_what_nobody_wants_goes() {
     let mut world = world();
     evict_all(&mut world);
