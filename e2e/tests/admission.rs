@@ -115,7 +115,7 @@ fn what_cannot_be_meant_is_refused_with_what_to_change() {
         ("p", "such as 6.00", money(&json!({"hourlyBudget": "1e3"}))),
         ("p", "such as 6.00", money(&json!({"hourlyBudget": "NaN"}))),
         ("p", "Too long", money(&json!({"hourlyBudget": "1".repeat(18)}))),
-        ("p", "must be of type string", money(&json!({"hourlyBudget": 6}))),
+        ("p", "expected string", money(&json!({"hourlyBudget": 6}))),
         ("p", "fallback.monthlyBudget must be an amount above 0", money(&json!({"monthlyBudget": "0"}))),
         ("p", "such as 900", money(&json!({"monthlyBudget": "a lot"}))),
         (
