@@ -59,7 +59,12 @@ fn fallback_stops_at_its_budget_outlives_a_restart_and_is_returned_when_prices_r
         // Spot is never to be had.
         sim.set_capacity(SIZE, Priority::Spot, Some(0)).await.unwrap();
         stage
-            .agent_pools(&[PoolSpec::spot("moneya", SIZE, 0), PoolSpec::regular("moneyr", SIZE, 0)])
+            // The third is nobody's: without any Node the operator does not know the region, and so no price.
+            .agent_pools(&[
+                PoolSpec::spot("moneya", SIZE, 0),
+                PoolSpec::regular("moneyr", SIZE, 0),
+                PoolSpec::regular("moneyx", "Standard_D4s_v5", 1),
+            ])
             .await
             .unwrap();
         let hands = Hands::start(&stage.world.client, &["moneyr"]);
