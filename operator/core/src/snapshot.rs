@@ -306,8 +306,10 @@ impl AgentPoolView {
     /// Of the machines that `operation` should bring, those that are no nodes.
     pub(crate) fn not_come(&self, operation: &Operation) -> u32 {
         // Machines of an earlier operation that boot meanwhile are nodes since then, too.
+        // Both times are whole seconds. One that was made in the very second of the request cannot be of it: no VM boots in
+        // that, and counting it would ask for one too many.
         let since = operation.since.0;
-        let came = self.nodes.iter().filter(|node| node.created >= since).count() as u32;
+        let came = self.nodes.iter().filter(|node| node.created > since).count() as u32;
         asked(operation).saturating_sub(came)
     }
 
@@ -355,5 +357,47 @@ impl AgentPoolView {
         let machines = self.present() + self.creating();
         // Surge nodes go by themselves.
         if self.upkeep.is_some() { machines.min(self.count) } else { machines }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+    use super::*;
+
+    /// Else one machine too many would be asked for, beyond every limit of fallback.
+    #[test]
+    fn a_node_of_the_very_second_of_a_request_was_there_before_it() {
+        let now: Timestamp = "2026-11-21T12:00:00Z".parse().unwrap();
+        let operation = Operation {
+            kind: OperationKind::ScaleUp,
+            count: 4,
+            machines: 3,
+            coming: 0,
+            since: now.into(),
+            arrived: 0,
+            accepted: true,
+        };
+        let node = |created: &str| NodeView {
+            name: created.into(),
+            agent_pool: "reg".into(),
+            created: created.parse().unwrap(),
+            ready: true,
+            cordoned: false,
+            noticed: None,
+            lost: None,
+            out_of_service: false,
+            drain: None,
+            drain_wished: false,
+        };
+        let mut pool = AgentPoolView { operation: Some(operation.clone()), ..AgentPoolView::default() };
+        for (created, missing) in
+            [("2026-11-21T11:59:59Z", 3), ("2026-11-21T12:00:00Z", 3), ("2026-11-21T12:00:01Z", 2)]
+        {
+            pool.nodes = vec![node(created)];
+            assert_eq!(pool.not_come(&operation), missing, "made at {created}");
+            assert_eq!(pool.committed(), 1 + missing, "made at {created}");
+        }
     }
 }

@@ -285,7 +285,7 @@ pub fn gather(
         let busy = known.is_none_or(|known| known.busy);
         let mut operation = before.and_then(|before| before.operation.clone());
         if let Some(operation) = &mut operation {
-            let came = nodes.iter().filter(|node| node.created >= operation.since.0).count();
+            let came = nodes.iter().filter(|node| node.created > operation.since.0).count();
             operation.arrived = operation.arrived.max(came as i32);
         }
         snapshot.agent_pools.push(AgentPoolView {
