@@ -318,8 +318,14 @@ impl World {
         // Machines that are returned for the sake of a budget leave room in it for cheaper ones.
         let fallback = self.spec.fallback.as_ref();
         let has_budget = fallback.is_some_and(|it| it.hourly_budget.is_some() || it.monthly_budget.is_some());
-        let deletes = |action: &Action| matches!(action, Action::DeleteMachines { .. });
-        let makes_room = has_budget && plan.actions.iter().any(deletes);
+        // So does spot for on-demand that is returned although caution would keep it.
+        let is_cautious = self.spec.objective.is_some();
+        let makes_room = has_budget
+            && plan.actions.iter().any(|action| match action {
+                Action::DeleteMachines { .. } => true,
+                Action::RequestDrain { .. } => is_cautious,
+                _ => false,
+            });
         assert!(
             again.actions.is_empty() || makes_room,
             "plan of an applied plan: {:?} after {:?}",
