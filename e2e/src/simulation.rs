@@ -24,7 +24,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::runtime::watcher;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
-use spotpool_azure::{ApiVersion, Arm, ArmConfig, AzureError, Class, Clock, ClusterId, Transport};
+use spotpool_azure::{
+    ApiVersion, Arm, ArmConfig, AzureError, Class, Clock, ClusterId, ResourceGraph, RetailPrices,
+    SpotPlacementScores, Transport,
+};
 use spotpool_azure_sim::api::{EventState, Identity, State};
 use spotpool_azure_sim::model::{Cloud, WantedNode};
 use spotpool_azure_sim::nodes::node_object;
@@ -34,6 +37,7 @@ use spotpool_core::{Action, Plan, plan};
 use spotpool_crds::voluntary_drain::{DrainPhase, DrainRequest, DrainStatus};
 use spotpool_crds::{SpotPool, SpotPoolStatus, names};
 use spotpool_operator::agent_pools::AgentPools;
+use spotpool_operator::market::{Market, Sources};
 use spotpool_operator::metrics::Metrics;
 use spotpool_operator::pool::act::{self, Outcome, write_agent_pools};
 use spotpool_operator::pool::gather::gather;
@@ -220,7 +224,9 @@ impl Seen {
     fn node(&self, identity: &Identity) -> Result<Node> {
         let mut node = node_object(identity, &self.wanted)?;
         node.metadata.uid = Some(self.wanted.vm.node.clone());
-        node.metadata.creation_timestamp = self.wanted.vm.registered_at.map(Time);
+        // Whole seconds, as the apiserver has them.
+        let made = self.wanted.vm.registered_at.map(|at| Timestamp::from_second(at.as_second()));
+        node.metadata.creation_timestamp = made.transpose()?.map(Time);
         let annotations = node.metadata.annotations.get_or_insert_default();
         if let Some(event) = &self.event {
             annotations.insert(names::EVICTION_ANNOTATION.into(), notice(event).to_string());
@@ -264,18 +270,20 @@ pub struct Simulation {
     told: mpsc::UnboundedSender<watcher::Result<watcher::Event<Node>>>,
     seen: BTreeMap<String, Seen>,
     drains: BTreeMap<String, Drain>,
+    has_prices: bool,
     operator: Option<Running>,
     tasks: Vec<JoinHandle<()>>,
 }
 
 struct Running {
     agent_pools: Arc<AgentPools>,
-    keeping: JoinHandle<()>,
+    market: Option<Arc<Market>>,
+    keeping: Vec<JoinHandle<()>>,
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.keeping.abort();
+        self.keeping.iter().for_each(JoinHandle::abort);
     }
 }
 
@@ -333,11 +341,19 @@ impl Simulation {
             told,
             seen: BTreeMap::new(),
             drains: BTreeMap::new(),
+            has_prices: false,
             operator: None,
             tasks,
         };
         simulation.restart()?;
         Ok(simulation)
+    }
+
+    /// Lets the operator read the market as well, which it does not by itself.
+    pub fn with_prices(mut self) -> Result<Self> {
+        self.has_prices = true;
+        self.restart()?;
+        Ok(self)
     }
 
     /// Whether requests are tampered with from now on.
@@ -376,9 +392,32 @@ impl Simulation {
             self.clock.clone(),
         ));
         let keeper = agent_pools.clone();
-        let keeping = tokio::spawn(async move { keeper.keep_fresh().await });
-        self.operator = Some(Running { agent_pools, keeping });
+        let mut keeping = vec![tokio::spawn(async move { keeper.keep_fresh().await })];
+        let market = self.has_prices.then(|| Arc::new(self.market()));
+        if let Some(market) = market.clone() {
+            let (nodes, keeper, trigger) = (self.nodes.clone(), agent_pools.clone(), self.trigger.clone());
+            keeping.push(tokio::spawn(async move { market.keep_fresh(&nodes, &keeper, &trigger).await }));
+        }
+        self.operator = Some(Running { agent_pools, market, keeping });
         Ok(())
+    }
+
+    fn market(&self) -> Market {
+        let (transport, clock) = (self.transport.clone(), self.clock.clone());
+        let subscription = self.cluster.subscription_id.clone();
+        let open = move |region: &str| {
+            let transport = || transport.clone() as Arc<dyn Transport>;
+            let url = |text: &str| {
+                Url::parse(text).map_err(|error| AzureError::new(Class::Invalid, "Url", error.to_string()))
+            };
+            let arm = url("http://arm.simulated/")?;
+            let endpoint = url("http://prices.simulated/api/retail/prices")?;
+            let prices = RetailPrices::new(transport(), endpoint, region, "USD", clock.clone())?;
+            let rates = ResourceGraph::new(transport(), &arm, &subscription, region, clock.clone())?;
+            let scores = SpotPlacementScores::new(transport(), &arm, &subscription, region, clock.clone())?;
+            Ok(Sources { prices: Some(Arc::new(prices)), rates: Arc::new(rates), scores: Arc::new(scores) })
+        };
+        Market::new(Box::new(open), "USD")
     }
 
     /// The simulated time.
@@ -434,12 +473,16 @@ impl Simulation {
 
     /// Guard → gather → plan → act → report, as the controller does it.
     async fn reconcile(&mut self) -> Result<Option<Plan>> {
-        let agent_pools = self.operator.as_ref().context("no operator runs")?.agent_pools.clone();
+        let operator = self.operator.as_ref().context("no operator runs")?;
+        let (agent_pools, market) = (operator.agent_pools.clone(), operator.market.clone());
         let now = self.now();
         if let Some(status) = &self.pool.status {
             agent_pools.restore_write_budgets(status);
         }
-        let view = agent_pools.view(self.pool.spec.agent_pools.iter().map(|pool| pool.name.as_str()));
+        let mut view = agent_pools.view(self.pool.spec.agent_pools.iter().map(|pool| pool.name.as_str()));
+        if let Some(market) = market {
+            market.tell(&mut view);
+        }
         let gathered = gather(&self.pool, &[Arc::new(self.pool.clone())], &self.nodes.all(), view, now);
         let plan = plan(&self.pool.spec, &gathered.snapshot, now);
         let intentions = act::intentions(&plan, now);
