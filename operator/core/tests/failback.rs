@@ -9,7 +9,7 @@ use spotpool_core::{Action, Plan};
 use spotpool_crds::Reason;
 use spotpool_crds::spot_pool::Role::{OnDemand, Spot};
 use spotpool_crds::spot_pool::{Adoption, Mode, Window};
-use world::{BOOT, World};
+use world::{BOOT, World, asked_to_drain, says};
 
 const SPEC: &str = "
 replicas: 4
@@ -24,22 +24,6 @@ fn surplus(on_demand: u32) -> World {
         .with("spota", 2, 0)
         .with("spotb", 2, 0)
         .with("reg", on_demand, 0)
-}
-
-fn asked(plan: &Plan) -> Vec<&str> {
-    let asked = plan.actions.iter().filter_map(|action| match action {
-        Action::RequestDrain { node, .. } => Some(node.as_str()),
-        _ => None,
-    });
-    asked.collect()
-}
-
-/// All that the plan says for this reason.
-fn says(plan: &Plan, reason: Reason) -> String {
-    let said: Vec<&str> =
-        plan.steps.iter().filter(|step| step.reason == reason).map(|step| step.message.as_str()).collect();
-    assert!(!said.is_empty(), "no {reason} in {:?}", plan.steps);
-    said.join("; ")
 }
 
 /// A status that grows with the cluster is refused in the end, and with it every write that comes after.
@@ -66,7 +50,7 @@ fn what_holds_for_hundreds_of_nodes_is_said_of_some() {
 fn until_asked(world: &mut World, minutes: u32) -> (Plan, u32) {
     for minute in 0..minutes {
         let plan = world.reconcile();
-        if !asked(&plan).is_empty() {
+        if !asked_to_drain(&plan).is_empty() {
             return (plan, minute);
         }
         world.pass(60);
@@ -83,7 +67,7 @@ fn window(schedule: &str, hours: u64) -> Window {
 fn the_first_goes_alone_and_the_others_follow_when_spot_stayed_whole() {
     let mut world = surplus(4);
     let (plan, _) = until_asked(&mut world, 12);
-    assert_eq!(asked(&plan), ["reg-000000"], "three may go at a time, and the first goes alone");
+    assert_eq!(asked_to_drain(&plan), ["reg-000000"], "three may go at a time, and the first goes alone");
     assert!(says(&plan, Reason::FailbackProbe).contains("reg-000000 goes first, alone"));
     world.pass(10);
     assert!(
@@ -97,7 +81,7 @@ fn the_first_goes_alone_and_the_others_follow_when_spot_stayed_whole() {
     world.pass(119);
     assert!(world.reconcile().actions.is_empty());
     world.pass(1);
-    assert_eq!(asked(&world.reconcile()).len(), 3);
+    assert_eq!(asked_to_drain(&world.reconcile()).len(), 3);
 }
 
 #[test]
@@ -115,7 +99,7 @@ fn spot_that_breaks_after_the_first_has_gone_starts_the_wait_anew() {
     world.pass(BOOT);
     let (plan, minutes) = until_asked(&mut world, 30);
     assert!(minutes >= 9, "after {minutes} minutes");
-    assert_eq!(asked(&plan).len(), 1, "the next goes alone, too");
+    assert_eq!(asked_to_drain(&plan).len(), 1, "the next goes alone, too");
 }
 
 #[test]
@@ -123,7 +107,7 @@ fn with_a_probe_of_nothing_as_many_go_at_once_as_may() {
     let mut world = surplus(4);
     world.spec.failback.probe = spotpool_crds::Duration::from_secs(0);
     let (plan, _) = until_asked(&mut world, 12);
-    assert_eq!(asked(&plan).len(), 3);
+    assert_eq!(asked_to_drain(&plan).len(), 3);
 }
 
 #[test]
@@ -143,7 +127,7 @@ fn nothing_leaves_before_the_window_opens_and_the_plan_says_when_it_does() {
     world.pass(5 * 3600 - 1);
     assert!(world.reconcile().actions.is_empty());
     world.pass(1);
-    assert_eq!(asked(&world.reconcile()).len(), 1);
+    assert_eq!(asked_to_drain(&world.reconcile()).len(), 1);
     // A drain that has begun goes on when it closes; the next one waits.
     world.pass(2 * 3600);
     assert!(matches!(world.reconcile().actions[..], [Action::DeleteMachines { .. }]));
@@ -161,7 +145,7 @@ fn nothing_leaves_before_the_window_opens_and_the_plan_says_when_it_does() {
     world.pass(3600);
     assert!(world.reconcile().actions.is_empty());
     world.pass(5 * 3600);
-    assert_eq!(asked(&world.reconcile()).len(), 2);
+    assert_eq!(asked_to_drain(&world.reconcile()).len(), 2);
 }
 
 #[test]
@@ -206,7 +190,7 @@ fn a_pause_keeps_every_node_until_its_time_and_nonsense_is_a_pause() {
         }
         world.pass(600);
         let plan = world.reconcile();
-        assert_eq!(asked(&plan).len(), usize::from(text.starts_with("2026")), "{text}");
+        assert_eq!(asked_to_drain(&plan).len(), usize::from(text.starts_with("2026")), "{text}");
         world.wishes.failback_paused = None;
         until_asked(&mut world, 6);
     }
@@ -217,7 +201,7 @@ fn a_wish_waits_for_no_clock_and_is_answered_once() {
     let mut world = surplus(4);
     world.spec.failback.window = Some(window("0 6 * * *", 2));
     world.wishes.requested_failback = Some("monday".into());
-    assert_eq!(asked(&world.reconcile()).len(), 3, "as many as may go at a time, at once");
+    assert_eq!(asked_to_drain(&world.reconcile()).len(), 3, "as many as may go at a time, at once");
     for _ in 0..10 {
         world.pass(60);
         world.reconcile();
@@ -237,7 +221,7 @@ fn a_wish_waits_for_no_clock_and_is_answered_once() {
         world.pass(60);
     }
     world.wishes.requested_failback = Some("tuesday".into());
-    assert_eq!(asked(&world.reconcile()).len(), 2);
+    assert_eq!(asked_to_drain(&world.reconcile()).len(), 2);
 }
 
 #[test]
@@ -245,7 +229,7 @@ fn a_wish_that_cannot_be_granted_gets_its_reason() {
     let answer = |world: &mut World| {
         world.wishes.requested_failback = Some("now".into());
         let plan = world.reconcile();
-        assert!(asked(&plan).is_empty(), "{:?}", plan.actions);
+        assert!(asked_to_drain(&plan).is_empty(), "{:?}", plan.actions);
         assert!(says(&plan, Reason::FailbackRequested).contains("failback was asked for: "));
         world.memory.answered.clone().unwrap().answer
     };
@@ -263,7 +247,7 @@ fn a_wish_that_cannot_be_granted_gets_its_reason() {
     let mut blocked = surplus(1);
     blocked.machine("reg-000000").blocked = true;
     blocked.wishes.requested_failback = Some("now".into());
-    assert_eq!(asked(&blocked.reconcile()).len(), 1);
+    assert_eq!(asked_to_drain(&blocked.reconcile()).len(), 1);
     blocked.pass(901);
     blocked.reconcile();
     assert_eq!(blocked.memory.answered.clone().unwrap().answer, "reg-000000 could not be drained in time");
@@ -279,7 +263,7 @@ fn a_node_that_a_person_wants_gone_is_replaced_in_the_same_plan_and_not_taken_ba
     world.machine("spota-000000").wished = true;
     world.machine("spotb-000000").wished = true;
     let plan = world.reconcile();
-    assert_eq!(asked(&plan), ["spota-000000"]);
+    assert_eq!(asked_to_drain(&plan), ["spota-000000"]);
     assert!(
         plan.actions.iter().any(|action| matches!(action, Action::ScaleUp { new: 1, .. })),
         "{:?}",
@@ -372,7 +356,11 @@ fn a_deleted_spot_pool_returns_what_it_bought_and_nothing_else() {
         world.machine("spota-000001").drain = Some((now, now + jiff::SignedDuration::from_hours(1)));
         world.leaving = true;
         let plan = world.reconcile();
-        assert_eq!(asked(&plan), ["reg-000002", "reg-000003"], "those found at adoption are the oldest");
+        assert_eq!(
+            asked_to_drain(&plan),
+            ["reg-000002", "reg-000003"],
+            "those found at adoption are the oldest"
+        );
         let given_back = Action::WithdrawDrain { node: "spota-000001".into(), reason: Reason::Leaving };
         assert!(plan.actions.contains(&given_back), "{:?}", plan.actions);
         assert_eq!(plan.leaving.map(|leaving| (leaving.fallback_nodes, leaving.done)), Some((3, false)));
@@ -401,17 +389,17 @@ fn a_deleted_spot_pool_tries_a_blocked_drain_again_after_a_pause_and_nothing_whi
         says(&plan, Reason::ReturningFallback).contains("set suspend to false, or deletionPolicy to Retain")
     );
     world.spec.suspend = false;
-    assert_eq!(asked(&world.reconcile()), ["reg-000000"]);
+    assert_eq!(asked_to_drain(&world.reconcile()), ["reg-000000"]);
     world.pass(901);
     let plan = world.reconcile();
     assert!(says(&plan, Reason::DrainTimedOut).contains("could not be drained in time"));
-    assert_eq!(asked(&plan).len(), 0);
+    assert_eq!(asked_to_drain(&plan).len(), 0);
     world.pass(599);
     let plan = world.reconcile();
     assert!(plan.actions.is_empty() && plan.wake.is_some(), "{:?}", plan.steps);
     world.machine("reg-000000").blocked = false;
     world.pass(1);
-    assert_eq!(asked(&world.reconcile()), ["reg-000000"]);
+    assert_eq!(asked_to_drain(&world.reconcile()), ["reg-000000"]);
 }
 
 #[derive(Clone, Debug)]
@@ -459,9 +447,9 @@ proptest! {
             let open = spotpool_core::opening(world.spec.failback.window.as_ref().unwrap(), world.now);
             let probing = world.memory.probe.is_some();
             let plan = world.reconcile();
-            let on_demand = asked(&plan).iter().filter(|node| node.starts_with("reg")).count();
-            prop_assert!(asked(&plan).is_empty() || open == spotpool_core::Opening::Open, "{:?}", plan.steps);
-            prop_assert!(asked(&plan).is_empty() || !paused || world.now >= "2026-01-01T06:00:00Z".parse().unwrap());
+            let on_demand = asked_to_drain(&plan).iter().filter(|node| node.starts_with("reg")).count();
+            prop_assert!(asked_to_drain(&plan).is_empty() || open == spotpool_core::Opening::Open, "{:?}", plan.steps);
+            prop_assert!(asked_to_drain(&plan).is_empty() || !paused || world.now >= "2026-01-01T06:00:00Z".parse().unwrap());
             prop_assert!(probing || on_demand <= 1, "{:?}", plan.steps);
         }
     }

@@ -6,8 +6,8 @@ mod world;
 
 use proptest::prelude::*;
 use spotpool_core::plan;
-use spotpool_crds::spot_pool::Role::{self, OnDemand, Spot};
-use world::World;
+use spotpool_crds::spot_pool::Role::{OnDemand, Spot};
+use world::{World, carries_just};
 
 const SPEC: &str = "
 replicas: 5
@@ -31,22 +31,6 @@ fn happens() -> impl Strategy<Value = Happens> {
         1 => (0i32..9).prop_map(Happens::Resize),
         4 => (1i64..400).prop_map(Happens::Pass),
     ]
-}
-
-/// What is there beyond need is less than any one node: each that could go is needed at least in part.
-fn carries_just(world: &World, role: Role, wanted: u32) -> Result<(), TestCaseError> {
-    let ready = world.ready(role);
-    prop_assert!(ready >= wanted, "{ready} of {wanted} {role:?} ready");
-    for pool in
-        world.pools.iter().filter(|pool| pool.role == role && pool.machines.len() as u32 > pool.kept())
-    {
-        prop_assert!(
-            ready - pool.units < wanted,
-            "a node of {} is not needed: {ready} of {wanted}",
-            &pool.name
-        );
-    }
-    Ok(())
 }
 
 proptest! {
@@ -98,8 +82,8 @@ proptest! {
         }
         let base = (baseline as u32).max(units[2] + world.pools[3].kept() * units[3]);
         let wanted = world.spec.replicas.max(baseline) as u32;
-        carries_just(&world, Spot, wanted.saturating_sub(base) + standby as u32)?;
-        carries_just(&world, OnDemand, base)?;
+        carries_just(&world, Spot, wanted.saturating_sub(base) + standby as u32).map_err(TestCaseError::fail)?;
+        carries_just(&world, OnDemand, base).map_err(TestCaseError::fail)?;
         for pool in &world.pools {
             prop_assert_eq!(pool.count, pool.machines.len() as u32, "Azure's count of {} stays stale", &pool.name);
         }

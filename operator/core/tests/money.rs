@@ -16,7 +16,7 @@ use spotpool_core::{Action, Plan};
 use spotpool_crds::Reason;
 use spotpool_crds::spot_pool::AtCap;
 use spotpool_crds::spot_pool::Role::{OnDemand, Spot};
-use world::{Fate, Pool, World};
+use world::{Dice, Fate, Pool, World, asked_to_drain, says};
 
 const SPEC: &str = "
 replicas: 4
@@ -55,21 +55,6 @@ fn bought(plan: &Plan) -> Vec<(&str, u32)> {
         _ => None,
     });
     asked.collect()
-}
-
-fn shed(plan: &Plan) -> Vec<&str> {
-    let asked = plan.actions.iter().filter_map(|action| match action {
-        Action::RequestDrain { node, .. } => Some(node.as_str()),
-        _ => None,
-    });
-    asked.collect()
-}
-
-fn says(plan: &Plan, reason: Reason) -> String {
-    let said: Vec<&str> =
-        plan.steps.iter().filter(|step| step.reason == reason).map(|step| step.message.as_str()).collect();
-    assert!(!said.is_empty(), "no {reason} in {:?}", plan.steps);
-    said.join("; ")
 }
 
 /// Spot goes and does not come back.
@@ -125,7 +110,7 @@ fn the_monthly_budget_counts_what_every_node_is_bound_to_cost() {
         says(&plan, Reason::FallbackAtBudget)
             .starts_with("fallback.monthlyBudget of 0.5 is spent, and fallback costs 0.8 an hour")
     );
-    assert_eq!((shed(&plan).len(), bought(&plan).len(), plan.fallback_nodes), (0, 0, 2));
+    assert_eq!((asked_to_drain(&plan).len(), bought(&plan).len(), plan.fallback_nodes), (0, 0, 2));
     assert_eq!(plan.money.alerts.iter().map(|alert| alert.share).collect::<Vec<_>>(), [100]);
     world.now = "2026-02-01T00:00:05Z".parse().unwrap();
     // A node of 0.4 an hour is bound to nothing more, but one more is.
@@ -137,11 +122,11 @@ fn over_the_budget_the_dearest_are_returned_and_not_bought_again() {
     let mut world = world("hourlyBudget: \"2\", atCap: Shed");
     assert_eq!(bought(&lose_spot(&mut world)), [("cheap", 3), ("dear", 1)]);
     world.pass(120);
-    assert_eq!(shed(&world.reconcile()), [""; 0]);
+    assert_eq!(asked_to_drain(&world.reconcile()), [""; 0]);
     price_of(&mut world, "cheap", Some("0.9"));
     let plan = world.reconcile();
     // 3.2 an hour: two of 0.9 have to go, before any has lived its minimum.
-    assert_eq!(shed(&plan), ["cheap-000000", "cheap-000001"]);
+    assert_eq!(asked_to_drain(&plan), ["cheap-000000", "cheap-000001"]);
     assert!(says(&plan, Reason::ShedOverBudget).contains("fallback costs 3.2 an hour, 1.2 more than"));
     for _ in 0..20 {
         world.pass(30);
@@ -156,7 +141,7 @@ fn over_the_budget_the_dearest_are_returned_and_not_bought_again() {
     world.spec.fallback.as_mut().unwrap().at_cap = AtCap::Hold;
     price_of(&mut world, "cheap", Some("1.9"));
     let plan = world.reconcile();
-    assert_eq!(shed(&plan), [""; 0]);
+    assert_eq!(asked_to_drain(&plan), [""; 0]);
     assert!(says(&plan, Reason::FallbackAtBudget).contains("2.9 an hour, 0.9 more than"), "{:?}", plan.steps);
 }
 
@@ -241,19 +226,6 @@ fn the_course_of_a_month_is_told_at_each_share_once() {
     }
     let month = |share| ("monthlyBudget".to_owned(), share);
     assert_eq!(told, [month(50), month(80), month(100)]);
-}
-
-/// SplitMix64.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, below: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % below.max(1)
-    }
 }
 
 /// A price of this agent pool and no other.

@@ -13,27 +13,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use jiff::SignedDuration;
 use spotpool_crds::spot_pool::Role::{self, OnDemand, Spot};
-use world::{Fate, World};
+use world::{Dice, Fate, World, carries_just};
 
 const SCHEDULES: u64 = 1_000;
 const EVENTS: u64 = 30;
-
-/// SplitMix64.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, below: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % below.max(1)
-    }
-
-    fn of<T: Copy>(&mut self, choices: &[T]) -> T {
-        choices[self.below(choices.len() as u64) as usize]
-    }
-}
 
 fn world(dice: &mut Dice) -> World {
     let (spot, on_demand) = (2 + dice.below(4), 1 + dice.below(3));
@@ -121,17 +104,6 @@ fn happen(dice: &mut Dice, world: &mut World) {
     }
 }
 
-/// Each node that is there is needed at least in part.
-fn carries_just(world: &World, role: Role, wanted: u32) {
-    let ready = world.ready(role);
-    assert!(ready >= wanted, "{ready} of {wanted} {role:?} ready: {:#?}", world.plan().steps);
-    for pool in
-        world.pools.iter().filter(|pool| pool.role == role && pool.machines.len() as u32 > pool.kept())
-    {
-        assert!(ready - pool.units < wanted, "a node of {} is not needed: {ready} of {wanted}", pool.name);
-    }
-}
-
 fn schedule(seed: u64) {
     let mut dice = Dice(seed);
     let mut world = world(&mut dice);
@@ -170,8 +142,8 @@ fn schedule(seed: u64) {
     let kept: u32 = on_demand.map(|pool| pool.kept() * pool.units).sum();
     let baseline = world.spec.on_demand.baseline as u32;
     let (base, wanted) = (kept.max(baseline), (world.spec.replicas as u32).max(baseline));
-    carries_just(&world, Spot, wanted.saturating_sub(base) + world.spec.standby.units as u32);
-    carries_just(&world, OnDemand, base);
+    carries_just(&world, Spot, wanted.saturating_sub(base) + world.spec.standby.units as u32).unwrap();
+    carries_just(&world, OnDemand, base).unwrap();
     for pool in &world.pools {
         assert_eq!(pool.count, pool.machines.len() as u32, "Azure's count of {} stays stale", pool.name);
     }

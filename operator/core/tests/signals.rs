@@ -10,7 +10,7 @@ use spotpool_core::{Action, Plan, Snapshot, plan};
 use spotpool_crds::Reason;
 use spotpool_crds::spot_pool::EarlySignals;
 use spotpool_crds::spot_pool::Role::{self, OnDemand, Spot};
-use world::World;
+use world::{World, carries_just};
 
 const SPEC: &str = "
 replicas: 4
@@ -217,21 +217,6 @@ fn settle(world: &mut World) {
     }
 }
 
-fn carries_just(world: &World, role: Role, wanted: u32) -> Result<(), TestCaseError> {
-    let ready = world.ready(role);
-    prop_assert!(ready >= wanted, "{ready} of {wanted} {role:?} ready");
-    for pool in
-        world.pools.iter().filter(|pool| pool.role == role && pool.machines.len() as u32 > pool.kept())
-    {
-        prop_assert!(
-            ready - pool.units < wanted,
-            "a node of {} stays behind: {ready} of {wanted}",
-            &pool.name
-        );
-    }
-    Ok(())
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
 
@@ -257,7 +242,7 @@ proptest! {
             }
         }
         settle(&mut world);
-        carries_just(&world, Spot, 5)?;
+        carries_just(&world, Spot, 5).map_err(TestCaseError::fail)?;
         prop_assert!(world.reconcile().actions.is_empty());
     }
 
@@ -279,8 +264,8 @@ proptest! {
             world.reconcile();
         }
         settle(&mut world);
-        carries_just(&world, Spot, world.spec.replicas as u32)?;
-        carries_just(&world, OnDemand, 0)?;
+        carries_just(&world, Spot, world.spec.replicas as u32).map_err(TestCaseError::fail)?;
+        carries_just(&world, OnDemand, 0).map_err(TestCaseError::fail)?;
         let plan = world.reconcile();
         prop_assert!(plan.actions.is_empty());
         prop_assert_eq!(plan.wake, None);

@@ -11,9 +11,9 @@ use spotpool_core::{
     Action, AgentPoolView, Autoscaler, DrainView, Losses, Market, Memory, NodeView, Plan, Snapshot, Wishes,
     plan,
 };
-use spotpool_crds::SpotPoolSpec;
 use spotpool_crds::spot_pool::{Operation, OperationKind, Role};
 use spotpool_crds::voluntary_drain::{DrainPhase, DrainReason};
+use spotpool_crds::{Reason, SpotPoolSpec};
 
 pub const BOOT: i64 = 60;
 const DRAIN: i64 = 5;
@@ -21,6 +21,60 @@ const DRAIN: i64 = 5;
 const RESTORES: i64 = 60;
 /// … and takes idle nodes beyond it after this.
 const IDLE: i64 = 600;
+
+/// Random numbers of one seed: SplitMix64.
+#[allow(dead_code, reason = "only random courses roll")]
+pub struct Dice(pub u64);
+
+#[allow(dead_code, reason = "only random courses roll")]
+impl Dice {
+    pub fn below(&mut self, below: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % below.max(1)
+    }
+
+    pub fn of<T: Copy>(&mut self, choices: &[T]) -> T {
+        choices[self.below(choices.len() as u64) as usize]
+    }
+}
+
+/// The nodes that the plan asks to drain.
+#[allow(dead_code, reason = "not every test looks at drains")]
+pub fn asked_to_drain(plan: &Plan) -> Vec<&str> {
+    let asked = plan.actions.iter().filter_map(|action| match action {
+        Action::RequestDrain { node, .. } => Some(node.as_str()),
+        _ => None,
+    });
+    asked.collect()
+}
+
+/// All that the plan says for this reason.
+#[allow(dead_code, reason = "not every test reads the plan's words")]
+pub fn says(plan: &Plan, reason: Reason) -> String {
+    let said: Vec<&str> =
+        plan.steps.iter().filter(|step| step.reason == reason).map(|step| step.message.as_str()).collect();
+    assert!(!said.is_empty(), "no {reason} in {:?}", plan.steps);
+    said.join("; ")
+}
+
+/// What is there beyond need is less than any one node: each that could go is needed at least in part.
+#[allow(dead_code, reason = "only random courses end so")]
+pub fn carries_just(world: &World, role: Role, wanted: u32) -> Result<(), String> {
+    let ready = world.ready(role);
+    if ready < wanted {
+        return Err(format!("{ready} of {wanted} {role:?} ready: {:#?}", world.plan().steps));
+    }
+    let of_role = world.pools.iter().filter(|pool| pool.role == role);
+    for pool in of_role.filter(|pool| pool.machines.len() as u32 > pool.kept()) {
+        if ready - pool.units >= wanted {
+            return Err(format!("a node of {} is not needed: {ready} of {wanted}", pool.name));
+        }
+    }
+    Ok(())
+}
 
 /// What becomes of the next scale-up of an agent pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
