@@ -351,11 +351,7 @@ impl BackupDrains {
             never = keep_written(handle, &wanted) => match never {},
         };
         let mut end = wanted.borrow().clone();
-        let Some(phase) = noted::ending(&mut end, hears.before, &report) else { return };
-        let reason = match phase {
-            Phase::Drained => Reason::DrainCompleted,
-            _ => Reason::DrainIncomplete,
-        };
+        let Some((phase, reason)) = noted::ending(&mut end, hears.before, &report) else { return };
         let PodCounts { evicted, escalated, left } = end.pods;
         let margin_s = deadline.duration_since(Timestamp::now()).as_secs_f64();
         tracing::info!(node = job.node, event_id, %reason, evicted, escalated, left, margin_s, "backup drain over");

@@ -1,7 +1,7 @@
 //! What a drain leaves in the notice of its node, by whomever it is run.
 
-use spotpool_crds::EvictionNotice;
 use spotpool_crds::eviction::{MOST_UNFINISHED, Phase, PodCounts};
+use spotpool_crds::{EvictionNotice, Reason};
 
 use crate::report::{Ending, Progress, Report};
 
@@ -27,14 +27,14 @@ pub fn unfinished(notice: &mut EvictionNotice, left: &[String]) {
 }
 
 /// Notes how the drain ended. Nothing if it was stopped: whoever stopped it says why.
-pub fn ending(notice: &mut EvictionNotice, before: PodCounts, report: &Report) -> Option<Phase> {
-    let phase = match report.ending {
+pub fn ending(notice: &mut EvictionNotice, before: PodCounts, report: &Report) -> Option<(Phase, Reason)> {
+    let (phase, reason) = match report.ending {
         Ending::Stopped => return None,
-        Ending::Drained => Phase::Drained,
-        Ending::TimeOver => Phase::Incomplete,
+        Ending::Drained => (Phase::Drained, Reason::DrainCompleted),
+        Ending::TimeOver => (Phase::Incomplete, Reason::DrainIncomplete),
     };
     progress(notice, before, &report.progress);
     notice.phase = phase;
     unfinished(notice, if phase == Phase::Incomplete { &report.left } else { &[] });
-    Some(phase)
+    Some((phase, reason))
 }

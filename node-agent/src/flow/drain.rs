@@ -41,11 +41,7 @@ impl Flow {
                 ended = noted::ending(wanted, hears.before, &report);
                 ended.is_some()
             });
-            let Some(phase) = ended else { return };
-            let reason = match phase {
-                Phase::Drained => Reason::DrainCompleted,
-                _ => Reason::DrainIncomplete,
-            };
+            let Some((phase, reason)) = ended else { return };
             let wanted = self.wanted.borrow().clone();
             let margin = wanted.deadline.duration_since(Timestamp::now()).as_secs_f64();
             let PodCounts { evicted, escalated, left } = wanted.pods;

@@ -33,7 +33,7 @@ mod wishes;
 
 pub use autoscaler::Autoscaler;
 pub use plan::{Action, Answered, Leaving, Memory, Plan, Probe, Relapses, plan};
-pub use snapshot::{AgentPoolView, DrainView, Losses, Market, NodeView, Score, Snapshot};
+pub use snapshot::{AgentPoolView, DrainView, Losses, Market, NodeView, Score, Snapshot, arrived};
 pub use stall::Stall;
 pub use window::{Opening, opening};
 pub use wishes::Wishes;

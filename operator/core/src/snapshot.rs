@@ -245,6 +245,13 @@ impl NodeView {
     }
 }
 
+/// Nodes that have come since `operation` was asked for: machines of an earlier one that boot meanwhile, too.
+pub fn arrived(operation: &Operation, nodes: &[NodeView]) -> u32 {
+    // Both times are whole seconds. One that was made in the very second of the request cannot be of it: no VM boots in
+    // that, and counting it would ask for one too many.
+    nodes.iter().filter(|node| node.created > operation.since.0).count() as u32
+}
+
 impl Snapshot {
     /// The nodes of all agent pools.
     pub fn nodes(&self) -> impl Iterator<Item = &NodeView> {
@@ -305,12 +312,7 @@ impl AgentPoolView {
 
     /// Of the machines that `operation` should bring, those that are no nodes.
     pub(crate) fn not_come(&self, operation: &Operation) -> u32 {
-        // Machines of an earlier operation that boot meanwhile are nodes since then, too.
-        // Both times are whole seconds. One that was made in the very second of the request cannot be of it: no VM boots in
-        // that, and counting it would ask for one too many.
-        let since = operation.since.0;
-        let came = self.nodes.iter().filter(|node| node.created > since).count() as u32;
-        asked(operation).saturating_sub(came)
+        asked(operation).saturating_sub(arrived(operation, &self.nodes))
     }
 
     /// Machines that are asked for and no node yet, of those that may still be counted on.

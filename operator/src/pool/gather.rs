@@ -18,7 +18,7 @@ use spotpool_core::signals::Signals;
 use spotpool_core::upkeep::Upkeep;
 use spotpool_core::{
     AgentPoolView, Answered, Autoscaler, DrainView, Losses, Memory, NodeView, Probe, Relapses, Snapshot,
-    Stall, Wishes,
+    Stall, Wishes, arrived,
 };
 use spotpool_crds::spot_pool::{
     AgentPoolStatus, AutoscalerStatus, AzureError as StatusError, FloorStatus, Operation, OperationKind,
@@ -285,8 +285,7 @@ pub fn gather(
         let busy = known.is_none_or(|known| known.busy);
         let mut operation = before.and_then(|before| before.operation.clone());
         if let Some(operation) = &mut operation {
-            let came = nodes.iter().filter(|node| node.created > operation.since.0).count();
-            operation.arrived = operation.arrived.max(came as i32);
+            operation.arrived = operation.arrived.max(arrived(operation, &nodes) as i32);
         }
         snapshot.agent_pools.push(AgentPoolView {
             name: name.clone(),
