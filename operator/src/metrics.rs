@@ -1,8 +1,6 @@
 //! The operator's metrics. Labels come from enums, SpotPool names and agent pool names only.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -10,14 +8,15 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
-use spotpool_azure::{AzureError, Decimal};
-use spotpool_core::cost::Amounts;
+use spotpool_azure::AzureError;
 use spotpool_core::objective::Told;
 use spotpool_core::{Plan, Snapshot};
 use spotpool_crds::{Reason, SpotPoolStatus};
 
+mod money;
 mod objective;
 
+use money::MoneyMetrics;
 use objective::ObjectiveMetrics;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -54,39 +53,6 @@ struct PoolName {
     pool: String,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct CostOf {
-    namespace: String,
-    pool: String,
-    agent_pool: String,
-    kind: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct SpentOn {
-    namespace: String,
-    pool: String,
-    kind: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct BudgetFor {
-    namespace: String,
-    pool: String,
-    period: &'static str,
-}
-
-/// What money is spent on.
-const KINDS: [&str; 3] = ["spot", "on_demand", "fallback"];
-
-fn of_kinds(amounts: &Amounts) -> [(&'static str, Decimal); 3] {
-    [(KINDS[0], amounts.spot), (KINDS[1], amounts.base), (KINDS[2], amounts.fallback)]
-}
-
-fn float(amount: Decimal) -> f64 {
-    amount.to_string().parse().unwrap_or(f64::NAN)
-}
-
 /// All of them. Cheap to clone; all clones are one.
 #[derive(Clone)]
 pub struct Metrics {
@@ -100,14 +66,7 @@ pub struct Metrics {
     floor_hourly_cost: Family<PoolName, Gauge<f64, AtomicU64>>,
     blocked_budgets: Family<PoolName, Gauge>,
     objective: ObjectiveMetrics,
-    hourly_cost: Family<CostOf, Gauge<f64, AtomicU64>>,
-    on_demand_equivalent: Family<PoolName, Gauge<f64, AtomicU64>>,
-    month_spend: Family<SpentOn, Gauge<f64, AtomicU64>>,
-    budget: Family<BudgetFor, Gauge<f64, AtomicU64>>,
-    budget_left: Family<BudgetFor, Gauge<f64, AtomicU64>>,
-    prices_read: Family<PoolName, Gauge<f64, AtomicU64>>,
-    /// Agent pools of which there are costs, so that those of one that is not named any more go.
-    costed: Arc<Mutex<BTreeMap<PoolName, BTreeSet<String>>>>,
+    money: MoneyMetrics,
     notice_to_request: Histogram,
     plan: Histogram,
     survey: Histogram,
@@ -127,13 +86,7 @@ impl Metrics {
             floor_hourly_cost: Family::default(),
             blocked_budgets: Family::default(),
             objective: ObjectiveMetrics::default(),
-            hourly_cost: Family::default(),
-            on_demand_equivalent: Family::default(),
-            month_spend: Family::default(),
-            budget: Family::default(),
-            budget_left: Family::default(),
-            prices_read: Family::default(),
-            costed: Arc::default(),
+            money: MoneyMetrics::default(),
             notice_to_request: Histogram::new(exponential_buckets(0.01, 2.0, 12)),
             plan: Histogram::new(exponential_buckets(0.000_1, 4.0, 8)),
             survey: Histogram::new(exponential_buckets(0.000_1, 4.0, 8)),
@@ -173,28 +126,7 @@ impl Metrics {
             metrics.blocked_budgets.clone(),
         );
         metrics.objective.register(registry);
-        registry.register(
-            "hourly_cost",
-            "What the machines of an agent pool cost an hour, by what they are for",
-            metrics.hourly_cost.clone(),
-        );
-        registry.register(
-            "on_demand_equivalent_hourly_cost",
-            "What the same machines would cost an hour on demand",
-            metrics.on_demand_equivalent.clone(),
-        );
-        registry.register(
-            "month_spend",
-            "What has been spent in this month by UTC, by what it was for",
-            metrics.month_spend.clone(),
-        );
-        registry.register("budget", "What fallback may cost, by period", metrics.budget.clone());
-        registry.register("budget_left", "What is left of it", metrics.budget_left.clone());
-        registry.register(
-            "prices_read_timestamp_seconds",
-            "When the oldest price that counts was read",
-            metrics.prices_read.clone(),
-        );
+        metrics.money.register(registry);
         registry.register_with_unit(
             "notice_to_request",
             "From an agent's notice to Azure's acceptance of replacement capacity",
@@ -309,67 +241,11 @@ impl Metrics {
         self.objective.drained(&name, result);
     }
 
-    /// What a SpotPool costs. Amounts are those of `now`, not of the last status.
+    /// What a SpotPool costs. What it costs an hour is as of `now`; what is spent in the month is as of the ledger's last
+    /// write, as in status, so at most ten minutes old while anything costs.
     pub fn money(&self, namespace: &str, pool: &str, snapshot: &Snapshot, plan: &Plan) {
-        let (namespace, pool) = (namespace.to_owned(), pool.to_owned());
-        let name = PoolName { namespace: namespace.clone(), pool: pool.clone() };
-        let costs = &plan.money.costs;
-        let agent_pools = snapshot.agent_pools.iter().map(|view| view.name.clone()).collect();
-        let before = self.costed().insert(name.clone(), agent_pools);
-        for (view, amounts) in snapshot.agent_pools.iter().zip(&costs.pools) {
-            for (kind, amount) in of_kinds(amounts) {
-                let agent_pool = view.name.clone();
-                let labels = CostOf { namespace: namespace.clone(), pool: pool.clone(), agent_pool, kind };
-                self.hourly_cost.get_or_create(&labels).set(float(amount));
-            }
-        }
-        let is_named = |agent_pool: &String| snapshot.agent_pools.iter().any(|view| view.name == *agent_pool);
-        self.forget_costs(&name, before.into_iter().flatten().filter(|agent_pool| !is_named(agent_pool)));
-        set(&self.on_demand_equivalent, &name, costs.equivalent.map(float));
-        let read_at = plan.money.prices_read_at.map(|at| at.as_second() as f64);
-        set(&self.prices_read, &name, read_at);
-        let spent = plan.memory.ledger.as_ref().map(|ledger| ledger.page.spent);
-        for kind in KINDS {
-            let amount = spent.and_then(|spent| of_kinds(&spent).into_iter().find(|(of, _)| *of == kind));
-            let labels = SpentOn { namespace: namespace.clone(), pool: pool.clone(), kind };
-            set(&self.month_spend, &labels, amount.map(|(_, amount)| float(amount)));
-        }
-        for (period, budget) in [("hour", plan.money.hourly_budget), ("month", plan.money.monthly_budget)] {
-            let labels = BudgetFor { namespace: namespace.clone(), pool: pool.clone(), period };
-            set(&self.budget, &labels, budget.map(|(budget, _)| float(budget)));
-            set(&self.budget_left, &labels, budget.map(|(_, left)| float(left)));
-        }
-    }
-
-    fn costed(&self) -> MutexGuard<'_, BTreeMap<PoolName, BTreeSet<String>>> {
-        self.costed.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn forget_costs(&self, name: &PoolName, agent_pools: impl Iterator<Item = String>) {
-        for agent_pool in agent_pools {
-            for kind in KINDS {
-                let PoolName { namespace, pool } = name.clone();
-                let agent_pool = agent_pool.clone();
-                self.hourly_cost.remove(&CostOf { namespace, pool, agent_pool, kind });
-            }
-        }
-    }
-
-    fn forget_money(&self, name: &PoolName) {
-        let agent_pools = self.costed().remove(name);
-        self.forget_costs(name, agent_pools.into_iter().flatten());
-        self.on_demand_equivalent.remove(name);
-        self.prices_read.remove(name);
-        for kind in KINDS {
-            let PoolName { namespace, pool } = name.clone();
-            self.month_spend.remove(&SpentOn { namespace, pool, kind });
-        }
-        for period in ["hour", "month"] {
-            let PoolName { namespace, pool } = name.clone();
-            let labels = BudgetFor { namespace, pool, period };
-            self.budget.remove(&labels);
-            self.budget_left.remove(&labels);
-        }
+        let name = PoolName { namespace: namespace.into(), pool: pool.into() };
+        self.money.tell(&name, snapshot, plan);
     }
 
     fn forget_floor(&self, name: &PoolName) {
@@ -390,17 +266,6 @@ impl Metrics {
         self.objective.forget(&name);
         self.objective.forget_drains(&name);
         self.forget_floor(&name);
-        self.forget_money(&name);
-    }
-}
-
-/// Sets the value, or takes the series away where there is none.
-fn set<L>(family: &Family<L, Gauge<f64, AtomicU64>>, labels: &L, value: Option<f64>)
-where
-    L: Clone + std::hash::Hash + Eq,
-{
-    match value {
-        Some(value) => drop(family.get_or_create(labels).set(value)),
-        None => drop(family.remove(labels)),
+        self.money.forget(&name);
     }
 }
