@@ -22,7 +22,6 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::runtime::watcher;
-use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use spotpool_azure::{
     ApiVersion, Arm, ArmConfig, AzureError, Class, Clock, ClusterId, ResourceGraph, RetailPrices,
@@ -388,7 +387,7 @@ impl Simulation {
             arm,
             self.nodes.clone(),
             self.trigger.clone(),
-            Metrics::register(&mut Registry::default()),
+            Metrics::register(&mut spotpool_operator::metrics::catalogue()),
             self.clock.clone(),
         ));
         let keeper = agent_pools.clone();

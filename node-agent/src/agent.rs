@@ -228,6 +228,7 @@ impl Agent {
         let is_lost =
             notice.is_some_and(|it| it.kind == Kind::Preempt || it.response == EventResponse::Drain);
         self.context.metrics.under_notice(is_lost);
+        self.context.metrics.node_is_of(node.label(names::AGENT_POOL_LABEL), node.policy().as_ref());
     }
 
     fn follow(&mut self, decision: Decision) {

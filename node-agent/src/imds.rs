@@ -314,8 +314,8 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use prometheus_client::registry::Registry;
     use spotpool_runtime::admin::Readiness;
+    use spotpool_runtime::catalogue::Catalogue;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
@@ -455,7 +455,7 @@ mod tests {
         let (documents, mut received) = mpsc::channel(4);
         let (_urgent, is_urgent) = watch::channel(true);
         let readiness = Readiness::default();
-        let metrics = Metrics::new(&mut Registry::default());
+        let metrics = Metrics::register(&mut Catalogue::new("spotpool_agent"));
         let polling = poll(
             imds,
             Duration::from_millis(100),
@@ -475,7 +475,7 @@ mod tests {
                 .await;
         let (documents, mut received) = mpsc::channel(4);
         let (_urgent, is_urgent) = watch::channel(true);
-        let metrics = Metrics::new(&mut Registry::default());
+        let metrics = Metrics::register(&mut Catalogue::new("spotpool_agent"));
         let imds = Imds::new(&quick).unwrap();
         tokio::spawn(poll(
             imds,

@@ -13,11 +13,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use prometheus_client::registry::Registry;
 use spotpool_crds::names;
 use spotpool_drain::Pods;
 use spotpool_drain::pods::watch_pods;
 use spotpool_runtime::admin::{self, Readiness};
+use spotpool_runtime::catalogue::Catalogue;
 use spotpool_runtime::exit::{self, ConfigError, Exit};
 use spotpool_runtime::{args as flags, client, shutdown, telemetry};
 use tokio::net::TcpListener;
@@ -32,7 +32,7 @@ use spotpool_node_agent::condition::{self, Told};
 use spotpool_node_agent::context::Context;
 use spotpool_node_agent::hooks::{Caller, Reach};
 use spotpool_node_agent::imds::{self, Imds, TimerSlots};
-use spotpool_node_agent::metrics::Metrics;
+use spotpool_node_agent::metrics::{self, Metrics};
 use spotpool_node_agent::node::{NodeHandle, watch_node};
 use spotpool_node_agent::relay;
 use spotpool_node_agent::time;
@@ -51,8 +51,8 @@ async fn run(args: Args, slots: TimerSlots) -> Result<(), Exit> {
     telemetry::init(&args.common)?;
     exit::on_panic();
     let shutdown = shutdown::on_signal().map_err(|error| Exit::Died(format!("signals: {error}")))?;
-    let mut registry = Registry::default();
-    let metrics = Metrics::new(&mut registry);
+    let mut catalogue = Catalogue::new(metrics::PREFIX);
+    let metrics = Metrics::register(&mut catalogue);
     let readiness = Readiness::default();
     let (imds_gate, node_gate, pods_gate) =
         (readiness.gate("imds"), readiness.gate("node"), readiness.gate("pods"));
@@ -97,7 +97,12 @@ async fn run(args: Args, slots: TimerSlots) -> Result<(), Exit> {
         "posting of Events"
     });
     // Probes and scrapes go on while a drain is finished, so these do not end with the signal.
-    let admin = admin::serve(admin_listener, readiness, Arc::new(registry), CancellationToken::new());
+    let admin = admin::serve(
+        admin_listener,
+        readiness,
+        Arc::new(catalogue.into_registry()),
+        CancellationToken::new(),
+    );
     tasks.spawn(async move {
         let _ = admin.await;
         "the admin server"

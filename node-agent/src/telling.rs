@@ -1,9 +1,9 @@
 //! Telling the pods of a drain: those with a hook are asked and held until they answer, those that want it get the
 //! deadline as an annotation. Both go on beside the drain and delay no pod but the one that asked for it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -80,6 +80,8 @@ pub struct Telling {
     terms: watch::Receiver<Terms>,
     stop: CancellationToken,
     holds: watch::Sender<Holds>,
+    /// Pods whose hook has answered well.
+    prepared: Mutex<HashSet<String>>,
 }
 
 impl Telling {
@@ -101,6 +103,7 @@ impl Telling {
             terms,
             stop,
             holds: watch::Sender::new(Holds::default()),
+            prepared: Mutex::default(),
         };
         telling.hold_all();
         telling
@@ -109,6 +112,11 @@ impl Telling {
     /// Pods whose hook has not answered.
     pub fn holds(&self) -> watch::Receiver<Holds> {
         self.holds.subscribe()
+    }
+
+    /// Whether the pod's hook has answered that it may go.
+    pub fn is_prepared(&self, uid: &str) -> bool {
+        self.prepared.lock().unwrap_or_else(PoisonError::into_inner).contains(uid)
     }
 
     /// Tells the pods that are there and those that come, until it is stopped. To be polled before the drain where
@@ -161,7 +169,7 @@ impl Telling {
                             waiting.insert(pod.uid.clone());
                             asking.push(self.ask(pod.clone(), hook));
                         }
-                        Err(why) => self.heard(pod, &Outcome::Malformed(why)),
+                        Err(why) => self.heard(pod, &Outcome::Malformed(why), Duration::ZERO),
                     }
                     asked.insert(pod.uid.clone(), id.clone());
                 }
@@ -171,10 +179,11 @@ impl Telling {
                 std::mem::replace(holds, now) != *holds
             });
             tokio::select! {
-                Some((pod, outcome)) = asking.next() => {
+                Some((pod, outcome, took)) = asking.next() => {
                     waiting.remove(&pod.uid);
                     let is_there = pods.borrow().contains(&pod.uid);
-                    self.heard(&pod, if is_there || outcome == Outcome::Answered { &outcome } else { &Outcome::Gone });
+                    let outcome = if is_there || outcome == Outcome::Answered { outcome } else { Outcome::Gone };
+                    self.heard(&pod, &outcome, took);
                 }
                 () = changed(&mut pods) => {}
                 () = changed_if_any(changes.as_mut()) => {}
@@ -184,7 +193,7 @@ impl Telling {
     }
 
     /// Asks one hook and keeps the time.
-    async fn ask(&self, pod: Arc<Pod>, hook: Hook) -> (Arc<Pod>, Outcome) {
+    async fn ask(&self, pod: Arc<Pod>, hook: Hook) -> (Arc<Pod>, Outcome, Duration) {
         let mut terms = self.terms.clone();
         let began = Instant::now();
         let now = Timestamp::now();
@@ -210,7 +219,7 @@ impl Telling {
                 () = changed(&mut terms) => {}
             }
         };
-        (pod, outcome)
+        (pod, outcome, began.elapsed())
     }
 
     /// Until when an answer counts, whatever the hook's own time; `None` is for ever.
@@ -224,8 +233,11 @@ impl Telling {
         Instant::now().checked_add(rest).map(|latest| latest.max(began + LEAST_ASK))
     }
 
-    fn heard(&self, pod: &Pod, outcome: &Outcome) {
-        self.metrics.hook(outcome);
+    fn heard(&self, pod: &Pod, outcome: &Outcome, took: Duration) {
+        self.metrics.hook(outcome, took);
+        if *outcome == Outcome::Answered {
+            self.prepared.lock().unwrap_or_else(PoisonError::into_inner).insert(pod.uid.clone());
+        }
         let (id, node, result) = (self.cause.id(), &self.node, outcome.label());
         let name = format_args!("{}/{}", pod.namespace, pod.name);
         let Some(why) = outcome.failure() else {

@@ -11,12 +11,11 @@ use futures::StreamExt;
 use futures::channel::mpsc;
 use jiff::Timestamp;
 use kube::Api;
-use prometheus_client::registry::Registry;
 use spotpool_operator::agent_pools::AgentPools;
 use spotpool_operator::azure::AzureArgs;
 use spotpool_operator::backup_drain::BackupDrains;
 use spotpool_operator::leader::{Elector, Leadership};
-use spotpool_operator::metrics::Metrics;
+use spotpool_operator::metrics::{self, Metrics};
 use spotpool_operator::neighbours::Neighbours;
 use spotpool_operator::pool::{self, Parts};
 use spotpool_operator::vms::Vms;
@@ -24,6 +23,7 @@ use spotpool_operator::watches::{Nodes, Trigger};
 use spotpool_operator::workloads::Workloads;
 use spotpool_runtime::admin::{self, Readiness};
 use spotpool_runtime::args::{self, CommonArgs};
+use spotpool_runtime::catalogue::Catalogue;
 use spotpool_runtime::exit::{self, ConfigError, Exit};
 use spotpool_runtime::{client, shutdown, telemetry};
 use tokio::net::TcpListener;
@@ -92,8 +92,8 @@ async fn run(args: Args) -> Result<(), Exit> {
     let lease_client = client::connect(&args.common, USER_AGENT).await?;
     let drain_client = client::connect_gated(&args.common, USER_AGENT, may_write.clone()).await?;
     let client = client::connect_gated(&args.common, USER_AGENT, may_write).await?;
-    let mut registry = Registry::default();
-    let metrics = Metrics::register(&mut registry);
+    let mut catalogue = Catalogue::new(metrics::PREFIX);
+    let metrics = Metrics::register(&mut catalogue);
     let readiness = Readiness::default();
     let (cache, lease) = (readiness.gate("nodes"), readiness.gate("lease"));
     let namespace = args.pod_namespace.unwrap_or_else(|| client.default_namespace().to_owned());
@@ -129,7 +129,7 @@ async fn run(args: Args) -> Result<(), Exit> {
         leadership,
     );
 
-    let serve = admin::serve(listener, readiness, Arc::new(registry), shutdown.clone());
+    let serve = admin::serve(listener, readiness, Arc::new(catalogue.into_registry()), shutdown.clone());
     let serve = async { serve.await.map_err(|error| Exit::Died(format!("the admin server died: {error}"))) };
     let watch = async {
         node_stream.collect::<()>().await;

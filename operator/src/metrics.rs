@@ -1,21 +1,24 @@
 //! The operator's metrics. Labels come from enums, SpotPool names and agent pool names only.
 
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::registry::{Registry, Unit};
 use spotpool_azure::AzureError;
 use spotpool_core::objective::Told;
 use spotpool_core::{Plan, Snapshot};
 use spotpool_crds::{Reason, SpotPoolStatus};
+use spotpool_runtime::catalogue::Catalogue;
 
+mod agent_pools;
 mod money;
 mod objective;
 
+use agent_pools::AgentPoolMetrics;
 use money::MoneyMetrics;
 use objective::ObjectiveMetrics;
 
@@ -36,11 +39,6 @@ struct Reconcile {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct AgentPoolOf {
-    agent_pool: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PoolNodes {
     namespace: String,
     pool: String,
@@ -53,6 +51,22 @@ struct PoolName {
     pool: String,
 }
 
+impl PoolName {
+    fn of(namespace: &str, pool: &str) -> Self {
+        Self { namespace: namespace.to_owned(), pool: pool.to_owned() }
+    }
+}
+
+/// The operator's metrics begin so.
+pub const PREFIX: &str = "spotpool_operator";
+
+/// What they are, without values.
+pub fn catalogue() -> Catalogue {
+    let mut catalogue = Catalogue::new(PREFIX);
+    Metrics::register(&mut catalogue);
+    catalogue
+}
+
 /// All of them. Cheap to clone; all clones are one.
 #[derive(Clone)]
 pub struct Metrics {
@@ -60,8 +74,9 @@ pub struct Metrics {
     actions: Family<Action, Counter>,
     reconciles: Family<Reconcile, Counter>,
     backup_drains: Family<Reconcile, Counter>,
-    without_notice: Family<AgentPoolOf, Counter>,
     pool_nodes: Family<PoolNodes, Gauge>,
+    agent_pools: AgentPoolMetrics,
+    time_to_replace: Family<PoolName, Histogram, fn() -> Histogram>,
     floor_units: Family<PoolNodes, Gauge>,
     floor_hourly_cost: Family<PoolName, Gauge<f64, AtomicU64>>,
     blocked_budgets: Family<PoolName, Gauge>,
@@ -73,15 +88,18 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Registers them.
-    pub fn register(registry: &mut Registry) -> Self {
+    /// Describes and registers them.
+    pub fn register(catalogue: &mut Catalogue) -> Self {
         let metrics = Self {
             azure_requests: Family::default(),
             actions: Family::default(),
             reconciles: Family::default(),
             backup_drains: Family::default(),
-            without_notice: Family::default(),
             pool_nodes: Family::default(),
+            agent_pools: AgentPoolMetrics::default(),
+            time_to_replace: Family::new_with_constructor(|| {
+                Histogram::new(exponential_buckets(1.0, 2.0, 13))
+            }),
             floor_units: Family::default(),
             floor_hourly_cost: Family::default(),
             blocked_budgets: Family::default(),
@@ -91,56 +109,110 @@ impl Metrics {
             plan: Histogram::new(exponential_buckets(0.000_1, 4.0, 8)),
             survey: Histogram::new(exponential_buckets(0.000_1, 4.0, 8)),
         };
-        let registry = registry.sub_registry_with_prefix("spotpool_operator");
-        registry.register("azure_requests", "Requests to Azure by result", metrics.azure_requests.clone());
-        registry.register("actions", "Actions carried out by reason", metrics.actions.clone());
-        registry.register(
-            "backup_drains",
-            "Notices that the operator claimed in an agent's stead, and how they ended",
-            metrics.backup_drains.clone(),
-        );
-        registry.register("reconciles", "Reconciliations by result", metrics.reconciles.clone());
-        registry.register(
-            "evictions_without_notice",
-            "Nodes whose VM went without a notice, by agent pool",
-            metrics.without_notice.clone(),
-        );
-        registry.register(
-            "pool_nodes",
-            "Capacity of a SpotPool by state, in units; fallback in nodes",
-            metrics.pool_nodes.clone(),
-        );
-        registry.register(
-            "floor_units",
-            "On-demand for disruption budgets: what they need, and what is kept",
-            metrics.floor_units.clone(),
-        );
-        registry.register(
-            "floor_hourly_cost",
-            "What is kept on demand for disruption budgets alone costs an hour, by list prices",
-            metrics.floor_hourly_cost.clone(),
-        );
-        registry.register(
-            "blocked_budgets",
-            "Disruption budgets in status that let no pod go",
-            metrics.blocked_budgets.clone(),
-        );
-        metrics.objective.register(registry);
-        metrics.money.register(registry);
-        registry.register_with_unit(
-            "notice_to_request",
-            "From an agent's notice to Azure's acceptance of replacement capacity",
-            Unit::Seconds,
-            metrics.notice_to_request.clone(),
-        );
-        registry.register_with_unit("plan", "Time to make one plan", Unit::Seconds, metrics.plan.clone());
-        registry.register_with_unit(
-            "survey",
-            "Time to look through pods and disruption budgets for one SpotPool",
-            Unit::Seconds,
-            metrics.survey.clone(),
-        );
+        metrics.describe(catalogue);
+        metrics.begin();
         metrics
+    }
+
+    fn describe(&self, catalogue: &mut Catalogue) {
+        catalogue
+            .family("azure_requests", "Requests to Azure")
+            .label_of(
+                "operation",
+                "`list`, `machines`, `instances`, `operation`, `scale`, `setMinimum`, `correctCount`, `deleteMachines`, \
+                 `start`, `create`",
+            )
+            .label_of(
+                "result",
+                "`Accepted`, or the class of the error: `Conflict`, `Transient`, `Throttled`, `Invalid`, `Denied`, \
+                 `Capacity`",
+            )
+            .serves("a M9")
+            .metric(self.azure_requests.clone());
+        catalogue
+            .family("actions", "Actions that were carried out")
+            .label_of("reason", "a reason as in the SpotPool's plan, such as ReplaceEvicted or Failback")
+            .serves("b M7")
+            .metric(self.actions.clone());
+        catalogue
+            .family(
+                "backup_drains",
+                "Notices that the operator claimed in an agent's stead, and how they ended",
+            )
+            .label_of("result", "`Claimed`, `Drained`, `Incomplete`, `Cancelled`, `Over`")
+            .note("What an agent took over ends in none")
+            .metric(self.backup_drains.clone());
+        catalogue
+            .family("reconciles", "Reconciliations")
+            .label_of(
+                "result",
+                "`Success`, or the class of the error: `Conflict`, `Transient`, `Throttled`, `Invalid`, `Denied`",
+            )
+            .metric(self.reconciles.clone());
+        catalogue
+            .family("pool_nodes", "Capacity of a SpotPool, as in its status")
+            .unit("units; for `fallback` nodes")
+            .of_pool()
+            .label_of(
+                "state",
+                "`wanted`, `ready_spot`, `ready_on_demand`, `on_the_way`, `evicting`, `fallback`",
+            )
+            .serves("a M6, b M8")
+            .metric(self.pool_nodes.clone());
+        self.agent_pools.register(catalogue);
+        catalogue
+            .family("time_to_replace", "From when less was ready than once was until as much was ready again")
+            .seconds()
+            .of_pool()
+            .note("Spot or on-demand. A shortage that began before the operator led is left out. 1 to 4096 s")
+            .serves("a M3, b M2, b M9")
+            .metric(self.time_to_replace.clone());
+        catalogue
+            .family("floor_units", "On-demand for disruption budgets: what they need, and what is kept")
+            .unit("units")
+            .of_pool()
+            .label_of("state", "`needed`, `kept`")
+            .note("Only where `onDemand.pdbFloor` is enabled")
+            .metric(self.floor_units.clone());
+        catalogue
+            .family("floor_hourly_cost", "What is kept on demand for disruption budgets alone costs")
+            .unit("currency an hour")
+            .of_pool()
+            .note("Beyond baseline and kept nodes, by the list price of the cheapest on-demand agent pool")
+            .metric(self.floor_hourly_cost.clone());
+        catalogue
+            .family("blocked_budgets", "Disruption budgets in status that let no pod go")
+            .of_pool()
+            .note("At most 20")
+            .metric(self.blocked_budgets.clone());
+        self.objective.register(catalogue);
+        self.money.register(catalogue);
+        catalogue
+            .family(
+                "notice_to_request",
+                "From an agent's notice to Azure's acceptance of replacement or fallback",
+            )
+            .seconds()
+            .note("From the newest notice on the SpotPool's nodes, by the agent's clock. 0.01 to 20.48 s")
+            .metric(self.notice_to_request.clone());
+        catalogue
+            .family("plan", "Time to make one plan")
+            .seconds()
+            .note("0.0001 to 1.6 s")
+            .metric(self.plan.clone());
+        catalogue
+            .family("survey", "Time to look through pods and disruption budgets for one SpotPool")
+            .seconds()
+            .note("0.0001 to 1.6 s")
+            .metric(self.survey.clone());
+    }
+
+    /// Counters that begin at zero can be seen to rise the first time something happens.
+    fn begin(&self) {
+        for result in ["Success", "Conflict", "Transient", "Throttled", "Invalid", "Denied"] {
+            drop(self.reconciles.get_or_create(&Reconcile { result }));
+        }
+        drop(self.backup_drains.get_or_create(&Reconcile { result: "Claimed" }));
     }
 
     /// A write to Azure.
@@ -165,9 +237,41 @@ impl Metrics {
     }
 
     /// VMs of an agent pool went without a notice.
-    pub fn lost_without_notice(&self, agent_pool: &str, count: u32) {
-        let labels = AgentPoolOf { agent_pool: agent_pool.to_owned() };
-        self.without_notice.get_or_create(&labels).inc_by(count.into());
+    pub fn lost_without_notice(&self, namespace: &str, pool: &str, agent_pool: &str, count: u32) {
+        self.agent_pools.without_notice(&PoolName::of(namespace, pool), agent_pool, count);
+    }
+
+    /// Azure announced to take a node of an agent pool.
+    pub fn noticed(&self, namespace: &str, pool: &str, agent_pool: &str) {
+        self.agent_pools.noticed(&PoolName::of(namespace, pool), agent_pool);
+    }
+
+    /// An action was sent to Azure, whatever the answer.
+    pub fn asked(&self, namespace: &str, pool: &str, action: &spotpool_core::Action) {
+        self.agent_pools.asked(&PoolName::of(namespace, pool), action);
+    }
+
+    /// As much is ready again as once was, after so long.
+    pub fn replaced(&self, namespace: &str, pool: &str, after: Duration) {
+        self.time_to_replace.get_or_create(&PoolName::of(namespace, pool)).observe(after.as_secs_f64());
+    }
+
+    /// A node is ready that was asked for so long ago.
+    pub fn allocated(&self, namespace: &str, pool: &str, agent_pool: &str, after: Duration) {
+        self.agent_pools.allocated(&PoolName::of(namespace, pool), agent_pool, after);
+    }
+
+    /// Agent pools as the new status has them, and errors that the old one did not have.
+    pub fn agent_pools(&self, namespace: &str, pool: &str, before: &SpotPoolStatus, after: &SpotPoolStatus) {
+        let name = PoolName::of(namespace, pool);
+        self.agent_pools.tell(&name, &after.agent_pools);
+        for entry in &after.agent_pools {
+            let old = before.agent_pools.iter().find(|old| old.name == entry.name);
+            let old = old.and_then(|old| old.last_error.as_ref());
+            if let Some(error) = entry.last_error.as_ref().filter(|error| old != Some(error)) {
+                self.agent_pools.failed(&name, &entry.name, &error.class);
+            }
+        }
     }
 
     /// A reconciliation that ended.
@@ -208,7 +312,7 @@ impl Metrics {
 
     /// What disruption budgets mean for a SpotPool. `cost` is what the floor costs an hour beyond what is always there.
     pub fn budgets(&self, namespace: &str, pool: &str, status: &SpotPoolStatus, cost: Option<f64>) {
-        let name = PoolName { namespace: namespace.into(), pool: pool.into() };
+        let name = PoolName::of(namespace, pool);
         self.blocked_budgets.get_or_create(&name).set(status.blocked_budgets.len() as i64);
         let labels = |state| PoolNodes { namespace: namespace.into(), pool: pool.into(), state };
         let Some(floor) = &status.floor else {
@@ -228,7 +332,7 @@ impl Metrics {
 
     /// What a SpotPool's objective came to, if it has one.
     pub fn objective(&self, namespace: &str, pool: &str, told: Option<&Told>) {
-        let name = PoolName { namespace: namespace.into(), pool: pool.into() };
+        let name = PoolName::of(namespace, pool);
         match told {
             Some(told) => self.objective.tell(&name, told),
             None => self.objective.forget(&name),
@@ -237,14 +341,14 @@ impl Metrics {
 
     /// The drain of a node of the SpotPool under notice has ended so.
     pub fn notice_drain(&self, namespace: &str, pool: &str, result: &'static str) {
-        let name = PoolName { namespace: namespace.into(), pool: pool.into() };
+        let name = PoolName::of(namespace, pool);
         self.objective.drained(&name, result);
     }
 
     /// What a SpotPool costs. What it costs an hour is as of `now`; what is spent in the month is as of the ledger's last
     /// write, as in status, so at most ten minutes old while anything costs.
     pub fn money(&self, namespace: &str, pool: &str, snapshot: &Snapshot, plan: &Plan) {
-        let name = PoolName { namespace: namespace.into(), pool: pool.into() };
+        let name = PoolName::of(namespace, pool);
         self.money.tell(&name, snapshot, plan);
     }
 
@@ -261,11 +365,13 @@ impl Metrics {
         for state in ["wanted", "ready_spot", "ready_on_demand", "on_the_way", "evicting", "fallback"] {
             self.pool_nodes.remove(&PoolNodes { namespace: namespace.into(), pool: pool.into(), state });
         }
-        let name = PoolName { namespace: namespace.into(), pool: pool.into() };
+        let name = PoolName::of(namespace, pool);
         self.blocked_budgets.remove(&name);
         self.objective.forget(&name);
         self.objective.forget_drains(&name);
         self.forget_floor(&name);
+        self.agent_pools.forget(&name);
+        self.time_to_replace.remove(&name);
         self.money.forget(&name);
     }
 }

@@ -15,6 +15,7 @@ mod hands;
 mod leaving;
 mod loss;
 mod market;
+mod metrics;
 mod money;
 mod objective;
 mod others;

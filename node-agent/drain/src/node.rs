@@ -78,6 +78,8 @@ const ANNOTATIONS: [&str; 4] = [
     names::DRAIN_STATUS_ANNOTATION,
 ];
 
+const LABELS: [&str; 2] = [names::EXCLUDE_FROM_LOAD_BALANCERS_LABEL, names::AGENT_POOL_LABEL];
+
 /// Of the others the kubelet renews heartbeats that concern nobody here.
 const CONDITIONS: [&str; 3] = [
     names::PREEMPTION_SCHEDULED_CONDITION,
@@ -106,7 +108,7 @@ fn few_metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta
         annotations.retain(|name, _| ANNOTATIONS.contains(&name.as_str()));
     }
     if let Some(labels) = &mut few.labels {
-        labels.retain(|name, _| name == names::EXCLUDE_FROM_LOAD_BALANCERS_LABEL);
+        labels.retain(|name, _| LABELS.contains(&name.as_str()));
     }
     Ok(ObjectMeta {
         name: few.name,

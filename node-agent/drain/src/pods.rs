@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
@@ -77,6 +78,8 @@ pub struct Pod {
     pub ip: Option<IpAddr>,
     /// What of its annotations could not be read, in words; it counts as not said.
     pub unreadable: Option<String>,
+    /// When its kubelet took it on.
+    pub started: Option<Timestamp>,
 }
 
 /// Pods of a tier are asked to go when those of the tiers before it are gone.
@@ -120,6 +123,7 @@ struct Facts<'a> {
     local_storage: bool,
     phase: Option<&'a str>,
     ip: Option<&'a str>,
+    started: Option<Timestamp>,
 }
 
 impl Pod {
@@ -174,6 +178,7 @@ impl Pod {
             hook_timeout: annotation(names::HOOK_TIMEOUT_ANNOTATION).cloned(),
             ip: facts.ip.and_then(|ip| ip.parse().ok()),
             unreadable,
+            started: facts.started,
         })
     }
 
@@ -192,8 +197,14 @@ impl Pod {
                 local_storage: spec.is_some_and(|spec| spec.volumes.iter().flatten().any(on_disk)),
                 phase: status.and_then(|status| status.phase.as_deref()),
                 ip: status.and_then(|status| status.pod_ip.as_deref()),
+                started: status.and_then(|status| status.start_time.as_ref()).map(|time| time.0),
             },
         )
+    }
+
+    /// Whether a Job made it: then its work is begun anew elsewhere.
+    pub fn is_of_job(&self) -> bool {
+        self.controller.as_ref().is_some_and(|controller| controller.kind == "Job")
     }
 
     /// Whether nobody makes a new one when it is gone.
@@ -322,11 +333,12 @@ struct WatchedEmptyDir {
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(default, rename_all = "camelCase")]
 struct WatchedStatus {
     phase: Option<String>,
     #[serde(rename = "podIP")]
     pod_ip: Option<String>,
+    start_time: Option<Time>,
 }
 
 impl WatchedPod {
@@ -341,6 +353,7 @@ impl WatchedPod {
             local_storage: spec.volumes.iter().any(on_disk),
             phase: status.phase.as_deref(),
             ip: status.pod_ip.as_deref(),
+            started: status.start_time.as_ref().map(|time| time.0),
         };
         Pod::read(&self.metadata, &facts)
     }

@@ -1,6 +1,7 @@
 //! Draining the node by the deadline, and again what still comes.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -24,7 +25,7 @@ impl Flow {
         let _ = tokio::time::timeout(CORDON_FIRST, tried.cancelled()).await;
         let mut told = None;
         while !self.stop.is_cancelled() {
-            let hears = Hears { flow: self, before: self.wanted.borrow().pods };
+            let hears = Hears { flow: self, telling, before: self.wanted.borrow().pods };
             let report = Drain {
                 client: &self.context.client,
                 pods: self.context.pods.clone(),
@@ -57,6 +58,12 @@ impl Flow {
             if told.as_ref() != Some(&wanted.event_id) {
                 let kind = Kind::read(&wanted.event_type);
                 self.context.metrics.drained(&kind, phase, self.began.elapsed(), margin);
+                self.context.metrics.left(report.left.len());
+                let pods: Vec<_> = self.context.pods.borrow().iter().cloned().collect();
+                let is_left = |pod: &&Arc<Pod>| {
+                    !pod.terminating && report.left.contains(&format!("{}/{}", pod.namespace, pod.name))
+                };
+                pods.iter().filter(is_left).for_each(|pod| self.count_work(pod, telling));
                 // What a user of `kubectl drain` has to agree to beforehand; the VM does not ask.
                 let lost = match (report.local_storage, report.unmanaged) {
                     (0, 0) => String::new(),
@@ -72,6 +79,14 @@ impl Flow {
                 told = Some(wanted.event_id);
             }
             self.until_there_is_more(phase).await;
+        }
+    }
+
+    /// A pod of a Job begins its work anew elsewhere, unless it has saved it.
+    fn count_work(&self, pod: &Pod, telling: &Telling) {
+        if let Some(started) = pod.started.filter(|_| pod.is_of_job() && !telling.is_prepared(&pod.uid)) {
+            let run_time = Timestamp::now().duration_since(started);
+            self.context.metrics.work_lost(run_time.try_into().unwrap_or_default());
         }
     }
 
@@ -119,12 +134,16 @@ fn time_of(terms: &Terms) -> Timestamp {
 /// Turns what happens in a drain into numbers, log lines and Events.
 struct Hears<'a> {
     flow: &'a Flow,
+    telling: &'a Telling,
     before: PodCounts,
 }
 
 impl Observer for Hears<'_> {
     fn answered(&self, pod: &Pod, deleted: bool, answer: &Answer) {
         self.flow.context.metrics.answered(answer);
+        if *answer == Answer::Accepted {
+            self.flow.count_work(pod, self.telling);
+        }
         tracing::debug!(pod = format_args!("{}/{}", pod.namespace, pod.name), deleted, ?answer, "answer");
     }
 

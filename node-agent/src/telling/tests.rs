@@ -12,6 +12,7 @@ use spotpool_crds::eviction::{Claimant, Phase, PodCounts, Source};
 use spotpool_crds::node_policy::DrainPolicy;
 use spotpool_crds::spot_pool::{BlockedByPdb, EventResponse};
 use spotpool_crds::voluntary_drain::DrainReason;
+use spotpool_runtime::catalogue::Catalogue;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::Barrier;
@@ -184,8 +185,8 @@ impl Scene {
             }
         });
         let client = Client::new(service, "default");
-        let mut registry = Registry::default();
-        let metrics = Metrics::new(&mut registry);
+        let mut catalogue = Catalogue::new("spotpool_agent");
+        let metrics = Metrics::register(&mut catalogue);
         let pods = watch::Sender::new(pods.into_iter().collect::<Pods>());
         let (notice, terms) = (watch::Sender::new(notice("A")), watch::Sender::new(terms));
         let telling = Telling {
@@ -199,8 +200,10 @@ impl Scene {
             terms: terms.subscribe(),
             stop: CancellationToken::new(),
             holds: watch::Sender::new(Holds::default()),
+            prepared: Mutex::default(),
         };
         telling.hold_all();
+        let registry = catalogue.into_registry();
         Self { telling: Arc::new(telling), pods, notice, terms, registry, patches, task: None }
     }
 
@@ -269,6 +272,11 @@ async fn a_hook_that_hangs_holds_its_own_pod_and_no_other() {
         ["answered", "status", "unreachable", "silent"].map(|result| scene.hooks(result)),
         [1, 1, 1, 0]
     );
+    let is_prepared = |uid: &&str| scene.telling.is_prepared(uid);
+    let prepared: Vec<_> =
+        ["good", "bad", "hangs", "nobody", "plain"].into_iter().filter(is_prepared).collect();
+    assert_eq!(prepared, ["good"], "whoever did not answer has saved nothing");
+    assert_eq!(scene.counted("spotpool_agent_hook_seconds_count"), 1);
     // What it was told.
     let told = good.told().remove(0);
     assert_eq!((&told["id"], &told["type"]), (&json!("A"), &json!("Preempt")));

@@ -13,7 +13,7 @@ use serde_json::Value;
 pub(crate) use redaction::redact;
 
 /// What to do about an error.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr, strum::Display)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr, strum::Display, strum::VariantNames)]
 pub enum Class {
     /// Somebody else was first: read again and plan anew.
     Conflict,

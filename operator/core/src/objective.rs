@@ -51,8 +51,6 @@ pub struct Told {
     pub unit_seconds: UnitSeconds,
     /// Steps of caution.
     pub caution: u32,
-    /// How long something was missing that is there again since this plan.
-    pub replaced_after: Option<SignedDuration>,
 }
 
 /// How much may be missing, in hundredths of a percent.
@@ -166,7 +164,7 @@ pub(crate) fn settle(
         Some(after) => Some(Duration::from_secs(after.as_secs().unsigned_abs())),
         None => before.as_ref().and_then(|before| before.last_replacement),
     };
-    let told = told(&history, allowed, caution, replaced_after);
+    let told = told(&history, allowed, caution);
     let next = match before {
         Some(before)
             if was == Some(level)
@@ -250,12 +248,7 @@ fn figures(history: &History, allowed: Allowed, caution: Caution, objective: &Ob
     }
 }
 
-fn told(
-    history: &History,
-    allowed: Allowed,
-    caution: Caution,
-    replaced_after: Option<SignedDuration>,
-) -> Told {
+fn told(history: &History, allowed: Allowed, caution: Caution) -> Told {
     let rate = |(window, length)| (window, allowed.burn_rate(history.over(length)) as f64 / 100.0);
     let over = history.over_window();
     let budget = over.wanted as f64 * f64::from(allowed.0) / 10_000.0;
@@ -264,7 +257,6 @@ fn told(
         budget_left: (budget > 0.0).then(|| 1.0 - over.missing as f64 / budget),
         unit_seconds: history.totals,
         caution: caution.steps,
-        replaced_after,
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod args;
+pub mod catalogue;
 pub mod client;
 pub mod exit;
 pub mod shutdown;

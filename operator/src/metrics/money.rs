@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
 use spotpool_azure::Decimal;
 use spotpool_core::cost::Amounts;
 use spotpool_core::{Plan, Snapshot};
+use spotpool_runtime::catalogue::Catalogue;
 
 use super::PoolName;
 
@@ -41,6 +41,9 @@ struct BudgetFor {
 const KINDS: [&str; 3] = ["spot", "on_demand", "fallback"];
 const PERIODS: [&str; 2] = ["hour", "month"];
 
+const KIND: &str = "`spot`, `on_demand` (the base), `fallback`";
+const PERIOD: &str = "`hour`, `month`";
+
 type Amount<L> = Family<L, Gauge<f64, AtomicU64>>;
 
 #[derive(Clone, Default)]
@@ -56,29 +59,49 @@ pub(super) struct MoneyMetrics {
 }
 
 impl MoneyMetrics {
-    pub fn register(&self, registry: &mut Registry) {
-        registry.register(
-            "hourly_cost",
-            "What the machines of an agent pool cost an hour, by what they are for",
-            self.hourly_cost.clone(),
-        );
-        registry.register(
-            "on_demand_equivalent_hourly_cost",
-            "What the same machines would cost an hour on demand",
-            self.on_demand_equivalent.clone(),
-        );
-        registry.register(
-            "month_spend",
-            "What has been spent in this month by UTC, by what it was for",
-            self.month_spend.clone(),
-        );
-        registry.register("budget", "What fallback may cost, by period", self.budget.clone());
-        registry.register("budget_left", "What is left of it", self.budget_left.clone());
-        registry.register(
-            "prices_read_timestamp_seconds",
-            "When the oldest price that counts was read",
-            self.prices_read.clone(),
-        );
+    pub fn register(&self, catalogue: &mut Catalogue) {
+        catalogue
+            .family("hourly_cost", "What the machines of an agent pool cost")
+            .unit("currency an hour")
+            .of_pool()
+            .label("agent_pool")
+            .label_of("kind", KIND)
+            .note("By list prices, of machines that exist: [what that is](../concepts/money.md)")
+            .serves("a M10, b M6")
+            .metric(self.hourly_cost.clone());
+        catalogue
+            .family("on_demand_equivalent_hourly_cost", "What the same machines would cost on demand")
+            .unit("currency an hour")
+            .of_pool()
+            .note("Absent where that is not known of each size")
+            .serves("b M6")
+            .metric(self.on_demand_equivalent.clone());
+        catalogue
+            .family("month_spend", "What has been spent in this month by UTC")
+            .unit("currency")
+            .of_pool()
+            .label_of("kind", KIND)
+            .note("Written every 10 minutes or sooner; begins anew with each month")
+            .metric(self.month_spend.clone());
+        catalogue
+            .family("budget", "What fallback may cost")
+            .unit("currency")
+            .of_pool()
+            .label_of("period", PERIOD)
+            .note("Only where there is a budget")
+            .metric(self.budget.clone());
+        catalogue
+            .family("budget_left", "What is left of what fallback may cost")
+            .unit("currency")
+            .of_pool()
+            .label_of("period", PERIOD)
+            .note("Only where there is a budget")
+            .metric(self.budget_left.clone());
+        catalogue
+            .family("prices_read_timestamp_seconds", "When the oldest price that counts was read")
+            .unit("Unix time")
+            .of_pool()
+            .metric(self.prices_read.clone());
     }
 
     pub fn tell(&self, name: &PoolName, snapshot: &Snapshot, plan: &Plan) {

@@ -6,9 +6,8 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::registry::{Registry, Unit};
 use spotpool_core::objective::{Told, WINDOW_NAMES};
+use spotpool_runtime::catalogue::Catalogue;
 
 use super::PoolName;
 
@@ -31,7 +30,7 @@ const RESULTS: [&str; 3] = ["Drained", "Incomplete", "Gone"];
 
 type PerPool<T> = Family<PoolName, T>;
 
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub(super) struct ObjectiveMetrics {
     burn_rate: Family<PoolWindow, Gauge<f64, AtomicU64>>,
     budget_left: PerPool<Gauge<f64, AtomicU64>>,
@@ -39,66 +38,58 @@ pub(super) struct ObjectiveMetrics {
     wanted: PerPool<Counter>,
     ready: PerPool<Counter>,
     outage: PerPool<Counter>,
-    time_to_replace: Family<PoolName, Histogram, fn() -> Histogram>,
     drains: Family<Drain, Counter>,
 }
 
-impl Default for ObjectiveMetrics {
-    fn default() -> Self {
-        Self {
-            burn_rate: Family::default(),
-            budget_left: Family::default(),
-            caution: Family::default(),
-            wanted: Family::default(),
-            ready: Family::default(),
-            outage: Family::default(),
-            time_to_replace: Family::new_with_constructor(|| {
-                Histogram::new(exponential_buckets(1.0, 2.0, 13))
-            }),
-            drains: Family::default(),
-        }
-    }
-}
-
 impl ObjectiveMetrics {
-    pub fn register(&self, registry: &mut Registry) {
-        registry.register(
-            "objective_burn_rate",
-            "How many times as fast as the objective allows units are missing, by window",
-            self.burn_rate.clone(),
-        );
-        registry.register(
-            "objective_budget_left_ratio",
-            "Share of the error budget that is left; negative once more was missed",
-            self.budget_left.clone(),
-        );
-        registry.register("objective_caution_steps", "Steps of caution, 0 to 5", self.caution.clone());
-        registry.register(
-            "objective_wanted_unit_seconds",
-            "Unit-seconds that counted as wanted",
-            self.wanted.clone(),
-        );
-        registry.register(
-            "objective_ready_unit_seconds",
-            "Of the wanted unit-seconds, those that were ready",
-            self.ready.clone(),
-        );
-        registry.register(
-            "objective_outage_unit_seconds",
-            "Unit-seconds that were missing while Azure could not give them; not among the wanted ones",
-            self.outage.clone(),
-        );
-        registry.register_with_unit(
-            "time_to_replace",
-            "From when units were missing until as many were ready again",
-            Unit::Seconds,
-            self.time_to_replace.clone(),
-        );
-        registry.register(
-            "notice_drains",
-            "Drains of nodes whose VM is taken, by how they ended",
-            self.drains.clone(),
-        );
+    pub fn register(&self, catalogue: &mut Catalogue) {
+        catalogue
+            .family("objective_burn_rate", "How many times as fast as the objective allows units are missing")
+            .of_pool()
+            .label_of("window", "`5m`, `30m`, `1h`, `2h`, `6h`, `1d`, `3d`")
+            .note(
+                "This and all `objective_…` only where `spec.objective` is set ([objectives](../concepts/objectives.md)); \
+                 as of the last plan, every 5 minutes at least",
+            )
+            .metric(self.burn_rate.clone());
+        catalogue
+            .family("objective_budget_left_ratio", "Share of the error budget that is left")
+            .of_pool()
+            .note("Negative once more was missed")
+            .metric(self.budget_left.clone());
+        catalogue
+            .family("objective_caution_steps", "How cautious a SpotPool is")
+            .unit("0 to 5")
+            .of_pool()
+            .metric(self.caution.clone());
+        catalogue
+            .family("objective_wanted_unit_seconds", "What counted as wanted")
+            .unit("unit-seconds")
+            .of_pool()
+            .note("Kept in status: a restart does not begin anew")
+            .serves("b M8")
+            .metric(self.wanted.clone());
+        catalogue
+            .family("objective_ready_unit_seconds", "Of what counted as wanted, what was ready")
+            .unit("unit-seconds")
+            .of_pool()
+            .serves("b M8")
+            .metric(self.ready.clone());
+        catalogue
+            .family("objective_outage_unit_seconds", "What was missing while Azure could not give it")
+            .unit("unit-seconds")
+            .of_pool()
+            .note("Not among what was wanted")
+            .metric(self.outage.clone());
+        catalogue
+            .family("notice_drains", "Drains of nodes whose VM is taken")
+            .of_pool()
+            .label_of(
+                "result",
+                "`Drained` (in time), `Incomplete`, `Gone` (the node went before either was said)",
+            )
+            .note("As the operator saw them end")
+            .metric(self.drains.clone());
     }
 
     pub fn tell(&self, name: &PoolName, told: &Told) {
@@ -118,9 +109,6 @@ impl ObjectiveMetrics {
         ] {
             // The sum is kept in status: it is told, not counted.
             counter.get_or_create(name).inner().store(sum.max(0).unsigned_abs(), Ordering::Relaxed);
-        }
-        if let Some(after) = told.replaced_after {
-            self.time_to_replace.get_or_create(name).observe(after.as_secs_f64());
         }
     }
 
@@ -143,7 +131,6 @@ impl ObjectiveMetrics {
         for counter in [&self.wanted, &self.ready, &self.outage] {
             counter.remove(name);
         }
-        self.time_to_replace.remove(name);
     }
 }
 

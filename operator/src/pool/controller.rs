@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use futures::channel::mpsc;
 use futures::{Stream, StreamExt};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Node;
 use kube::api::PostParams;
 use kube::runtime::controller::{Action, Config, Controller};
 use kube::runtime::events::{Recorder, Reporter};
@@ -20,7 +19,9 @@ use spotpool_crds::{Reason, SpotPool, SpotPoolStatus, names};
 
 use super::act::{self, Outcome, act};
 use super::drains::Drains;
-use super::gather::{Gathered, gather};
+use super::gather::gather;
+use super::metered::Metered;
+use super::pace::Pace;
 use super::{Error, money, release, report};
 use crate::agent_pools::AgentPools;
 use crate::backup_drain::BackupDrains;
@@ -77,14 +78,16 @@ pub struct Context {
 
 /// What is remembered of one SpotPool between reconciliations, by uid.
 #[derive(Default)]
-struct Remembered {
+pub(super) struct Remembered {
     name: (String, String),
     /// Our last write, and the versions that it came after: the store may still hold one of these.
     written: Option<Arc<SpotPool>>,
     superseded: Vec<String>,
     failures: u32,
-    /// How drains of its nodes under notice end.
-    drains: Drains,
+    /// Notices of its nodes, and how their drains end.
+    pub(super) drains: Drains,
+    /// How long things take.
+    pub(super) pace: Pace,
 }
 
 /// Runs until its watches end. `triggered` has one receiver for each namespace.
@@ -202,25 +205,12 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
             .into_iter()
             .map(|news| report::event(Reason::BackupDrain, news.is_warning, news.note)),
     );
-    for action in &outcome.done {
-        context.metrics.action(action.reason());
-    }
-    for end in context.ended_drains(&pool, &gathered) {
-        context.metrics.notice_drain(&pool.namespace().unwrap_or_default(), &pool.name_any(), end);
-    }
-    context.metrics.capacity(&pool.namespace().unwrap_or_default(), &pool.name_any(), &status);
     let cost = report::floor_cost(&pool, &gathered, &plan);
-    context.metrics.money(&pool.namespace().unwrap_or_default(), &pool.name_any(), &gathered.snapshot, &plan);
-    context.metrics.budgets(&pool.namespace().unwrap_or_default(), &pool.name_any(), &status, cost);
-    let current = context.write_report(current, status).await?;
-    context.metrics.objective(
-        &pool.namespace().unwrap_or_default(),
-        &pool.name_any(),
-        plan.objective.as_ref(),
-    );
-    for (agent_pool, count) in &plan.unannounced {
-        context.metrics.lost_without_notice(agent_pool, *count);
-    }
+    let before = pool.status.clone().unwrap_or_default();
+    let metered = Metered { context: &context, pool: &pool, gathered: &gathered, plan: &plan };
+    metered.count(&outcome, now);
+    let current = context.write_report(current, status.clone()).await?;
+    metered.tell(&before, &status, cost);
     let reference = pool.object_ref(&());
     for event in events {
         // Events tell, they do not decide: one that is lost changes nothing.
@@ -281,7 +271,7 @@ impl Context {
         self.spot_pools.iter().flat_map(Store::state).collect()
     }
 
-    fn memory(&self) -> MutexGuard<'_, BTreeMap<String, Remembered>> {
+    pub(super) fn memory(&self) -> MutexGuard<'_, BTreeMap<String, Remembered>> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -367,14 +357,6 @@ impl Context {
             }
             keep
         });
-    }
-
-    /// Drains of its nodes under notice that have ended since the last look.
-    fn ended_drains(&self, pool: &SpotPool, gathered: &Gathered) -> Vec<&'static str> {
-        let notice = |node: &Arc<Node>| Some((node.name_any(), gathered.notices.on(node)?));
-        let notices = gathered.nodes.iter().filter_map(notice);
-        let mut memory = self.memory();
-        memory.entry(pool.uid().unwrap_or_default()).or_default().drains.ended(notices)
     }
 
     fn failed(&self, pool: &SpotPool) -> u32 {

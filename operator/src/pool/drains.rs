@@ -1,4 +1,4 @@
-//! How drains of nodes whose VM is taken end, each told once: how many of them end in time.
+//! Nodes whose VM is taken, and how their drains end, each told once: how many of them end in time.
 
 use std::collections::BTreeMap;
 
@@ -6,41 +6,49 @@ use spotpool_crds::EvictionNotice;
 use spotpool_crds::eviction::{PREEMPT, Phase};
 use spotpool_crds::spot_pool::EventResponse;
 
-/// The notices that were seen at the last look, by node and event, and whether their end was told.
+/// The notices that were seen at the last look, by node and event, and whether there is nothing more to tell of them.
 #[derive(Default)]
 pub(super) struct Drains(Option<BTreeMap<(String, String), bool>>);
 
+/// What is new since the last look.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct News {
+    /// Nodes whose VM is going to be taken, once for each event.
+    pub noticed: Vec<String>,
+    /// Ends: `Drained`, `Incomplete`, or `Gone` where the node was gone before either was said.
+    pub ended: Vec<&'static str>,
+}
+
 impl Drains {
-    /// Ends that are new: `Drained`, `Incomplete`, or `Gone` where the node was gone before either was said.
-    ///
-    /// What had ended when it is first looked is not told: whoever led before has.
-    pub fn ended<'a>(
-        &mut self,
-        notices: impl Iterator<Item = (String, &'a EvictionNotice)>,
-    ) -> Vec<&'static str> {
+    /// What is new. What was there when it is first looked is not told: whoever led before has.
+    pub fn look<'a>(&mut self, notices: impl Iterator<Item = (String, &'a EvictionNotice)>) -> News {
         let is_first = self.0.is_none();
         let mut before = self.0.take().unwrap_or_default();
         let mut now = BTreeMap::new();
-        let mut ends = Vec::new();
+        let mut news = News::default();
         for (node, notice) in notices {
-            if notice.event_type != PREEMPT || notice.response != EventResponse::Drain {
+            if notice.event_type != PREEMPT || matches!(notice.phase, Phase::Cancelled | Phase::Over) {
+                before.remove(&(node, notice.event_id.clone()));
                 continue;
             }
             let key = (node, notice.event_id.clone());
-            let told = before.remove(&key).unwrap_or_default();
+            let told = before.remove(&key);
+            if told.is_none() && !is_first {
+                news.noticed.push(key.0.clone());
+            }
             let end = match notice.phase {
-                Phase::Noticed | Phase::Draining => None,
                 Phase::Drained => Some("Drained"),
                 Phase::Incomplete => Some("Incomplete"),
-                Phase::Cancelled | Phase::Over => continue,
+                _ => None,
             };
-            ends.extend(end.filter(|_| !told && !is_first));
-            now.insert(key, end.is_some());
+            let is_drain = notice.response == EventResponse::Drain;
+            news.ended.extend(end.filter(|_| is_drain && told != Some(true) && !is_first));
+            now.insert(key, end.is_some() || !is_drain);
         }
         let cut_short = before.values().filter(|told| !**told).count();
-        ends.extend(std::iter::repeat_n("Gone", cut_short));
+        news.ended.extend(std::iter::repeat_n("Gone", cut_short));
         self.0 = Some(now);
-        ends
+        news
     }
 }
 
@@ -58,13 +66,15 @@ mod tests {
 
     #[test]
     fn each_drain_is_told_once_when_it_ends() {
-        let mut drains = Drains::default();
+        let (mut drains, mut noticed) = (Drains::default(), Vec::new());
         let mut look = |seen: &[(&str, &str, &str)]| {
             let notices: Vec<_> = seen
                 .iter()
                 .map(|(node, kind, phase)| ((*node).to_owned(), notice("E", kind, phase)))
                 .collect();
-            drains.ended(notices.iter().map(|(node, notice)| (node.clone(), notice)))
+            let news = drains.look(notices.iter().map(|(node, notice)| (node.clone(), notice)));
+            noticed.extend(news.noticed);
+            news.ended
         };
         let none: [&str; 0] = [];
         assert_eq!(look(&[("old", "Preempt", "Drained")]), none, "before this operator led");
@@ -78,5 +88,6 @@ mod tests {
         assert_eq!(look(&[("c", "Preempt", "Noticed"), ("d", "Reboot", "Drained")]), none);
         assert_eq!(look(&[("c", "Preempt", "Cancelled")]), none);
         assert_eq!(look(&[("e", "Preempt", "Incomplete")]), ["Incomplete"], "it was fast");
+        assert_eq!(noticed, ["a", "b", "c", "e"], "each once, and none from before this operator led");
     }
 }

@@ -1,5 +1,4 @@
 use super::*;
-use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use spotpool_crds::spot_pool::{PdbFloor, Role};
 use std::collections::BTreeMap;
@@ -209,7 +208,7 @@ fn a_relist_replaces_what_is_known_and_a_deletion_is_seen() {
 #[test]
 fn news_of_a_survey_wakes_plans_and_no_news_does_not() {
     let (nodes, _stream) = Nodes::follow(futures::stream::pending(), Trigger::default());
-    let workloads = Workloads::unread(nodes, Metrics::register(&mut Registry::default()));
+    let workloads = Workloads::unread(nodes, Metrics::register(&mut crate::metrics::catalogue()));
     let surveyed =
         Surveyed { scope: scope(false), survey: Arc::default(), made: (at(0), 99), asked: Instant::now() };
     workloads.surveys().insert("uid".into(), surveyed);

@@ -1,0 +1,215 @@
+//! Row M: what the reference says of metrics is what a scrape shows, and the figures move with what happens.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::api::ListParams;
+use kube::{Api, ResourceExt};
+use serde_json::json;
+use spotpool_azure_sim::api::PoolSpec;
+use spotpool_e2e::objects::{create, is_ready};
+use spotpool_e2e::{OperatorOptions, Stage, eventually, run};
+use spotpool_e2e_cluster::RUN_FOR_ANNOTATION;
+use spotpool_runtime::catalogue::Catalogue;
+
+use crate::world_with_agents;
+
+/// Families that show themselves only once something has happened that does not happen here.
+const RARE: [(&str, &str); 9] = [
+    ("spotpool_agent_documents_not_understood_total", "a document that makes no sense"),
+    ("spotpool_agent_hooks_total", "a pod with a hook"),
+    ("spotpool_agent_deadline_annotations_total", "a pod that wants its deadline"),
+    ("spotpool_operator_backup_drains_total", "a silent agent"),
+    ("spotpool_operator_budget", "a budget in money"),
+    ("spotpool_operator_budget_left", "a budget in money"),
+    ("spotpool_operator_workload_hourly_cost", "--cost-label"),
+    ("spotpool_operator_signals", "early signals"),
+    ("spotpool_operator_floor_hourly_cost", "a floor that costs something"),
+];
+
+/// One sample of a scrape.
+#[derive(Debug)]
+struct Sample {
+    name: String,
+    labels: BTreeMap<String, String>,
+    value: f64,
+}
+
+/// Reads OpenMetrics as far as our programs write it: no label value of theirs has a quote or a comma in it.
+fn samples(text: &str) -> Vec<Sample> {
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    let read = |line: &str| {
+        let (name, value) = line.rsplit_once(' ')?;
+        let (name, labels) = name.split_once('{').unwrap_or((name, "}"));
+        let labels = labels.strip_suffix('}')?.split_terminator("\",");
+        let label = |label: &str| {
+            let (name, value) = label.split_once("=\"")?;
+            Some((name.to_owned(), value.trim_end_matches('"').to_owned()))
+        };
+        let labels = labels.map(label).collect::<Option<_>>()?;
+        Some(Sample { name: name.to_owned(), labels, value: value.parse().ok()? })
+    };
+    lines.map(|line| read(line).unwrap_or_else(|| panic!("no sample: {line}"))).collect()
+}
+
+async fn scrape(url: &str) -> anyhow::Result<Vec<Sample>> {
+    let request = reqwest::Client::new().get(format!("{url}/metrics"));
+    let answer = request.header("accept", "application/openmetrics-text; version=1.0.0").send().await?;
+    Ok(samples(&answer.text().await?))
+}
+
+/// The sum of a family's samples that have these labels.
+fn sum(samples: &[Sample], name: &str, labels: &[(&str, &str)]) -> f64 {
+    let has = |sample: &&Sample| {
+        sample.name == name
+            && labels.iter().all(|(key, value)| sample.labels.get(*key).is_some_and(|it| it == value))
+    };
+    samples.iter().filter(has).map(|sample| sample.value).sum()
+}
+
+/// Every sample is of a family of the reference, with its labels and their values. Returns the families that were seen.
+fn held_against(catalogue: &Catalogue, samples: &[Sample]) -> BTreeSet<String> {
+    let mut seen = BTreeSet::new();
+    for sample in samples {
+        let suffixes = ["", "_bucket", "_sum", "_count"];
+        let described = catalogue.families().iter().find(|family| {
+            let suffixes = if family.kind == "histogram" { &suffixes[1..] } else { &suffixes[..1] };
+            suffixes.iter().any(|suffix| sample.name.strip_suffix(suffix) == Some(family.name.as_str()))
+        });
+        let family = described.unwrap_or_else(|| panic!("{} is not in the reference", sample.name));
+        seen.insert(family.name.clone());
+        let named: BTreeSet<&str> = family.labels.iter().map(|label| label.name).collect();
+        let found: BTreeSet<&str> =
+            sample.labels.keys().map(String::as_str).filter(|name| *name != "le").collect();
+        assert_eq!(found, named, "labels of {}", family.name);
+        for label in &family.labels {
+            let value = &sample.labels[label.name];
+            assert!(label.allows(value), "{}: {} is {value:?}", family.name, label.name);
+        }
+    }
+    seen
+}
+
+#[test]
+fn every_metric_of_the_reference_is_in_a_scrape_and_moves_and_no_other_is_there() {
+    run(async {
+        let stage = Stage::set(world_with_agents().await, "metric").await.unwrap();
+        stage
+            .agent_pools(&[
+                PoolSpec::spot("metrica", "Standard_D4s_v5", 2),
+                PoolSpec::regular("metricr", "Standard_D4s_v5", 0),
+            ])
+            .await
+            .unwrap();
+        let operator = stage.operator(&OperatorOptions::default()).await.unwrap();
+        let pools = json!([{"name": "metrica", "maxNodes": 4}, {"name": "metricr", "maxNodes": 2}]);
+        let spec = json!({"replicas": 2, "agentPools": pools, "fallback": {"maxNodes": 2},
+            "failback": {"stabilization": "1s", "minOnDemandLifetime": "1s", "probe": "0s"},
+            "onDemand": {"pdbFloor": {"enabled": true, "maxUnits": 1}}, "objective": {"availability": "99.5"}});
+        stage.spot_pool("p", spec).await.unwrap();
+        stage.status_is("p", "2 ready", |status| status.ready_replicas == 2).await.unwrap();
+        let node = stage.nodes("metrica").await.unwrap().remove(0).name_any();
+        let agent = stage.world.agents.as_ref().unwrap().admin_url(&node).unwrap();
+
+        // A Job's pod on the node that goes, and a budget for the floor to look at.
+        let client = &stage.world.client;
+        let jobs: Api<Job> = Api::namespaced(client.clone(), &stage.name);
+        let job = json!({"metadata": {"name": "work"}, "spec": {"backoffLimit": 6, "template": {
+            "metadata": {"labels": {"app": "work"}, "annotations": {RUN_FOR_ANNOTATION: "1h"}},
+            "spec": {"nodeName": node, "restartPolicy": "Never", "terminationGracePeriodSeconds": 1,
+                "containers": [{"name": "main", "image": "none"}]}}}});
+        eventually("the Job to be accepted", async || create(&jobs, job.clone()).await.map(Some))
+            .await
+            .unwrap();
+        let budgets: Api<PodDisruptionBudget> = Api::namespaced(client.clone(), &stage.name);
+        let budget = json!({"metadata": {"name": "work"}, "spec": {"maxUnavailable": 1,
+            "selector": {"matchLabels": {"app": "work"}}}});
+        create(&budgets, budget).await.unwrap();
+        let pods: Api<Pod> = Api::namespaced(client.clone(), &stage.name);
+        eventually("the Job's pod to have run for two seconds", async || {
+            let pods = pods.list(&ListParams::default()).await?.items;
+            let started = |pod: &Pod| pod.status.as_ref()?.start_time.as_ref().map(|time| time.0);
+            let old = jiff::Timestamp::now() - jiff::SignedDuration::from_secs(2);
+            Ok(pods.iter().any(|pod| is_ready(pod) && started(pod).is_some_and(|it| it < old)).then_some(()))
+        })
+        .await
+        .unwrap();
+        eventually("the agent to know whose its node is", async || {
+            let node = [("namespace", "metric"), ("pool", "p"), ("agent_pool", "metrica")];
+            Ok((sum(&scrape(&agent).await?, "spotpool_agent_node_info", &node) > 0.5).then_some(()))
+        })
+        .await
+        .unwrap();
+        let (operator_before, agent_before) =
+            (scrape(&operator.admin_url).await.unwrap(), scrape(&agent).await.unwrap());
+
+        stage.world.sim.evict(std::slice::from_ref(&node), Duration::from_secs(20)).await.unwrap();
+        let rise = async |url: &str, before: &[Sample], name: &str, labels: &[(&str, &str)]| {
+            let mut last = Vec::new();
+            let risen = eventually(&format!("{name} {labels:?} to rise"), async || {
+                last = scrape(url).await?;
+                Ok((sum(&last, name, labels) > sum(before, name, labels)).then_some(()))
+            })
+            .await;
+            if let Err(error) = risen {
+                last.retain(|sample| !sample.name.ends_with("_bucket"));
+                panic!("{error:#}: {last:#?}");
+            }
+        };
+        for (name, labels) in [
+            ("spotpool_agent_polls_total", ("result", "changed")),
+            ("spotpool_agent_notices_total", ("type", "Preempt")),
+            ("spotpool_agent_evictions_total", ("result", "accepted")),
+            ("spotpool_agent_drain_seconds_count", ("kind", "forced")),
+        ] {
+            rise(&agent, &agent_before, name, &[labels]).await;
+        }
+        for name in [
+            "spotpool_agent_notice_lead_seconds_count",
+            "spotpool_agent_notice_to_cordon_seconds_count",
+            "spotpool_agent_job_lost_work_seconds_total",
+        ] {
+            rise(&agent, &agent_before, name, &[]).await;
+        }
+        let agent_after = scrape(&agent).await.unwrap();
+        let pool = [("namespace", "metric"), ("pool", "p")];
+        for name in [
+            "spotpool_operator_evictions_noticed_total",
+            "spotpool_operator_scale_requests_total",
+            "spotpool_operator_allocation_seconds_count",
+            "spotpool_operator_time_to_replace_seconds_count",
+            "spotpool_operator_notice_drains_total",
+            "spotpool_operator_objective_wanted_unit_seconds_total",
+        ] {
+            rise(&operator.admin_url, &operator_before, name, &pool).await;
+        }
+        for name in [
+            "spotpool_operator_azure_requests_total",
+            "spotpool_operator_actions_total",
+            "spotpool_operator_reconciles_total",
+            "spotpool_operator_notice_to_request_seconds_count",
+            "spotpool_operator_plan_seconds_count",
+            "spotpool_operator_survey_seconds_count",
+        ] {
+            rise(&operator.admin_url, &operator_before, name, &[]).await;
+        }
+
+        let operator_after = scrape(&operator.admin_url).await.unwrap();
+        let catalogues = [
+            (spotpool_operator::metrics::catalogue(), operator_after),
+            (spotpool_node_agent::metrics::catalogue(), agent_after),
+        ];
+        for (catalogue, samples) in &catalogues {
+            let seen = held_against(catalogue, samples);
+            let unseen = catalogue.families().iter().filter(|family| !seen.contains(&family.name));
+            for family in unseen {
+                let rare = RARE.iter().any(|(name, _)| *name == family.name);
+                assert!(rare, "{} is in the reference and in no scrape", family.name);
+            }
+        }
+        operator.stop().await.unwrap();
+    });
+}

@@ -1,0 +1,79 @@
+//! What metrics are told of a reconciliation.
+
+use std::sync::Arc;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Node;
+use kube::ResourceExt;
+use spotpool_core::{Action, Plan};
+use spotpool_crds::{SpotPool, SpotPoolStatus};
+
+use super::act::Outcome;
+use super::controller::Context;
+use super::gather::Gathered;
+
+/// One reconciliation.
+pub(super) struct Metered<'a> {
+    pub context: &'a Context,
+    pub pool: &'a SpotPool,
+    pub gathered: &'a Gathered,
+    pub plan: &'a Plan,
+}
+
+impl Metered<'_> {
+    fn name(&self) -> (String, String) {
+        (self.pool.namespace().unwrap_or_default(), self.pool.name_any())
+    }
+
+    /// What has happened, which stays so if the status cannot be written.
+    pub fn count(&self, outcome: &Outcome, now: Timestamp) {
+        let (metrics, (namespace, pool)) = (&self.context.metrics, self.name());
+        for action in &outcome.done {
+            metrics.action(action.reason());
+        }
+        let is_sent = |action: &&Action| {
+            let refused = action.agent_pool().and_then(|agent_pool| outcome.failed.get(agent_pool));
+            outcome.done.contains(action) || refused.is_some_and(|error| !error.is_local())
+        };
+        for action in self.plan.actions.iter().filter(is_sent) {
+            metrics.asked(&namespace, &pool, action);
+        }
+        let snapshot = &self.gathered.snapshot;
+        let notice = |node: &Arc<Node>| Some((node.name_any(), self.gathered.notices.on(node)?));
+        let notices = self.gathered.nodes.iter().filter_map(notice);
+        let (news, come) = {
+            let mut memory = self.context.memory();
+            let remembered = memory.entry(self.pool.uid().unwrap_or_default()).or_default();
+            (remembered.drains.look(notices), remembered.pace.look(snapshot, self.plan, now))
+        };
+        for name in &news.noticed {
+            if let Some(node) = snapshot.nodes().find(|node| node.name == *name) {
+                metrics.noticed(&namespace, &pool, &node.agent_pool);
+            }
+        }
+        for end in news.ended {
+            metrics.notice_drain(&namespace, &pool, end);
+        }
+        // A clock that was set back measures nothing.
+        let time = |after: SignedDuration| std::time::Duration::try_from(after).unwrap_or_default();
+        if let Some(after) = come.replaced_after {
+            metrics.replaced(&namespace, &pool, time(after));
+        }
+        for (agent_pool, after) in come.allocated {
+            metrics.allocated(&namespace, &pool, &agent_pool, time(after));
+        }
+    }
+
+    /// How things stand by the status that was written.
+    pub fn tell(&self, before: &SpotPoolStatus, after: &SpotPoolStatus, floor_cost: Option<f64>) {
+        let (metrics, (namespace, pool)) = (&self.context.metrics, self.name());
+        metrics.capacity(&namespace, &pool, after);
+        metrics.agent_pools(&namespace, &pool, before, after);
+        metrics.money(&namespace, &pool, &self.gathered.snapshot, self.plan);
+        metrics.budgets(&namespace, &pool, after, floor_cost);
+        metrics.objective(&namespace, &pool, self.plan.objective.as_ref());
+        for (agent_pool, count) in &self.plan.unannounced {
+            metrics.lost_without_notice(&namespace, &pool, agent_pool, *count);
+        }
+    }
+}
