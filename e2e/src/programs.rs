@@ -27,6 +27,8 @@ pub struct Programs {
     pub node_agent: PathBuf,
     /// `spotpool-azure-sim`, always built as by `cargo test`.
     pub azure_sim: PathBuf,
+    /// `kubectl-spotpool`, the same.
+    pub kubectl_plugin: PathBuf,
 }
 
 impl Programs {
@@ -42,6 +44,7 @@ impl Programs {
                     operator: of("spotpool-operator")?,
                     node_agent: of("spotpool-node-agent")?,
                     azure_sim: of("spotpool-azure-sim")?,
+                    kubectl_plugin: of("kubectl-spotpool")?,
                 })
             })
             .await?
