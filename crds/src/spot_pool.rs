@@ -18,7 +18,9 @@ mod window;
 
 pub use floor::{BlockedBudget, BudgetFloor, FloorStatus, NextFloor, PdbFloor};
 pub use leaving::{DeletionPolicy, LeavingStatus};
-pub use money::{AtCap, BudgetStatus, HourlyCost, LedgerPage, LedgerStatus, MoneyStatus, Spend, ToldStatus};
+pub use money::{
+    AgentPoolSpend, AtCap, BudgetStatus, HourlyCost, LedgerPage, LedgerStatus, MoneyStatus, Spend, ToldStatus,
+};
 pub use objective::{BurnRate, Measured, Objective, ObjectiveMode, ObjectiveStatus, UnitSeconds};
 pub use signals::{BandStatus, EarlySignals, HoursStatus, PriceRiseStatus, SignalsStatus};
 pub use window::Window;

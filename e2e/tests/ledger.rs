@@ -1,4 +1,4 @@
-//! What a SpotPool says that fallback has cost, beside the simulator's own bill, over days of simulated time: with
+//! What a SpotPool says that fallback, and each of its agent pools, has cost, beside the simulator's own bill, over days of simulated time: with
 //! evictions, sold-out sizes, outages, and operators that die in the middle of their writes.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
@@ -12,6 +12,7 @@ use spotpool_azure_sim::api::{
     Capacity, EventRequest, Identity, PoolSpec, Priority, Settings, Targets, VmPhase,
 };
 use spotpool_azure_sim::model::Cloud;
+use spotpool_crds::spot_pool::AgentPoolSpend;
 use spotpool_e2e::simulation::{Dice, Simulation};
 
 const SPOT: [(&str, &str); 2] = [("spota", "Standard_D4s_v5"), ("spotb", "Standard_D8as_v5")];
@@ -52,20 +53,24 @@ fn cloud(start: Timestamp) -> Result<Cloud> {
     Ok(cloud)
 }
 
-/// What the simulator bills for fallback in the month of `now`, and what the ledger says.
-fn bills(simulation: &Simulation) -> Result<(f64, f64)> {
+/// What the simulator bills for an agent pool in the month of `now`, and what the ledger says.
+fn bills(simulation: &Simulation, agent_pool: &str) -> Result<(f64, f64)> {
     let invoice = simulation.sim.look(|cloud, now| cloud.invoice(None, None, now))?;
     let now = simulation.now();
     let month = now.to_string()[..7].to_owned();
     let billed = invoice.months.iter().find(|period| period.start.to_string().starts_with(&month));
-    let billed = billed.and_then(|period| period.cost.pools.get(FALLBACK.0));
+    let billed = billed.and_then(|period| period.cost.pools.get(agent_pool));
     let billed = billed.map_or(Ok(0.0), |charge| charge.amount.to_string().parse::<f64>())?;
     let money = simulation.pool.status.as_ref().and_then(|status| status.money.as_ref());
     let ledger = money.and_then(|money| money.ledger.as_ref()).context("there is no ledger")?;
     ensure!(ledger.page.month == month, "a ledger of {} at {now}", ledger.page.month);
     let hours = now.duration_since(ledger.at.0).as_secs_f64() / 3600.0;
-    let spent = ledger.page.spent.fallback.parse::<f64>()? + ledger.hourly.fallback.parse::<f64>()? * hours;
-    Ok((billed, spent))
+    let amount = |all: &[AgentPoolSpend]| -> Result<f64> {
+        let of_pool = all.iter().find(|spend| spend.name == agent_pool).cloned().unwrap_or_default();
+        let kinds = [of_pool.spot, of_pool.on_demand, of_pool.fallback];
+        kinds.iter().filter(|text| !text.is_empty()).map(|text| Ok(text.parse::<f64>()?)).sum()
+    };
+    Ok((billed, amount(&ledger.page.agent_pools)? + amount(&ledger.agent_pools)? * hours))
 }
 
 async fn course(seed: u64) -> Result<f64> {
@@ -103,7 +108,16 @@ async fn course(seed: u64) -> Result<f64> {
         most = most.max(there);
         ensure!(there <= HOURLY.1, "{there} nodes of 0.344 against an hourly budget of {}", HOURLY.0);
         if step % 240 == 239 {
-            let (billed, spent) = bills(&simulation)?;
+            for (pool, _) in SPOT {
+                let (billed, spent) = bills(&simulation, pool)?;
+                // Ten machines at most boot at a time, for less than 0.35 an hour.
+                ensure!(
+                    (billed - spent).abs() <= billed * 0.01 + 10.0 * 0.35 * 100.0 / 3600.0,
+                    "{spent:.4} of {pool} in the ledger, {billed:.4} billed, at {}",
+                    simulation.now()
+                );
+            }
+            let (billed, spent) = bills(&simulation, FALLBACK.0)?;
             // A machine that boots is in the ledger once it is a Node, and then from its order on.
             let booting = HOURLY.1 as f64 * 0.344 * 100.0 / 3600.0;
             ensure!(

@@ -93,6 +93,7 @@ fn an_operator_with_a_wrong_flag_says_which() {
             (&["--azure-endpoint=nowhere"], "--azure-endpoint"),
             (&["--azure-endpoint=http://192.0.2.1"], "--azure-endpoint"),
             (&["--azure-credential=password"], "--azure-credential"),
+            (&["--cost-label=cost centre"], "--cost-label"),
             (&["--listen=nowhere"], "--listen"),
             (&["--listen", &taken], "--listen"),
             (&[], "--subscription-id"),

@@ -20,7 +20,7 @@ use spotpool_operator::neighbours::Neighbours;
 use spotpool_operator::pool::{self, Parts};
 use spotpool_operator::vms::Vms;
 use spotpool_operator::watches::{Nodes, Trigger};
-use spotpool_operator::workloads::Workloads;
+use spotpool_operator::workloads::{Workloads, label_key};
 use spotpool_runtime::admin::{self, Readiness};
 use spotpool_runtime::args::{self, CommonArgs};
 use spotpool_runtime::catalogue::Catalogue;
@@ -51,6 +51,9 @@ struct Args {
     /// How long others wait after the leader's last sign of life; 3s to 5m.
     #[arg(long, env = "LEASE_DURATION", default_value = "15s", value_parser = lease_duration)]
     lease_duration: Duration,
+    /// Label of pods by whose values what nodes cost is told, such as `team`. Off without it.
+    #[arg(long, env = "COST_LABEL", value_name = "KEY", value_parser = label_key)]
+    cost_label: Option<String>,
     /// Address of the admin server.
     #[arg(long, env = "LISTEN", default_value = "0.0.0.0:9436")]
     listen: String,
@@ -103,7 +106,8 @@ async fn run(args: Args) -> Result<(), Exit> {
 
     let trigger = Trigger::default();
     let (nodes, node_stream) = Nodes::watch(client.clone(), trigger.clone());
-    let (workloads, workload_watches) = Workloads::watch(client.clone(), nodes.clone(), metrics.clone());
+    let (workloads, workload_watches) =
+        Workloads::watch(client.clone(), nodes.clone(), metrics.clone(), args.cost_label.as_deref());
     let agent_pools = Arc::new(AgentPools::new(
         azure.clone(),
         azure,

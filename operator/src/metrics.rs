@@ -1,5 +1,8 @@
-//! The operator's metrics. Labels come from enums, SpotPool names and agent pool names only.
+//! The operator's metrics. Labels come from enums, SpotPool names and agent pool names; and, at most so many, from the values
+//! of the one label of pods that the operator is told.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
@@ -9,6 +12,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use spotpool_azure::AzureError;
+use spotpool_core::cost::Amounts;
 use spotpool_core::objective::Told;
 use spotpool_core::{Plan, Snapshot};
 use spotpool_crds::{Reason, SpotPoolStatus};
@@ -350,6 +354,12 @@ impl Metrics {
     pub fn money(&self, namespace: &str, pool: &str, snapshot: &Snapshot, plan: &Plan) {
         let name = PoolName::of(namespace, pool);
         self.money.tell(&name, snapshot, plan);
+    }
+
+    /// What the workloads of a SpotPool cost an hour. Nothing of one that is gone.
+    pub fn workload_costs(&self, namespace: &str, pool: &str, costs: &BTreeMap<Arc<str>, Amounts>) {
+        let name = PoolName { namespace: namespace.into(), pool: pool.into() };
+        self.money.tell_workloads(&name, costs);
     }
 
     fn forget_floor(&self, name: &PoolName) {

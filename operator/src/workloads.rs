@@ -5,8 +5,10 @@
 //! survey of all this is made when something has changed, at most once in [`EVERY`], and never while a plan waits for
 //! it, but for the first.
 
+mod costs;
 mod read;
 mod survey;
+mod usage;
 
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
@@ -24,8 +26,10 @@ use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use spotpool_crds::SpotPool;
 
+use self::costs::Bill;
 use self::read::{Budget, Labels, Running, Shared, WireBudget, WireNamespace, WirePod};
 pub use self::survey::{BLOCKED_AFTER, Scope, ScopePool, Survey};
+pub use self::usage::label_key;
 use crate::metrics::Metrics;
 use crate::pool::gather::Gathered;
 use crate::watches::{Nodes, Trigger, backoff};
@@ -216,6 +220,8 @@ struct Surveyed {
     made: (Timestamp, u64),
     /// When it was last asked for.
     asked: Instant,
+    /// Whose nodes cost what, once that is known.
+    bill: Option<Bill>,
 }
 
 /// The workloads of the cluster. Cheap to clone; all clones are one.
@@ -225,6 +231,8 @@ pub struct Workloads {
     surveys: Arc<Mutex<BTreeMap<String, Surveyed>>>,
     nodes: Nodes,
     metrics: Metrics,
+    /// The label by whose values costs are told, if any.
+    cost_label: Option<Arc<str>>,
 }
 
 impl Workloads {
@@ -233,8 +241,9 @@ impl Workloads {
         client: Client,
         nodes: Nodes,
         metrics: Metrics,
+        cost_label: Option<&str>,
     ) -> (Self, impl Future<Output = Infallible> + Send) {
-        let workloads = Self::unread(nodes, metrics);
+        let workloads = Self { cost_label: cost_label.map(Arc::from), ..Self::unread(nodes, metrics) };
         let config = watcher::Config::default().page_size(PAGE);
         let watches = {
             let pods = watcher(Api::<WirePod>::all(client.clone()), config.clone().fields(NOT_ENDED));
@@ -248,7 +257,7 @@ impl Workloads {
 
     /// Knows nothing yet.
     pub fn unread(nodes: Nodes, metrics: Metrics) -> Self {
-        Self { known: Arc::default(), surveys: Arc::default(), nodes, metrics }
+        Self { known: Arc::default(), surveys: Arc::default(), nodes, metrics, cost_label: None }
     }
 
     /// Takes events in, for ever.
@@ -291,7 +300,8 @@ impl Workloads {
                 }
                 let (survey, made) = self.survey(&scope);
                 let survey = Arc::new(survey);
-                let surveyed = Surveyed { scope, survey: survey.clone(), made, asked: Instant::now() };
+                let asked = Instant::now();
+                let surveyed = Surveyed { scope, survey: survey.clone(), made, asked, bill: None };
                 surveys.insert(uid, surveyed);
                 survey
             }
@@ -325,7 +335,9 @@ impl Workloads {
         let (nodes, now) = (self.nodes.all(), Timestamp::now());
         let known = self.known();
         let started = Instant::now();
-        let survey = survey::survey(&known, &nodes, scope, now);
+        let mut survey = survey::survey(&known, &nodes, scope, now);
+        let usage = |key: &Arc<str>| usage::usage(&known, &nodes, scope, key);
+        survey.usage = self.cost_label.as_ref().and_then(usage);
         self.metrics.surveyed(started.elapsed().as_secs_f64());
         (survey, (now, known.version))
     }
@@ -371,6 +383,7 @@ impl Workloads {
             let Some(surveyed) = surveys.get_mut(&uid).filter(|it| it.scope == scope) else { continue };
             news |= survey.differs(&surveyed.survey);
             (surveyed.survey, surveyed.made) = (Arc::new(survey), made);
+            self.tell_costs(surveyed);
         }
         news
     }

@@ -28,6 +28,9 @@ pub struct MoneyStatus {
     /// How much less that is than `onDemandEquivalent`, in percent of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub saving_percent: Option<i32>,
+    /// How much more `hourly.total` is than `hourly.planned`, in percent of that; negative where it is less.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub variance_percent: Option<i32>,
     /// What has been spent in this month, by UTC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub this_month: Option<Spend>,
@@ -73,6 +76,10 @@ pub struct HourlyCost {
     /// What the same machines would cost on demand; absent where that is not known of each size.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_demand_equivalent: Option<String>,
+    /// What the wanted capacity would cost, were all of it where the spec wants it; absent where that does not hold it, or a
+    /// price is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub planned: Option<String>,
 }
 
 /// Amounts spent.
@@ -113,6 +120,9 @@ pub struct LedgerStatus {
     pub currency: String,
     /// Costs an hour since then.
     pub hourly: Spend,
+    /// The same by agent pool.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub agent_pools: Vec<AgentPoolSpend>,
     /// When the newest of its nodes was made; younger ones are charged from their beginning.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub newest_node: Option<Time>,
@@ -139,6 +149,27 @@ pub struct LedgerPage {
     pub until: Time,
     /// What was spent in it until then.
     pub spent: Spend,
+    /// The same by agent pool, those that the spec names. What they leave of it was spent on others before they were taken
+    /// off the list. While the operator's clock is wrong an amount may be below nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub agent_pools: Vec<AgentPoolSpend>,
+}
+
+/// Amounts of one agent pool; those that are absent are nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentPoolSpend {
+    /// Its name.
+    pub name: String,
+    /// On spot.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub spot: String,
+    /// On on-demand that there always is.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub on_demand: String,
+    /// On on-demand in the stead of spot.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub fallback: String,
 }
 
 /// Shares of budgets, in percent, of which an Event has told.

@@ -27,6 +27,7 @@ mod tags;
 mod units;
 mod versions;
 mod warm_up;
+mod workload_costs;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -12,7 +12,7 @@ use spotpool_crds::Reason;
 use spotpool_crds::spot_pool::{AtCap, Fallback, Role};
 use spotpool_crds::voluntary_drain::DrainReason;
 
-use crate::cost::{Amounts, Costs, Rate, over, rates};
+use crate::cost::{Amounts, Costs, Rate, over, percent, rates};
 use crate::failback::Drains;
 use crate::ledger::{Ledger, Told, month_end, month_of, settled};
 use crate::placement::Placement;
@@ -359,7 +359,8 @@ impl Caps {
                 (Reason::FallbackAtBudget, message)
             }
             (Bound::Monthly, _, Some(budget)) => {
-                let spent = self.ledger.as_ref().map(|ledger| ledger.page.spent.fallback).unwrap_or_default();
+                let spent =
+                    self.ledger.as_ref().map(|ledger| ledger.page.spent.total().fallback).unwrap_or_default();
                 let coming = over(price, self.lifetime.saturating_add(COMES_WITHIN).as_secs());
                 let message = format!(
                     "{what}: {} are spent and one more of {name} is bound to cost {}, beside what those that run are bound \
@@ -432,7 +433,7 @@ impl Caps {
         let left = |budget: Decimal, used: Decimal| (budget, budget.saturating_sub(used).max(Decimal::ZERO));
         let at = self.ledger.as_ref().map_or(self.now, |ledger| ledger.at);
         let paid = self.cost(self.pools.iter().map(|pool| pool.paid), at);
-        let spent = self.ledger.as_ref().map(|ledger| ledger.page.spent.fallback).unwrap_or_default();
+        let spent = self.ledger.as_ref().map(|ledger| ledger.page.spent.total().fallback).unwrap_or_default();
         let has_machines = |pool: &&AgentPoolView| pool.role.is_ok() && pool.committed() > 0;
         Money {
             hourly_budget: self.given.hourly.zip(paid).map(|(budget, paid)| left(budget, paid.hourly)),
@@ -454,6 +455,7 @@ impl Caps {
             exhausted: Exhausted::default(),
             starting: None,
             alerts: Vec::new(),
+            planned: None,
             costs,
         }
     }
@@ -594,6 +596,8 @@ fn tell(
 pub struct Money {
     /// What its machines cost an hour.
     pub costs: Costs,
+    /// What the wanted capacity would cost an hour, were all of it where the spec wants it.
+    pub planned: Option<Decimal>,
     /// `fallback.hourlyBudget`, and what is left of it.
     pub hourly_budget: Option<(Decimal, Decimal)>,
     /// `fallback.monthlyBudget`, and what is left of it.
@@ -614,6 +618,12 @@ impl Money {
     /// What fallback costs an hour.
     pub fn fallback(&self) -> Option<Decimal> {
         self.costs.all.map(|all: Amounts| all.fallback)
+    }
+
+    /// How much more its machines cost than is planned, in percent of that; less than nothing where they cost less.
+    pub fn variance_percent(&self) -> Option<i32> {
+        let (all, planned) = (self.costs.all?.total(), self.planned.filter(|planned| !planned.is_zero())?);
+        percent(all.saturating_sub(planned), planned)
     }
 }
 

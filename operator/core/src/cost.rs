@@ -57,7 +57,9 @@ impl Amounts {
         self.each(|hourly| over(hourly, seconds))
     }
 
-    pub(crate) fn each(&self, change: impl Fn(Decimal) -> Decimal) -> Self {
+    /// Each of them changed.
+    #[must_use]
+    pub fn each(&self, change: impl Fn(Decimal) -> Decimal) -> Self {
         Self { spot: change(self.spot), base: change(self.base), fallback: change(self.fallback) }
     }
 
@@ -141,6 +143,8 @@ pub(crate) fn split(
 pub struct Costs {
     /// By agent pool, in the order of the snapshot.
     pub pools: Vec<Amounts>,
+    /// How many machines that is of each.
+    pub machines: Vec<u32>,
     /// All of them; `None` while the price of any is neither known nor can be assumed.
     pub all: Option<Amounts>,
     /// What the same machines would cost on demand, if that is known of each size.
@@ -160,6 +164,7 @@ impl Costs {
             let amounts = rate.map(|rate| machines.at(rate.hourly)).unwrap_or_default();
             costs.pools.push(amounts);
             let number = machines.spot + machines.base + machines.fallback;
+            costs.machines.push(number);
             if number == 0 {
                 continue;
             }
@@ -174,9 +179,14 @@ impl Costs {
     /// How much less it costs than all of it on demand, in percent of that.
     pub fn saving_percent(&self) -> Option<i32> {
         let (all, equivalent) = (self.all?.total(), self.equivalent.filter(|price| !price.is_zero())?);
-        let saved = equivalent.saturating_sub(all).saturating_mul(Decimal::ONE_HUNDRED) / equivalent;
-        saved.round().to_string().parse().ok()
+        percent(equivalent.saturating_sub(all), equivalent)
     }
+}
+
+/// So much of `whole`, which is not nothing, in percent.
+pub(crate) fn percent(part: Decimal, whole: Decimal) -> Option<i32> {
+    let percent = part.saturating_mul(Decimal::ONE_HUNDRED).checked_div(whole)?;
+    percent.round().to_string().parse().ok()
 }
 
 impl Split {

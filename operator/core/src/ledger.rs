@@ -7,11 +7,12 @@ use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp, ToSpan};
 use rust_decimal::Decimal;
-use spotpool_crds::spot_pool::{OperationKind, Role};
 
-use crate::cost::{Amounts, Rate, Split, over, split};
+use crate::arrivals::{Arrival, arrivals};
+use crate::cost::{Rate, Split, over, split};
 use crate::plan::Situation;
-use crate::snapshot::{AgentPoolView, NodeView};
+use crate::snapshot::AgentPoolView;
+use crate::spend::ByPool;
 
 /// Written again after so long, so that people see it move.
 const REFRESHED_AFTER: SignedDuration = SignedDuration::from_mins(10);
@@ -26,7 +27,7 @@ pub struct Ledger {
     /// The currency in which its month was begun.
     pub currency: String,
     /// What machines cost an hour since then.
-    pub hourly: Amounts,
+    pub hourly: ByPool,
     /// When the newest node among them was made: younger ones are charged from the beginning.
     pub newest: Timestamp,
     /// The month of `at`.
@@ -47,7 +48,7 @@ pub struct Page {
     /// Up to when it is reckoned.
     pub until: Timestamp,
     /// What was spent in it until then.
-    pub spent: Amounts,
+    pub spent: ByPool,
 }
 
 /// Shares of budgets, in percent, of which an Event has told.
@@ -88,13 +89,13 @@ fn seconds(from: Timestamp, to: Timestamp) -> i64 {
 
 impl Page {
     fn empty(month: Timestamp, until: Timestamp) -> Self {
-        Self { month, until, spent: Amounts::default() }
+        Self { month, until, spent: ByPool::default() }
     }
 
     /// At another time of the month; back takes off what was charged, and never more than there is.
-    fn reckoned(&self, until: Timestamp, hourly: &Amounts) -> Self {
+    fn reckoned(&self, until: Timestamp, hourly: &ByPool) -> Self {
         let spent = self.spent.plus(&hourly.over(seconds(self.until, until)));
-        Self { month: self.month, until, spent: spent.each(|amount| amount.max(Decimal::ZERO)) }
+        Self { month: self.month, until, spent: spent.never_below_nothing() }
     }
 }
 
@@ -103,7 +104,7 @@ impl Ledger {
         Self {
             at: now,
             currency: currency.to_owned(),
-            hourly: Amounts::default(),
+            hourly: ByPool::default(),
             newest: now,
             page: Page::empty(month_of(now), now),
             before: None,
@@ -115,7 +116,7 @@ impl Ledger {
     /// As it is at `now`, at its rates.
     fn reckoned(&self, now: Timestamp) -> Self {
         let mut ledger = Self { at: now, ..self.clone() };
-        let fallback = self.hourly.fallback;
+        let fallback = self.hourly.total().fallback;
         ledger.hour = if hour_of(now) == hour_of(self.at) {
             self.hour.saturating_add(over(fallback, seconds(self.at, now))).max(Decimal::ZERO)
         } else {
@@ -139,16 +140,17 @@ impl Ledger {
 
     /// What fallback has cost in the month of `now`.
     pub fn spent(&self, now: Timestamp) -> Decimal {
-        self.reckoned(now).page.spent.fallback
+        self.reckoned(now).page.spent.total().fallback
     }
 
     /// When fallback will have cost so much in this month, if it will.
     pub(crate) fn reaches(&self, amount: Decimal, now: Timestamp) -> Option<Timestamp> {
         let missing = amount.saturating_sub(self.spent(now));
-        if missing <= Decimal::ZERO || self.hourly.fallback.is_zero() {
+        let hourly = self.hourly.total().fallback;
+        if missing <= Decimal::ZERO || hourly.is_zero() {
             return None;
         }
-        let wait = (missing.saturating_mul(Decimal::from(3600)) / self.hourly.fallback).ceil();
+        let wait = (missing.saturating_mul(Decimal::from(3600)) / hourly).ceil();
         let wait: i64 = wait.to_string().parse().ok()?;
         let at = now.checked_add(SignedDuration::from_secs(wait.min(i64::from(u32::MAX)))).ok()?;
         (at < month_end(month_of(now))).then_some(at)
@@ -158,18 +160,30 @@ impl Ledger {
         let hourly = arrival.machine.at(arrival.price);
         let month = self.page.month;
         let since = arrival.since.min(now);
-        self.page.spent = self.page.spent.plus(&hourly.over(seconds(since.max(month), now)));
+        self.page.spent.add(&arrival.agent_pool, &hourly.over(seconds(since.max(month), now)));
         let in_hour = over(hourly.fallback, seconds(since.max(hour_of(now)), now));
         self.hour = self.hour.saturating_add(in_hour);
         if let Some(before) = self.before.as_mut().filter(|page| page.until == month && since < month) {
-            before.spent = before.spent.plus(&hourly.over(seconds(since.max(before.month), month)));
+            before.spent.add(&arrival.agent_pool, &hourly.over(seconds(since.max(before.month), month)));
         }
     }
 
     fn rounded(mut self) -> Self {
         self.hour = rounded(self.hour);
         for page in [Some(&mut self.page), self.before.as_mut()].into_iter().flatten() {
-            page.spent = page.spent.each(rounded);
+            page.spent = page.spent.each(|amounts| amounts.each(rounded));
+        }
+        self
+    }
+
+    fn pages(&self) -> impl Iterator<Item = &Page> {
+        [Some(&self.page), self.before.as_ref()].into_iter().flatten()
+    }
+
+    /// Agent pools that are none of these are the others from now on.
+    fn gathered(mut self, is_named: impl Fn(&str) -> bool) -> Self {
+        for page in [Some(&mut self.page), self.before.as_mut()].into_iter().flatten() {
+            page.spent = page.spent.gathered(&is_named);
         }
         self
     }
@@ -177,13 +191,6 @@ impl Ledger {
 
 fn rounded(amount: Decimal) -> Decimal {
     amount.round_dp(DIGITS).normalize()
-}
-
-/// A node that has come since the ledger was written.
-struct Arrival {
-    machine: Split,
-    price: Decimal,
-    since: Timestamp,
 }
 
 /// The ledger at `now`, written again if anything about it has changed.
@@ -198,10 +205,13 @@ pub(crate) fn settled(situation: &Situation<'_>, rates: &[Option<Rate>]) -> Opti
     let memory = &snapshot.memory;
     let machines = |pool: &AgentPoolView| (pool.charged().count() + pool.overdue(now).count()) as u32;
     let split = split(spec, snapshot, tally.base, rates, machines);
-    let mut hourly = Amounts::default();
-    for (rate, machines) in rates.iter().zip(&split).filter(|(_, machines)| **machines != Split::default()) {
+    let mut hourly = ByPool::default();
+    for ((pool, rate), machines) in snapshot.agent_pools.iter().zip(rates).zip(&split) {
+        if *machines == Split::default() {
+            continue;
+        }
         let Some(rate) = rate else { return memory.ledger.clone() };
-        hourly = hourly.plus(&machines.at(rate.hourly));
+        hourly.add(&pool.name, &machines.at(rate.hourly));
     }
     let old = memory.ledger.as_ref();
     let newest = snapshot.nodes().map(|node| node.created).max();
@@ -220,8 +230,11 @@ pub(crate) fn settled(situation: &Situation<'_>, rates: &[Option<Rate>]) -> Opti
     if old.is_none() {
         arrivals.retain(|arrival| arrival.machine.fallback > 0);
     }
-    let lasted = seconds(known.at, now).abs() >= REFRESHED_AFTER.as_secs() && hourly != Amounts::default();
-    let is_same = known.hourly == hourly && arrivals.is_empty() && month_of(now) == known.page.month;
+    let lasted = seconds(known.at, now).abs() >= REFRESHED_AFTER.as_secs() && hourly != ByPool::default();
+    let is_named = |name: &str| snapshot.agent_pools.iter().any(|pool| pool.name == name);
+    let is_of_these = known.pages().all(|page| page.spent.is_of(is_named));
+    let is_same =
+        known.hourly == hourly && arrivals.is_empty() && is_of_these && month_of(now) == known.page.month;
     if let Some(old) = old.filter(|_| is_same && !lasted) {
         return Some(old.clone());
     }
@@ -238,48 +251,7 @@ pub(crate) fn settled(situation: &Situation<'_>, rates: &[Option<Rate>]) -> Opti
     if ledger.currency.is_empty() || ledger.page.month != known.page.month {
         ledger.currency.clone_from(&snapshot.currency);
     }
-    Some(ledger.rounded())
-}
-
-/// Those that came after the newest that is in the ledger. Of those on demand the youngest are charged as what stands in for
-/// spot, at the dearest prices of that: where one that comes makes another stand in, that began with it.
-fn arrivals(
-    situation: &Situation<'_>,
-    ledger: &Ledger,
-    rates: &[Option<Rate>],
-    split: &[Split],
-) -> Vec<Arrival> {
-    let (mut arrivals, mut on_demand, mut fallback) = (Vec::new(), Vec::new(), Vec::new());
-    for ((pool, rate), split) in situation.snapshot.agent_pools.iter().zip(rates).zip(split) {
-        let Some(Rate { hourly: price, .. }) = *rate else { continue };
-        fallback.extend(vec![price; split.fallback as usize]);
-        for node in pool.charged().filter(|node| node.created > ledger.newest) {
-            let since = asked_at(pool, node);
-            match pool.role {
-                Ok(Role::Spot) => {
-                    let machine = Split { spot: 1, ..Split::default() };
-                    arrivals.push(Arrival { machine, price, since });
-                }
-                Ok(Role::OnDemand) => on_demand.push((since, price)),
-                Err(_) => {}
-            }
-        }
-    }
-    on_demand.sort_unstable_by(|one, other| other.cmp(one));
-    fallback.sort_unstable_by(|one, other| other.cmp(one));
-    let mut fallback = fallback.into_iter();
-    arrivals.extend(on_demand.into_iter().map(|(since, price)| match fallback.next() {
-        Some(price) => Arrival { machine: Split { fallback: 1, ..Split::default() }, price, since },
-        None => Arrival { machine: Split { base: 1, ..Split::default() }, price, since },
-    }));
-    arrivals
-}
-
-/// When the node's machine was asked for, as far as is known: Azure charges for it before it is a Node.
-fn asked_at(pool: &AgentPoolView, node: &NodeView) -> Timestamp {
-    let operation = pool.operation.iter().chain(&pool.ended);
-    let asked = operation.filter(|it| it.kind == OperationKind::ScaleUp).map(|it| it.since.0);
-    asked.filter(|asked| *asked <= node.created).min().unwrap_or(node.created)
+    Some(ledger.gathered(is_named).rounded())
 }
 
 #[cfg(test)]
@@ -287,22 +259,29 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
     use super::*;
+    use crate::cost::Amounts;
 
     fn at(text: &str) -> Timestamp {
         text.parse().unwrap()
     }
 
+    fn fallback(amount: &str) -> Amounts {
+        Amounts { fallback: amount.parse().unwrap(), ..Amounts::default() }
+    }
+
     /// 3.6 an hour, 0.001 a second; ten spent in the month.
     fn ledger(now: &str) -> Ledger {
         let mut ledger = Ledger::open(at(now), "USD");
-        ledger.hourly.fallback = "3.6".parse().unwrap();
-        ledger.page.spent.fallback = 10.into();
-        ledger.page.spent.spot = 7.into();
+        ledger.hourly.add("reg", &fallback("3.6"));
+        ledger.page.spent.add("reg", &fallback("4"));
+        // Of an agent pool that is not named any more.
+        ledger.page.spent.add(crate::spend::OTHERS, &fallback("6"));
+        ledger.page.spent.add("spot", &Amounts { spot: 7.into(), ..Amounts::default() });
         ledger
     }
 
     fn months(ledger: &Ledger) -> (String, Option<String>) {
-        let spent = |page: &Page| page.spent.fallback.normalize().to_string();
+        let spent = |page: &Page| page.spent.total().fallback.normalize().to_string();
         (spent(&ledger.page), ledger.before.as_ref().map(spent))
     }
 

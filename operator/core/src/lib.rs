@@ -3,6 +3,8 @@
 //! [`plan()`] is the whole of it. It never fails and never waits; what cannot be done now is a step with a
 //! reason and a time at which to look again.
 
+pub mod allocation;
+mod arrivals;
 mod autoscaler;
 pub mod avoidance;
 pub mod backup;
@@ -20,10 +22,12 @@ pub mod loss;
 pub mod objective;
 mod placement;
 mod plan;
+mod planned;
 pub mod ranking;
 pub mod scheduling;
 pub mod signals;
 mod snapshot;
+pub mod spend;
 mod stall;
 mod units;
 pub mod upkeep;

@@ -352,7 +352,7 @@ fn drop_needless(need: &Need, candidates: &mut [Candidate], placement: &mut Plac
 }
 
 /// How many units of `target` one agent pool takes before the others. On-demand is not taken back: no share there.
-fn share(policy: &Policy, role: Role, target: u32) -> u32 {
+pub(crate) fn share(policy: &Policy, role: Role, target: u32) -> u32 {
     match role {
         Role::OnDemand => u32::MAX,
         Role::Spot => {

@@ -19,6 +19,7 @@ use crate::ledger::Ledger;
 use crate::loss::{self, Restarts};
 use crate::objective;
 use crate::placement::{Limit, Need, Placement, place};
+use crate::planned;
 use crate::ranking::{Rank, losses, rank, unannounced_since};
 use crate::signals::{self, Hours};
 use crate::snapshot::{AgentPoolView, Losses, NodeView, Snapshot};
@@ -535,7 +536,7 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
     };
     request(&situation, &on_demand, reason, &mut draft);
     fallback::explain_limit(&situation, &on_demand, &mut draft);
-    let money = caps.conclude(&situation, &on_demand, is_fallback, &mut draft);
+    let mut money = caps.conclude(&situation, &on_demand, is_fallback, &mut draft);
     let spot_there = tally.spot_have + regained_spot + asked_of_spot;
     autoscaler::settle(&situation, &Held::spot(tally, spot_there), &mut draft);
     let on_demand_there = tally.on_demand_have + regained_on_demand + on_demand.units;
@@ -559,6 +560,7 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
         .flat_map(|role| rank(&spec.placement, snapshot, role, now))
         .collect();
     signals::explain(&situation, &ranks, &ahead, &mut draft);
+    money.planned = planned::hourly(&situation, &ranks);
     let of_pool = |pool: &AgentPoolView| Some((pool.name.clone(), losses(pool)?));
     let losses = snapshot.agent_pools.iter().filter_map(of_pool).collect();
     let new = |pool: &AgentPoolView| (pool.name.clone(), unannounced_since(pool));

@@ -12,11 +12,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use jiff::{SignedDuration, Timestamp};
 use rust_decimal::Decimal;
 use spotpool_core::ledger::month_of;
+use spotpool_core::spend::OTHERS;
 use spotpool_core::{Action, Plan};
 use spotpool_crds::Reason;
 use spotpool_crds::spot_pool::AtCap;
 use spotpool_crds::spot_pool::Role::{OnDemand, Spot};
-use world::{Dice, Fate, Pool, World, asked_to_drain, says};
+use world::{BOOT, Dice, Fate, Pool, World, asked_to_drain, says};
 
 const SPEC: &str = "
 replicas: 4
@@ -228,6 +229,28 @@ fn the_course_of_a_month_is_told_at_each_share_once() {
     assert_eq!(told, [month(50), month(80), month(100)]);
 }
 
+/// Else spend would vanish from the month, and from what a budget counts, with a line of the spec.
+#[test]
+fn what_was_spent_on_an_agent_pool_that_is_taken_off_the_list_is_the_others() {
+    let mut world = world("monthlyBudget: \"50\"");
+    lose_spot(&mut world);
+    world.pass(3600);
+    let ledger = world.reconcile().memory.ledger.unwrap();
+    let (cheap, all) = (ledger.page.spent.of("cheap"), ledger.page.spent.total());
+    // Three of 0.4 for an hour, and the minute in which they booted.
+    assert_eq!((cheap.fallback.round_dp(2), cheap.total()), (amount("1.20"), cheap.fallback));
+    assert_eq!(ledger.page.spent.of(OTHERS).total(), Decimal::ZERO);
+    let gone = world.pools.remove(1);
+    let ledger = world.reconcile().memory.ledger.unwrap();
+    assert_eq!((ledger.page.spent.of(OTHERS), ledger.page.spent.of("cheap").total()), (cheap, Decimal::ZERO));
+    assert_eq!(ledger.page.spent.total(), all);
+    // Once it is back it begins with nothing: what is the others' stays so.
+    world.pools.insert(1, gone);
+    world.pass(1800);
+    let ledger = world.plan().memory.ledger.unwrap();
+    assert_eq!(ledger.page.spent.of(OTHERS), cheap);
+}
+
 /// A price of this agent pool and no other.
 fn some_price(dice: &mut Dice, at: usize) -> Decimal {
     Decimal::new(100 * (10 + dice.below(90) as i64) + at as i64, 4)
@@ -288,9 +311,33 @@ struct Bill {
     machines: Vec<(String, bool)>,
     /// What may have run, or not, while nobody looked.
     unseen: Decimal,
+    /// By agent pool: what all its machines cost, and what of it cannot be known.
+    pools: Vec<(Decimal, Decimal)>,
+    /// Whether the ledger can know them: not after a clock was so wrong that it took back more than there was.
+    has_pools: bool,
+}
+
+/// What an agent pool's machines cost an hour.
+fn hourly_of(pool: &Pool) -> Decimal {
+    priced(pool) * Decimal::from(pool.machines.len())
+}
+
+fn over(hourly: Decimal, seconds: i64) -> Decimal {
+    hourly * Decimal::from(seconds) / Decimal::from(3600)
 }
 
 impl Bill {
+    fn of(world: &World) -> Self {
+        Self {
+            month: month_of(world.now),
+            spent: Decimal::ZERO,
+            machines: Vec::new(),
+            unseen: Decimal::ZERO,
+            pools: vec![(Decimal::ZERO, Decimal::ZERO); world.pools.len()],
+            has_pools: true,
+        }
+    }
+
     fn seen(world: &World) -> Vec<(String, bool)> {
         let machines = world.pools.iter().flat_map(|pool| &pool.machines);
         machines.map(|it| (it.name.clone(), it.node_at <= world.now)).collect()
@@ -324,9 +371,13 @@ impl Bill {
 
     fn live(&mut self, world: &mut World, seconds: i64, watched: bool) {
         let before = hourly(world);
+        let pools_before: Vec<Decimal> = world.pools.iter().map(hourly_of).collect();
         for _ in 0..seconds / LOOK {
             self.turn_the_page(world);
             self.spent += hourly(world) * Decimal::from(LOOK) / Decimal::from(3600);
+            for (pool, (spent, _)) in world.pools.iter().zip(&mut self.pools) {
+                *spent += over(hourly_of(pool), LOOK);
+            }
             world.pass(LOOK);
             // Watches tell the operator.
             if watched && Self::seen(world) != self.machines {
@@ -335,6 +386,9 @@ impl Bill {
         }
         if !watched {
             self.unseen += (before + hourly(world)) * Decimal::from(seconds) / Decimal::from(3600);
+            for ((pool, before), (_, unseen)) in world.pools.iter().zip(pools_before).zip(&mut self.pools) {
+                *unseen += over(before + hourly_of(pool), seconds);
+            }
         }
         self.turn_the_page(world);
         self.reconcile(world);
@@ -343,6 +397,9 @@ impl Bill {
     fn turn_the_page(&mut self, world: &World) {
         if month_of(world.now) != self.month {
             (self.month, self.spent) = (month_of(world.now), Decimal::ZERO);
+            for (spent, _) in &mut self.pools {
+                *spent = Decimal::ZERO;
+            }
         }
     }
 
@@ -361,6 +418,38 @@ impl Bill {
             "{ledger} in the ledger, {} billed",
             self.spent
         );
+        self.compare_pools(world);
+    }
+
+    fn compare_pools(&self, world: &World) {
+        let ledger = world.memory.ledger.as_ref().unwrap();
+        let on_demand = world.pools.iter().filter(|pool| pool.role == OnDemand).count();
+        for (pool, (billed, unseen)) in world.pools.iter().zip(&self.pools).filter(|_| self.has_pools) {
+            // Which of several stands in for spot is nobody's decision: while machines boot, the dearest is charged.
+            if pool.role == OnDemand && on_demand > 1 {
+                continue;
+            }
+            let since = world.now.duration_since(ledger.at).as_secs();
+            let hourly = ledger.hourly.of(&pool.name).total();
+            let spent = ledger.page.spent.of(&pool.name).total() + over(hourly, since);
+            let booting = pool.machines.iter().filter(|it| it.node_at > world.now).count();
+            let allowed = *billed * amount("0.01") + over(priced(pool), BOOT) * Decimal::from(booting);
+            assert!(
+                (spent - billed).abs() <= allowed + unseen + amount("0.03"),
+                "{spent} of {} in the ledger, {billed} billed, {unseen} not seen",
+                pool.name
+            );
+        }
+        let named = ledger.page.spent.iter().all(|(name, _)| world.pools.iter().any(|it| it.name == name));
+        assert!(named, "{:?}", ledger.page.spent);
+    }
+
+    /// A clock that goes wrong by so much; a month never comes to less than nothing, whatever it is spent on.
+    fn skew(&mut self, world: &World, seconds: i64) {
+        let ledger = world.memory.ledger.as_ref().unwrap();
+        let (spent, hourly) = (ledger.page.spent.total(), ledger.hourly.total());
+        let left = [(spent.spot, hourly.spot), (spent.base, hourly.base), (spent.fallback, hourly.fallback)];
+        self.has_pools &= left.iter().all(|(spent, hourly)| *spent + over(*hourly, seconds) >= Decimal::ZERO);
     }
 }
 
@@ -414,12 +503,7 @@ fn random_world(dice: &mut Dice) -> World {
 fn schedule(seed: u64) {
     let mut dice = Dice(seed);
     let mut world = random_world(&mut dice);
-    let mut bill = Bill {
-        month: month_of(world.now),
-        spent: Decimal::ZERO,
-        machines: Vec::new(),
-        unseen: Decimal::ZERO,
-    };
+    let mut bill = Bill::of(&world);
     bill.reconcile(&mut world);
     for _ in 0..40 {
         let at = dice.below(world.pools.len() as u64) as usize;
@@ -433,7 +517,11 @@ fn schedule(seed: u64) {
                     (dice.below(3) > 0).then(|| world.now + SignedDuration::from_hours(5));
             }
             4 => world.spec.replicas = dice.below(12) as i32,
-            5 => world.pools[at].fate = if dice.below(2) == 0 { Fate::Refused } else { Fate::Fails(1) },
+            5 => {
+                world.pools[at].fate = if dice.below(2) == 0 { Fate::Refused } else { Fate::Fails(1) };
+                // What comes of a request that failed is known by its Node alone.
+                bill.pools[at].1 += over(priced(&world.pools[at]), BOOT);
+            }
             6 => {
                 let market = &mut world.pools[at].market;
                 market.last_price = market.hourly_price.or(market.last_price);
@@ -447,6 +535,7 @@ fn schedule(seed: u64) {
                 if bill.spent + hourly(&world) * Decimal::from(world.skew) / Decimal::from(3600)
                     >= Decimal::ZERO
                 {
+                    bill.skew(&world, world.skew);
                     world.memory.ledger = world.plan().memory.ledger;
                 }
                 world.skew = 0;

@@ -10,23 +10,17 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use spotpool_azure::Decimal;
 use spotpool_core::cost::Amounts;
+use spotpool_core::spend;
 use spotpool_core::{Plan, Snapshot};
 use spotpool_runtime::catalogue::Catalogue;
 
 use super::PoolName;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct CostOf {
+struct Of {
     namespace: String,
     pool: String,
     agent_pool: String,
-    kind: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct SpentOn {
-    namespace: String,
-    pool: String,
     kind: &'static str,
 }
 
@@ -37,9 +31,19 @@ struct BudgetFor {
     period: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, EncodeLabelSet)]
+struct UsedBy {
+    namespace: String,
+    pool: String,
+    kind: &'static str,
+    workload: Arc<str>,
+}
+
 /// What money is spent on.
 const KINDS: [&str; 3] = ["spot", "on_demand", "fallback"];
 const PERIODS: [&str; 2] = ["hour", "month"];
+/// Agent pools that are not named any more, as no agent pool can be called.
+const OTHERS: &str = "(other)";
 
 const KIND: &str = "`spot`, `on_demand` (the base), `fallback`";
 const PERIOD: &str = "`hour`, `month`";
@@ -48,14 +52,18 @@ type Amount<L> = Family<L, Gauge<f64, AtomicU64>>;
 
 #[derive(Clone, Default)]
 pub(super) struct MoneyMetrics {
-    hourly_cost: Amount<CostOf>,
+    hourly_cost: Amount<Of>,
     on_demand_equivalent: Amount<PoolName>,
-    month_spend: Amount<SpentOn>,
+    planned: Amount<PoolName>,
+    month_spend: Amount<Of>,
     budget: Amount<BudgetFor>,
     budget_left: Amount<BudgetFor>,
     prices_read: Amount<PoolName>,
+    workloads: Amount<UsedBy>,
     /// Agent pools of which there are costs, so that those of one that is not named any more go.
     costed: Arc<Mutex<BTreeMap<PoolName, BTreeSet<String>>>>,
+    /// Workloads of which there are costs, for the same reason.
+    shared: Arc<Mutex<BTreeMap<PoolName, BTreeSet<UsedBy>>>>,
 }
 
 impl MoneyMetrics {
@@ -77,11 +85,22 @@ impl MoneyMetrics {
             .serves("b M6")
             .metric(self.on_demand_equivalent.clone());
         catalogue
+            .family("planned_hourly_cost", "What the wanted capacity would cost, were all of it where the spec wants it")
+            .unit("currency an hour")
+            .of_pool()
+            .note("Absent where that does not hold it, or a price is not known: [what that is](../concepts/money.md)")
+            .serves("a M10")
+            .metric(self.planned.clone());
+        catalogue
             .family("month_spend", "What has been spent in this month by UTC")
             .unit("currency")
             .of_pool()
+            .label("agent_pool")
             .label_of("kind", KIND)
-            .note("Written every 10 minutes or sooner; begins anew with each month")
+            .note(
+                "Written every 10 minutes or sooner; begins anew with each month. `agent_pool` `(other)` is all that are \
+                 not named any more",
+            )
             .metric(self.month_spend.clone());
         catalogue
             .family("budget", "What fallback may cost")
@@ -102,6 +121,17 @@ impl MoneyMetrics {
             .unit("Unix time")
             .of_pool()
             .metric(self.prices_read.clone());
+        catalogue
+            .family("workload_hourly_cost", "What workloads cost by what their pods request")
+            .unit("currency an hour")
+            .of_pool()
+            .label_of("kind", KIND)
+            .label("workload")
+            .note(
+                "Only with `--cost-label`: `workload` is a value of that label, at most 50 for each SpotPool, or `(none)`, \
+                 `(idle)`, `(other)` ([how](../how-to/cost-allocation.md#by-workload)). As of the last survey of pods",
+            )
+            .metric(self.workloads.clone());
     }
 
     pub fn tell(&self, name: &PoolName, snapshot: &Snapshot, plan: &Plan) {
@@ -109,26 +139,64 @@ impl MoneyMetrics {
         let agent_pools = snapshot.agent_pools.iter().map(|view| view.name.clone()).collect();
         let before = self.costed().insert(name.clone(), agent_pools);
         for (view, amounts) in snapshot.agent_pools.iter().zip(&costs.pools) {
-            for (kind, amount) in of_kinds(amounts) {
-                self.hourly_cost.get_or_create(&cost_of(name, &view.name, kind)).set(float(amount));
+            for kind in KINDS {
+                let amount = float(of_kind(amounts, kind));
+                self.hourly_cost.get_or_create(&of(name, &view.name, kind)).set(amount);
             }
         }
         let is_named = |agent_pool: &String| snapshot.agent_pools.iter().any(|view| view.name == *agent_pool);
         self.forget_costs(name, before.into_iter().flatten().filter(|agent_pool| !is_named(agent_pool)));
         set(&self.on_demand_equivalent, name, costs.equivalent.map(float));
+        set(&self.planned, name, plan.money.planned.map(float));
         let read_at = plan.money.prices_read_at.map(|at| at.as_second() as f64);
         set(&self.prices_read, name, read_at);
-        let spent = plan.memory.ledger.as_ref().map(|ledger| ledger.page.spent);
-        for kind in KINDS {
-            let amount = spent.and_then(|spent| of_kinds(&spent).into_iter().find(|(of, _)| *of == kind));
-            set(&self.month_spend, &spent_on(name, kind), amount.map(|(_, amount)| float(amount)));
+        let spent = plan.memory.ledger.as_ref().map(|ledger| &ledger.page.spent);
+        let tell_spent = |agent_pool: &str, spent: Option<Amounts>| {
+            for kind in KINDS {
+                // Below nothing while a clock is wrong.
+                let amount = spent.map(|spent| float(of_kind(&spent, kind).max(Decimal::ZERO)));
+                set(&self.month_spend, &of(name, agent_pool, kind), amount);
+            }
+        };
+        for view in &snapshot.agent_pools {
+            tell_spent(&view.name, spent.map(|spent| spent.of(&view.name)));
         }
+        let others = spent.map(|spent| spent.of(spend::OTHERS));
+        tell_spent(OTHERS, others.filter(|others| !others.total().is_zero()));
         let budgets = [plan.money.hourly_budget, plan.money.monthly_budget];
         for (period, budget) in PERIODS.into_iter().zip(budgets) {
             let labels = budget_for(name, period);
             set(&self.budget, &labels, budget.map(|(budget, _)| float(budget)));
             set(&self.budget_left, &labels, budget.map(|(_, left)| float(left)));
         }
+    }
+
+    pub fn tell_workloads(&self, name: &PoolName, costs: &BTreeMap<Arc<str>, Amounts>) {
+        // Held, so that nothing is told of a SpotPool that is forgotten meanwhile.
+        let costed = self.costed();
+        if !costed.contains_key(name) {
+            return;
+        }
+        let mut told = BTreeSet::new();
+        for (workload, amounts) in costs {
+            for kind in KINDS {
+                let amount = of_kind(amounts, kind);
+                if !amount.is_zero() {
+                    let PoolName { namespace, pool } = name.clone();
+                    let labels = UsedBy { namespace, pool, kind, workload: workload.clone() };
+                    self.workloads.get_or_create(&labels).set(float(amount));
+                    told.insert(labels);
+                }
+            }
+        }
+        let before = self.shared().insert(name.clone(), told.clone());
+        for labels in before.iter().flatten().filter(|labels| !told.contains(labels)) {
+            self.workloads.remove(labels);
+        }
+    }
+
+    fn shared(&self) -> MutexGuard<'_, BTreeMap<PoolName, BTreeSet<UsedBy>>> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn costed(&self) -> MutexGuard<'_, BTreeMap<PoolName, BTreeSet<String>>> {
@@ -138,19 +206,22 @@ impl MoneyMetrics {
     fn forget_costs(&self, name: &PoolName, agent_pools: impl Iterator<Item = String>) {
         for agent_pool in agent_pools {
             for kind in KINDS {
-                self.hourly_cost.remove(&cost_of(name, &agent_pool, kind));
+                self.hourly_cost.remove(&of(name, &agent_pool, kind));
+                self.month_spend.remove(&of(name, &agent_pool, kind));
             }
         }
     }
 
     pub fn forget(&self, name: &PoolName) {
         let agent_pools = self.costed().remove(name);
-        self.forget_costs(name, agent_pools.into_iter().flatten());
-        self.on_demand_equivalent.remove(name);
-        self.prices_read.remove(name);
-        for kind in KINDS {
-            self.month_spend.remove(&spent_on(name, kind));
+        for labels in self.shared().remove(name).iter().flatten() {
+            self.workloads.remove(labels);
         }
+        let others = [OTHERS.to_owned()];
+        self.forget_costs(name, agent_pools.into_iter().flatten().chain(others));
+        self.on_demand_equivalent.remove(name);
+        self.planned.remove(name);
+        self.prices_read.remove(name);
         for period in PERIODS {
             let labels = budget_for(name, period);
             self.budget.remove(&labels);
@@ -159,14 +230,9 @@ impl MoneyMetrics {
     }
 }
 
-fn cost_of(name: &PoolName, agent_pool: &str, kind: &'static str) -> CostOf {
+fn of(name: &PoolName, agent_pool: &str, kind: &'static str) -> Of {
     let PoolName { namespace, pool } = name.clone();
-    CostOf { namespace, pool, agent_pool: agent_pool.to_owned(), kind }
-}
-
-fn spent_on(name: &PoolName, kind: &'static str) -> SpentOn {
-    let PoolName { namespace, pool } = name.clone();
-    SpentOn { namespace, pool, kind }
+    Of { namespace, pool, agent_pool: agent_pool.to_owned(), kind }
 }
 
 fn budget_for(name: &PoolName, period: &'static str) -> BudgetFor {
@@ -174,8 +240,12 @@ fn budget_for(name: &PoolName, period: &'static str) -> BudgetFor {
     BudgetFor { namespace, pool, period }
 }
 
-fn of_kinds(amounts: &Amounts) -> [(&'static str, Decimal); 3] {
-    [(KINDS[0], amounts.spot), (KINDS[1], amounts.base), (KINDS[2], amounts.fallback)]
+fn of_kind(amounts: &Amounts, kind: &str) -> Decimal {
+    match kind {
+        "spot" => amounts.spot,
+        "fallback" => amounts.fallback,
+        _ => amounts.base,
+    }
 }
 
 fn float(amount: Decimal) -> f64 {

@@ -211,6 +211,7 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
     metered.count(&outcome, now);
     let current = context.write_report(current, status.clone()).await?;
     metered.tell(&before, &status, cost);
+    context.parts.workloads.cost(&pool, &gathered, &plan);
     let reference = pool.object_ref(&());
     for event in events {
         // Events tell, they do not decide: one that is lost changes nothing.

@@ -7,9 +7,11 @@ use kube::runtime::events::Event;
 use spotpool_azure::Decimal;
 use spotpool_core::cost::Amounts;
 use spotpool_core::ledger::{Ledger, Page, Told, month_of};
+use spotpool_core::spend::{ByPool, OTHERS};
 use spotpool_core::{Action, Market, Plan};
 use spotpool_crds::spot_pool::{
-    AgentPoolStatus, BudgetStatus, HourlyCost, LedgerPage, LedgerStatus, MoneyStatus, Spend, ToldStatus,
+    AgentPoolSpend, AgentPoolStatus, BudgetStatus, HourlyCost, LedgerPage, LedgerStatus, MoneyStatus, Spend,
+    ToldStatus,
 };
 use spotpool_crds::{Reason, SpotPool, SpotPoolStatus, names};
 
@@ -39,7 +41,7 @@ pub fn ledger(status: &LedgerStatus) -> Ledger {
     Ledger {
         at: status.at.0,
         currency: status.currency.clone(),
-        hourly: amounts(&status.hourly, Decimal::ZERO),
+        hourly: by_pool(&status.hourly, &status.agent_pools, Decimal::ZERO),
         newest: status.newest_node.as_ref().map_or(status.at.0, |time| time.0),
         page: page(&status.page),
         before: status.page_before.as_ref().map(page),
@@ -63,8 +65,21 @@ fn page(page: &LedgerPage) -> Page {
     Page {
         month: begun.unwrap_or_else(|_| month_of(page.until.0)),
         until: page.until.0,
-        spent: amounts(&page.spent, UNREADABLE),
+        spent: by_pool(&page.spent, &page.agent_pools, UNREADABLE),
     }
+}
+
+/// What is said of no agent pool, or cannot be read of one, is the others': it is the total that must not be lost.
+fn by_pool(total: &Spend, agent_pools: &[AgentPoolSpend], unreadable: Decimal) -> ByPool {
+    let mut all = ByPool::default();
+    for spend in agent_pools {
+        let amount = |text: &str| decimal(text).unwrap_or_default();
+        let (spot, base, fallback) = (amount(&spend.spot), amount(&spend.on_demand), amount(&spend.fallback));
+        all.add(&spend.name, &Amounts { spot, base, fallback });
+    }
+    let named = all.total().each(|amount| -amount);
+    all.add(OTHERS, &amounts(total, unreadable).plus(&named));
+    all
 }
 
 /// What status says of money.
@@ -84,9 +99,11 @@ pub fn status(currency: &str, plan: &Plan) -> MoneyStatus {
             fallback: text(all.fallback),
             total: text(all.total()),
             on_demand_equivalent: money.costs.equivalent.map(text),
+            planned: money.planned.map(text),
         }),
         saving_percent: money.costs.saving_percent(),
-        this_month: ledger.map(|ledger| spend(&ledger.page.spent, text)),
+        variance_percent: money.variance_percent(),
+        this_month: ledger.map(|ledger| spend(&ledger.page.spent.total(), text)),
         fallback_this_hour: ledger.map(|ledger| text(ledger.hour)).unwrap_or_default(),
         hourly_budget: money.hourly_budget.map(budget),
         monthly_budget: money.monthly_budget.map(budget),
@@ -102,14 +119,16 @@ fn kept(ledger: &Ledger) -> LedgerStatus {
     let page = |page: &Page| LedgerPage {
         month: page.month.to_zoned(TimeZone::UTC).strftime("%Y-%m").to_string(),
         until: Time(page.until),
-        spent: spend(&page.spent, exact),
+        spent: spend(&page.spent.total(), exact),
+        agent_pools: of_pools(&page.spent),
     };
     let told = &ledger.told;
     let budget = |budget: Option<Decimal>| budget.map(exact).unwrap_or_default();
     LedgerStatus {
         at: Time(ledger.at),
         currency: ledger.currency.clone(),
-        hourly: spend(&ledger.hourly, exact),
+        hourly: spend(&ledger.hourly.total(), exact),
+        agent_pools: of_pools(&ledger.hourly),
         newest_node: Some(Time(ledger.newest)),
         page: page(&ledger.page),
         page_before: ledger.before.as_ref().map(page),
@@ -121,6 +140,18 @@ fn kept(ledger: &Ledger) -> LedgerStatus {
             monthly: told.monthly as i32,
         }),
     }
+}
+
+fn of_pools(all: &ByPool) -> Vec<AgentPoolSpend> {
+    let exact = |amount: Decimal| if amount.is_zero() { String::new() } else { amount.to_string() };
+    let named = all.iter().filter(|(agent_pool, _)| *agent_pool != OTHERS);
+    let spend = |(agent_pool, amounts): (&str, &Amounts)| AgentPoolSpend {
+        name: agent_pool.to_owned(),
+        spot: exact(amounts.spot),
+        on_demand: exact(amounts.base),
+        fallback: exact(amounts.fallback),
+    };
+    named.map(spend).collect()
 }
 
 fn spend(amounts: &Amounts, text: impl Fn(Decimal) -> String) -> Spend {
@@ -202,17 +233,28 @@ mod tests {
     fn a_ledger_comes_back_from_status_as_it_was() {
         let month: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
         let at: Timestamp = "2026-01-31T23:59:59Z".parse().unwrap();
-        let spent = |text: &str| Amounts { fallback: text.parse().unwrap(), ..Amounts::default() };
+        let spent = |pools: &[(&str, &str)]| {
+            let mut all = ByPool::default();
+            for (agent_pool, amount) in pools {
+                let fallback = amount.parse().unwrap();
+                all.add(agent_pool, &Amounts { fallback, ..Amounts::default() });
+            }
+            all
+        };
         let whole = Ledger {
             at,
             currency: "EUR".into(),
-            hourly: spent("0.344"),
+            hourly: spent(&[("reg", "0.344"), ("dear", "1")]),
             newest: month,
-            page: Page { month, until: at, spent: spent("12.345678") },
+            page: Page {
+                month,
+                until: at,
+                spent: spent(&[("reg", "12.345678"), (OTHERS, "3"), ("new", "-0.5")]),
+            },
             before: Some(Page {
                 month: "2025-12-01T00:00:00Z".parse().unwrap(),
                 until: month,
-                spent: spent("7"),
+                spent: spent(&[("reg", "7")]),
             }),
             hour: "0.1".parse().unwrap(),
             told: Told { hourly_budget: Some("6.00".parse().unwrap()), hourly: 50, ..Told::default() },
@@ -220,11 +262,24 @@ mod tests {
         let stored = serde_json::to_value(kept(&whole)).unwrap();
         assert_eq!(ledger(&serde_json::from_value(stored.clone()).unwrap()), whole);
 
+        // An operator that knew no agent pools has written the totals alone, and nobody else's may be read.
+        for (agent_pools, left) in [
+            (json!([]), "14.845678"),
+            (json!([{"name": "reg", "fallback": "12"}]), "2.845678"),
+            (json!([{"name": "reg", "fallback": "some"}]), "14.845678"),
+        ] {
+            let mut other = stored.clone();
+            other["page"]["agentPools"] = agent_pools;
+            let other = ledger(&serde_json::from_value(other).unwrap());
+            assert_eq!(other.page.spent.total(), whole.page.spent.total());
+            assert_eq!(other.page.spent.of(OTHERS).fallback, left.parse().unwrap());
+        }
+
         let mut broken = stored;
         broken["page"]["spent"]["fallback"] = json!("a lot");
         broken["page"]["month"] = json!("January");
         let broken = ledger(&serde_json::from_value(broken).unwrap());
-        assert_eq!((broken.page.spent.fallback, broken.page.month), (UNREADABLE, month));
+        assert_eq!((broken.page.spent.total().fallback, broken.page.month), (UNREADABLE, month));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
+use spotpool_core::allocation::Usage;
 use spotpool_core::fit::{Place, PlaceKind, Room};
 use spotpool_core::floor::{self, FloorDemand, NodeKind};
 use spotpool_core::scheduling::{Requirement, Resources, Taint};
@@ -65,6 +66,8 @@ pub struct Survey {
     pub blocked: Option<Vec<BlockedBudget>>,
     /// What runs on on-demand nodes, and where there is room.
     pub room: Arc<Room>,
+    /// What workloads have of each agent pool's nodes; absent where nobody asks, or pods have not been read.
+    pub usage: Option<BTreeMap<String, Usage>>,
 }
 
 impl Survey {
@@ -396,7 +399,7 @@ fn taints(node: &Node, except: &[&str]) -> Vec<Taint> {
     taints
 }
 
-fn allocatable(node: &Node) -> Resources {
+pub(super) fn allocatable(node: &Node) -> Resources {
     let amounts = node.status.iter().flat_map(|status| status.allocatable.iter().flatten());
     let amounts = amounts.map(|(name, amount)| (name.clone(), amount.0.clone())).collect();
     resources(&amounts, |name| name.into())

@@ -1,5 +1,6 @@
 use super::*;
 use serde_json::{Value, json};
+use spotpool_core::allocation::{PoolCost, allocate};
 use spotpool_crds::spot_pool::{PdbFloor, Role};
 use std::collections::BTreeMap;
 
@@ -189,6 +190,39 @@ fn room_is_what_pods_leave_of_nodes_and_what_would_move_is_told() {
     assert_eq!(free, BTreeMap::from([("r0", 1000), ("s0", 2500), ("s1", 4000), ("x0", 4000)]));
 }
 
+/// Else a team's bill would lack what runs, or hold what runs on other nodes.
+#[test]
+fn nodes_are_used_by_all_pods_on_them_told_apart_by_the_label() {
+    let pods = [
+        pod("web-0", "web", "s0", "ReplicaSet"),
+        pod("web-1", "web", "r0", "ReplicaSet"),
+        pod("log-0", "log", "s0", "DaemonSet"),
+        pod("db-0", "db", "x0", "StatefulSet"),
+        pod("new-0", "new", "", "ReplicaSet"),
+    ];
+    let mut known = known(&pods, &[], at(0));
+    let costs: Vec<PoolCost> = ["spot", "reg"]
+        .iter()
+        .zip([2, 1])
+        .map(|(name, machines)| {
+            let hourly = spotpool_core::cost::Amounts { spot: machines.into(), ..<_>::default() };
+            PoolCost { agent_pool: (*name).to_owned(), hourly, machines }
+        })
+        .collect();
+    let told = |known: &Known, key: &str| {
+        let usage = usage::usage(known, &nodes(), &scope(false), key).unwrap();
+        let told = allocate(&costs, &usage);
+        told.iter().map(|(of, costs)| format!("{of} {}", costs.spot.normalize())).collect::<Vec<_>>()
+    };
+    // 1.5 of 4 cores, no memory.
+    assert_eq!(told(&known, "app"), ["(idle) 2.4375", "log 0.1875", "web 0.375"]);
+    assert_eq!(told(&known, "team"), ["(idle) 2.4375", "(none) 0.5625"]);
+    known.pod(watcher::Event::Delete(read(&pods[0])));
+    assert_eq!(told(&known, "app"), ["(idle) 2.625", "log 0.1875", "web 0.1875"]);
+    let unread = usage::usage(&Known::default(), &nodes(), &scope(false), "app");
+    assert_eq!(unread, None, "before pods are read nobody is idle");
+}
+
 #[test]
 fn a_relist_replaces_what_is_known_and_a_deletion_is_seen() {
     let (a, b) = (pod("a", "web", "s0", "ReplicaSet"), pod("b", "web", "s0", "ReplicaSet"));
@@ -209,8 +243,13 @@ fn a_relist_replaces_what_is_known_and_a_deletion_is_seen() {
 fn news_of_a_survey_wakes_plans_and_no_news_does_not() {
     let (nodes, _stream) = Nodes::follow(futures::stream::pending(), Trigger::default());
     let workloads = Workloads::unread(nodes, Metrics::register(&mut crate::metrics::catalogue()));
-    let surveyed =
-        Surveyed { scope: scope(false), survey: Arc::default(), made: (at(0), 99), asked: Instant::now() };
+    let surveyed = Surveyed {
+        scope: scope(false),
+        survey: Arc::default(),
+        made: (at(0), 99),
+        asked: Instant::now(),
+        bill: None,
+    };
     workloads.surveys().insert("uid".into(), surveyed);
     assert!(!workloads.survey_again(), "still nothing is known");
     *workloads.known() = known(&[], &[], at(0));
