@@ -1,7 +1,7 @@
 //! The programs of a control plane, built from source once and kept in a cache outside `target`.
 //!
-//! Versions are those of `tools/go.mod` and `kwok/go.mod` (two modules, because no KWOK release builds with the
-//! Kubernetes release that we test against).
+//! Versions are those of `tools/go.mod`, `kwok/go.mod` (two modules, because no KWOK release builds with the
+//! Kubernetes release that we test against) and `prometheus/go.mod`.
 
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -36,6 +36,8 @@ struct Module {
     go_sum: &'static str,
     /// The module that the programs are from.
     path: &'static str,
+    /// Build tags, with commas between them.
+    tags: &'static str,
 }
 
 const KUBERNETES: Module = Module {
@@ -43,6 +45,7 @@ const KUBERNETES: Module = Module {
     go_mod: include_str!("../tools/go.mod"),
     go_sum: include_str!("../tools/go.sum"),
     path: "k8s.io/kubernetes",
+    tags: "",
 };
 
 const KWOK: Module = Module {
@@ -50,6 +53,15 @@ const KWOK: Module = Module {
     go_mod: include_str!("../kwok/go.mod"),
     go_sum: include_str!("../kwok/go.sum"),
     path: "sigs.k8s.io/kwok",
+    tags: "",
+};
+
+const PROMETHEUS: Module = Module {
+    name: "prometheus",
+    go_mod: include_str!("../prometheus/go.mod"),
+    go_sum: include_str!("../prometheus/go.sum"),
+    path: "github.com/prometheus/prometheus",
+    tags: "remove_all_sd",
 };
 
 /// Program and package. etcd's package ends in `v3`, so it is built by a command of its own.
@@ -112,6 +124,27 @@ impl Tools {
         }
         Ok(ensure(&cache_dir()?, &KUBERNETES, &[PROGRAMS[4]]).await?.join("kubectl"))
     }
+
+    /// promtool, which checks and tests Prometheus' rules.
+    pub async fn promtool() -> Result<PathBuf> {
+        Self::of_prometheus("promtool").await
+    }
+
+    /// Prometheus itself, with static and file service discovery alone.
+    pub async fn prometheus() -> Result<PathBuf> {
+        Self::of_prometheus("prometheus").await
+    }
+
+    /// Each is built when it is asked for: few need both.
+    async fn of_prometheus(name: &str) -> Result<PathBuf> {
+        if let Some(dir) = std::env::var_os(ASSETS_ENV).map(PathBuf::from)
+            && dir.join(name).is_file()
+        {
+            return Ok(dir.join(name));
+        }
+        let package = format!("github.com/prometheus/prometheus/cmd/{name}");
+        Ok(ensure(&cache_dir()?, &PROMETHEUS, &[(name, &package)]).await?.join(name))
+    }
 }
 
 fn cache_dir() -> Result<PathBuf> {
@@ -138,7 +171,8 @@ async fn ensure(cache: &Path, module: &Module, programs: &[(&str, &str)]) -> Res
     let mut hash = Sha256::new();
     let platform = [std::env::consts::OS, std::env::consts::ARCH];
     let inputs = [RECIPE, module.go_mod, module.go_sum].into_iter().chain(platform);
-    for input in inputs.chain(names.iter().copied()).chain(STAGES) {
+    let tags = (!module.tags.is_empty()).then_some(module.tags);
+    for input in inputs.chain(names.iter().copied()).chain(STAGES).chain(tags) {
         hash.update(input);
         hash.update([0]);
     }
@@ -229,7 +263,8 @@ async fn build(module: &Module, programs: &[(&str, &str)], dir: &Path) -> Result
             _ => dir.join(""),
         };
         let go = Program::new("go build", "go")
-            .args(["build", "-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags", &flags, "-o"])
+            .args(["build", "-mod=readonly", "-trimpath", "-buildvcs=false"])
+            .args(["-tags", module.tags, "-ldflags", &flags, "-o"])
             .arg(target)
             .args(batch.iter().map(|(_, package)| package))
             .dir(&source)
