@@ -2,9 +2,11 @@
 //! simulator in Azure's place.
 
 pub mod agents;
+pub mod dashboards;
 pub mod gateway;
 pub mod objects;
 pub mod programs;
+pub mod prometheus;
 pub mod proxy;
 pub mod runtime;
 pub mod simulation;

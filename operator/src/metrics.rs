@@ -300,6 +300,10 @@ impl Metrics {
 
     /// The capacity of a SpotPool.
     pub fn capacity(&self, namespace: &str, pool: &str, status: &SpotPoolStatus) {
+        // There from the start: a first observation in a series that was not there is no rise.
+        let name = PoolName::of(namespace, pool);
+        drop(self.time_to_replace.get_or_create(&name));
+        self.objective.begin(&name);
         let capacity = &status.capacity;
         for (state, nodes) in [
             ("wanted", capacity.wanted),

@@ -10,7 +10,9 @@ use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use serde_json::json;
 use spotpool_azure_sim::api::PoolSpec;
+use spotpool_e2e::dashboards::{Dashboard, NAMES};
 use spotpool_e2e::objects::{create, is_ready};
+use spotpool_e2e::prometheus::Prometheus;
 use spotpool_e2e::{OperatorOptions, Stage, eventually, run};
 use spotpool_e2e_cluster::RUN_FOR_ANNOTATION;
 use spotpool_runtime::catalogue::Catalogue;
@@ -93,6 +95,24 @@ fn held_against(catalogue: &Catalogue, samples: &[Sample]) -> BTreeSet<String> {
     seen
 }
 
+/// A panel's query has data, with all of Grafana's variables set.
+async fn shows(prometheus: &Prometheus, promql: &str) {
+    let variables = [
+        ("$cluster", ".*"),
+        ("$namespace", "metric"),
+        ("$pool", ".*"),
+        ("$__range", "10m"),
+        ("$__rate_interval", "1m"),
+    ];
+    let promql = variables.iter().fold(promql.to_owned(), |text, (name, value)| text.replace(name, value));
+    eventually(&format!("data for {promql}"), async || {
+        let samples = prometheus.query(&promql).await?;
+        Ok(samples.iter().any(|(_, value)| value.is_finite()).then_some(()))
+    })
+    .await
+    .unwrap();
+}
+
 #[test]
 fn every_metric_of_the_reference_is_in_a_scrape_and_moves_and_no_other_is_there() {
     run(async {
@@ -143,6 +163,21 @@ fn every_metric_of_the_reference_is_in_a_scrape_and_moves_and_no_other_is_there(
         })
         .await
         .unwrap();
+        // A real Prometheus looks on.
+        let prometheus = Prometheus::start(&stage.world.cluster.dir().join("prometheus"), &[]).await.unwrap();
+        let mut urls = vec![operator.admin_url.clone()];
+        for node in stage.nodes("metrica").await.unwrap() {
+            urls.extend(stage.world.agents.as_ref().unwrap().admin_url(&node.name_any()));
+        }
+        prometheus.scrape(&urls).unwrap();
+        eventually("Prometheus to have scraped all", async || {
+            let up = prometheus.query("up == 1").await?.len();
+            Ok((up == urls.len()).then_some(()))
+        })
+        .await
+        .unwrap();
+        assert_eq!(prometheus.faults().await.unwrap(), [""; 0]);
+
         let (operator_before, agent_before) =
             (scrape(&operator.admin_url).await.unwrap(), scrape(&agent).await.unwrap());
 
@@ -210,6 +245,14 @@ fn every_metric_of_the_reference_is_in_a_scrape_and_moves_and_no_other_is_there(
                 assert!(rare, "{} is in the reference and in no scrape", family.name);
             }
         }
+        for name in NAMES {
+            for panel in Dashboard::read(name).unwrap().panels().filter(|panel| panel.rare.is_none()) {
+                for query in &panel.queries {
+                    shows(&prometheus, &query.promql()).await;
+                }
+            }
+        }
+        prometheus.stop().await.unwrap();
         operator.stop().await.unwrap();
     });
 }

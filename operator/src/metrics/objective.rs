@@ -112,6 +112,13 @@ impl ObjectiveMetrics {
         }
     }
 
+    /// Counters that begin at zero can be seen to rise the first time something happens.
+    pub fn begin(&self, name: &PoolName) {
+        for result in RESULTS {
+            drop(self.drains.get_or_create(&ended(name, result)));
+        }
+    }
+
     pub fn drained(&self, name: &PoolName, result: &'static str) {
         self.drains.get_or_create(&ended(name, result)).inc();
     }
