@@ -10,7 +10,7 @@ use spotpool_azure_sim::api::PoolSpec;
 use spotpool_e2e::objects::{apply, create};
 use spotpool_e2e::{OperatorOptions, Stage, World, WorldOptions, eventually, run};
 
-use crate::Plugin;
+use crate::{Plugin, keep_example};
 
 /// A namespace that no operator watches.
 const UNWATCHED: &str = "elsewhere";
@@ -87,6 +87,7 @@ fn the_doctor_finds_each_of_many_things_that_are_wrong() {
         let said = plugin.run("doctor").await;
         assert_eq!((said.code, said.err.as_str()), (1, ""), "it has said all");
         assert!(said.out.contains("\n      fix: "), "{}", said.out);
+        keep_example("doctor-of-a-sick-cluster", &format!("$ kubectl spotpool doctor\n{}", said.out));
         world.stop().await.unwrap();
     });
 }

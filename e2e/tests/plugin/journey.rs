@@ -46,6 +46,8 @@ fn an_eviction_and_a_persons_wishes_are_seen_at_the_terminal() {
         let plugin = Plugin::new(&world.programs.kubectl_plugin, world.cluster.admin_kubeconfig());
 
         calm(&plugin).await;
+        let said = plugin.by_kubectl(world.cluster.kubectl(), "status workers -o json").await;
+        assert_eq!((said.code, &said.json()["name"]), (0, &json!("workers")), "{said:?}");
         manifests(&stage, &plugin).await;
         let node = stage.nodes("plugina").await.unwrap()[0].name_any();
         evicted(&stage, &plugin, &node).await;

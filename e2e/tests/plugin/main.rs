@@ -73,6 +73,14 @@ impl Plugin {
         said
     }
 
+    /// As people call it: kubectl finds it on the path.
+    async fn by_kubectl(&self, kubectl: &Path, line: &str) -> Said {
+        let mut command = Command::new(kubectl);
+        command.arg("spotpool").args(line.split_whitespace()).env_clear().env("KUBECONFIG", &self.kubeconfig);
+        command.env("PATH", self.program.parent().unwrap()).stdin(Stdio::null()).kill_on_drop(true);
+        self.run_as(command, line).await
+    }
+
     /// The answer of a command that must succeed, as text.
     async fn ok(&self, line: &str) -> String {
         let said = self.run(line).await;
