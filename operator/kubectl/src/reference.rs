@@ -13,7 +13,10 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ("drain", &[include_str!("../examples/drain.txt")]),
     ("failback", &[include_str!("../examples/failback.txt")]),
     ("plan", &[include_str!("../examples/plan.txt")]),
-    ("doctor", &[include_str!("../examples/doctor.txt")]),
+    (
+        "doctor",
+        &[include_str!("../examples/doctor-of-a-right-cluster.txt"), include_str!("../examples/doctor.txt")],
+    ),
 ];
 
 /// What is to be said of a command beyond its help.
