@@ -117,7 +117,7 @@ impl Cluster {
     pub async fn check_operator(&self, pools: &[&SpotPool]) -> Result<(), Error> {
         self.needs_operator(
             pools,
-            "what is shown is as old; look at its Pods, and at `kubectl spotpool doctor`",
+            "what is shown is all that is known, and `kubectl spotpool doctor` says more",
         )
         .await
     }
