@@ -8,6 +8,9 @@ use serde_yaml_ng::Value;
 /// Labels that Prometheus puts on series, or users' scrapes do; and one that a rule makes for itself.
 const OF_SCRAPES: [&str; 4] = ["cluster", "instance", "le", "of"];
 
+/// What recorded series are of.
+const LEVELS: [&str; 3] = ["spotpool", "spotpool_agent_pool", "spotpool_cluster"];
+
 /// The repository.
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
@@ -66,7 +69,7 @@ pub fn complaints(book: &Book) -> Vec<String> {
     for rule in rules(&book.recording) {
         let name = text(&rule["record"]);
         let parts: Vec<&str> = name.split(':').collect();
-        if parts.len() != 3 || !["spotpool", "spotpool_cluster"].contains(&parts[0]) {
+        if parts.len() != 3 || !LEVELS.contains(&parts[0]) {
             found.push(format!("{name} is not level:metric:operation"));
         }
         found.extend(unknown_names(book, &text(&rule["expr"])).into_iter().map(|it| format!("{name}: {it}")));
@@ -183,7 +186,7 @@ pub fn unknown_names(book: &Book, expression: &str) -> Vec<String> {
         let (name, after) = rest.split_at(end);
         rest = after;
         let matchers = after.strip_prefix('{').and_then(|inside| inside.split('}').next());
-        if name.starts_with("spotpool:") || name.starts_with("spotpool_cluster:") {
+        if name.split_once(':').is_some_and(|(level, _)| LEVELS.contains(&level)) {
             if !recorded.contains(name) {
                 found.push(format!("{name} is recorded by no rule"));
             }
