@@ -144,6 +144,8 @@ pub enum Reason {
     DrainTimedOut,
     /// The named agent pool does not exist in the cluster.
     AgentPoolNotFound,
+    /// An agent pool that does not exist is made, as its `create` says.
+    CreateAgentPool,
     /// The named agent pool may not be managed (System or Gateway mode, or single VMs that are autoscaled).
     AgentPoolUnsuitable,
     /// Another, older SpotPool already has the agent pool.

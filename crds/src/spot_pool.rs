@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::duration::Duration;
 use crate::reason::Reason;
 
+mod create;
 mod floor;
 mod leaving;
 mod money;
@@ -16,6 +17,7 @@ mod objective;
 mod signals;
 mod window;
 
+pub use create::{CapacityType, CreateAgentPool};
 pub use floor::{BlockedBudget, BudgetFloor, FloorStatus, NextFloor, PdbFloor};
 pub use leaving::{DeletionPolicy, LeavingStatus};
 pub use money::{
@@ -26,7 +28,7 @@ pub use signals::{BandStatus, EarlySignals, HoursStatus, PriceRiseStatus, Signal
 pub use window::Window;
 
 /// A SpotPool keeps a number of nodes ready, on spot VMs as far as Azure has them and on on-demand VMs
-/// for what is missing, out of AKS agent pools that exist.
+/// for what is missing, out of AKS agent pools.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "spotpool.dev",
@@ -36,7 +38,7 @@ pub use window::Window;
     shortname = "spp",
     category = "all",
     derive = "PartialEq",
-    doc = "A SpotPool keeps a number of nodes ready, on spot VMs as far as Azure has them and on on-demand VMs for what is missing, out of AKS agent pools that exist.",
+    doc = "A SpotPool keeps a number of nodes ready, on spot VMs as far as Azure has them and on on-demand VMs for what is missing, out of AKS agent pools.",
     status = "SpotPoolStatus",
     validation = Rule::new("self.metadata.name.size() <= 63")
         .message("a SpotPool's name becomes a node label: use at most 63 characters"),
@@ -87,8 +89,8 @@ pub struct SpotPoolSpec {
 
     /// The agent pools this SpotPool may use. Which of them takes a new node is decided by `placement`; the
     /// order here breaks ties.
-    /// They must exist; whether one is spot or on-demand is read from Azure. An agent pool belongs to one
-    /// SpotPool.
+    /// They must exist, or say how to `create` them; whether one is spot or on-demand is read from Azure. An agent pool
+    /// belongs to one SpotPool.
     #[schemars(length(min = 1, max = 32))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub agent_pools: Vec<AgentPool>,
@@ -195,6 +197,10 @@ pub struct AgentPool {
     /// `Restart` has Azure start it again, after a minute and then ever more seldom, and deletes it after 10 attempts.
     #[serde(default)]
     pub on_deallocated: OnDeallocated,
+
+    /// How the operator makes it where the cluster has no agent pool of this name. Without it, it must exist.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub create: Option<CreateAgentPool>,
 }
 
 /// What becomes of a VM that Azure has deallocated.
@@ -861,6 +867,8 @@ pub enum OperationKind {
     CorrectCount,
     /// PUT of an autoscaled agent pool with another minimum, which adds no machine.
     SetMinimum,
+    /// PUT of an agent pool that does not exist, without machines.
+    CreateAgentPool,
 }
 
 /// An error as Azure gave it.

@@ -43,6 +43,13 @@ fn money(limits: &Value) -> Value {
     spec(&[("fallback", fallback)])
 }
 
+/// An agent pool to be made, with this changed.
+fn create(change: &Value) -> Value {
+    let mut create = json!({"vmSize": "Standard_D4s_v5", "capacityType": "Spot"});
+    create.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+    spec(&[("agentPools", json!([{"name": "spota", "maxNodes": 3, "create": create}]))])
+}
+
 async fn apply(pools: &Api<SpotPool>, name: &str, spec: &Value) -> Result<SpotPool, String> {
     let pool = json!({"apiVersion": "spotpool.dev/v1alpha1", "kind": "SpotPool", "metadata": {"name": name}, "spec": spec});
     let strict = Some(ValidationDirective::Strict);
@@ -87,6 +94,24 @@ fn what_cannot_be_meant_is_refused_with_what_to_change() {
             spec(&[("agentPools", json!([{"name": "a", "maxNodes": 1, "capacityUnits": 101}]))]),
         ),
         ("p", "Required value", spec(&[("fallback", json!({}))])),
+        ("p", "create.vmSize", create(&json!({"vmSize": "D4s v5"}))),
+        ("p", "create.capacityType", create(&json!({"capacityType": "Regular"}))),
+        (
+            "p",
+            "leave it out, or set capacityType to Spot",
+            create(&json!({"capacityType": "OnDemand", "spotMaxPrice": "1"})),
+        ),
+        ("p", "such as 0.18, or -1", create(&json!({"spotMaxPrice": "0"}))),
+        ("p", "such as 0.18, or -1", create(&json!({"spotMaxPrice": "0.123456"}))),
+        ("p", "should match '^[1-9]$'", create(&json!({"zones": ["eastus-1"]}))),
+        ("p", "duplicate entries", create(&json!({"zones": ["1", "1"]}))),
+        ("p", "should be greater than or equal to 30", create(&json!({"osDiskSizeGB": 8}))),
+        ("p", "create.osSKU", create(&json!({"osSKU": "Windows2022"}))),
+        ("p", "should be less than or equal to 250", create(&json!({"maxPods": 500}))),
+        ("p", "create.vnetSubnetID", create(&json!({"vnetSubnetID": "nodes"}))),
+        ("p", "create.nodeLabels", create(&json!({"nodeLabels": {"team": "a b"}}))),
+        ("p", "create.nodeTaints", create(&json!({"nodeTaints": ["team=a"]}))),
+        ("p", "create.tags", create(&json!({"tags": {"team": "x".repeat(257)}}))),
         (
             "p",
             "onDemand.pdbFloor.enabled needs onDemand.pdbFloor.maxUnits: say how much on-demand it may keep",
@@ -211,6 +236,18 @@ fn what_can_be_meant_is_taken_and_gets_its_defaults() {
                 "probe": "2m"})
         );
         assert_eq!(filled["deletionPolicy"], json!("Retain"));
+        let subnet =
+            "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/virtualNetworks/v/subnets/n";
+        let made = create(
+            &json!({"zones": ["1", "2"], "osDiskSizeGB": 64, "osSKU": "AzureLinux", "maxPods": 60,
+            "vnetSubnetID": subnet, "nodeLabels": {"example.com/team": "a"}, "nodeTaints": ["team=a:NoSchedule", "b:NoExecute"],
+            "tags": {"cost center": "7, second floor"}, "spotMaxPrice": "0.18"}),
+        );
+        let taken = apply(&pools, "made", &made).await.unwrap();
+        assert_eq!(
+            serde_json::to_value(&taken.spec.agent_pools[0].create).unwrap(),
+            made["agentPools"][0]["create"]
+        );
         let taken = apply(&pools, "kept", &objective(&json!({"availability": "99.99"}))).await.unwrap();
         assert_eq!(taken.spec.objective.unwrap().window.to_string(), "720h");
         let nightly = window(&json!({"schedule": "0 22 * * 1-5", "duration": "4h"}));

@@ -14,8 +14,8 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
 use spotpool_azure::{
-    Accepted, AgentPool, AgentPoolKind, AgentPoolMode, AzureError, Class, Clock, Machine, OperationOutcome,
-    OperationUrl, Priority, Urgency, WriteBudget,
+    Accepted, AgentPool, AgentPoolKind, AgentPoolMode, AzureError, Class, Clock, CreateAgentPool, Created,
+    Machine, OperationOutcome, OperationUrl, Priority, Urgency, WriteBudget,
 };
 use spotpool_crds::spot_pool::Role;
 use spotpool_crds::{Reason, SpotPoolStatus, names};
@@ -36,6 +36,8 @@ const UNSETTLED: Duration = Duration::from_secs(5);
 const LONGEST_IDLE: Duration = Duration::from_mins(15);
 /// At least so long from the end of one list to the next.
 const BETWEEN_LISTS: Duration = Duration::from_secs(1);
+/// An agent pool that was asked for is looked for so long; one that is refused later may never be listed.
+const APPEARS_WITHIN: Duration = Duration::from_mins(10);
 /// How often machines are listed while they and their Nodes do not match.
 const RELIST: Duration = Duration::from_secs(30);
 /// Machines of several agent pools that are listed within that time are taken in together: a plan that knows half of
@@ -136,6 +138,8 @@ struct State {
     wanted: BTreeSet<String>,
     /// Those whose write budget has been restored, if one was known.
     restored: BTreeSet<String>,
+    /// When those were asked for that were not there, until they are listed.
+    made: BTreeMap<String, Instant>,
 }
 
 impl State {
@@ -255,6 +259,7 @@ impl AgentPools {
             turn: 0,
             wanted: BTreeSet::new(),
             restored: BTreeSet::new(),
+            made: BTreeMap::new(),
         });
         Self { azure, operations, nodes, trigger, metrics, clock, state, refresh: Notify::new() }
     }
@@ -427,6 +432,26 @@ impl AgentPools {
         if unchanged && age <= STILL_TRUE { Ok(fresh) } else { Err(conflict(CHANGED, "it has changed")) }
     }
 
+    /// Makes an agent pool that is not listed. One that is there all the same stays as it is, and a list will have it.
+    pub async fn create(&self, wanted: &CreateAgentPool) -> Result<(), AzureError> {
+        let outcome = self.azure.create(wanted).await;
+        self.metrics.azure_write("create", &outcome);
+        if let Ok(Created::AlreadyThere { differences, .. }) = &outcome
+            && !differences.is_empty()
+        {
+            tracing::warn!(
+                agent_pool = wanted.name,
+                ?differences,
+                "the agent pool exists, other than the spec would make it"
+            );
+        }
+        if outcome.as_ref().err().is_none_or(AzureError::outcome_unknown) {
+            self.state().made.insert(wanted.name.clone(), Instant::now());
+            self.refresh.notify_one();
+        }
+        outcome.map(drop)
+    }
+
     /// Deletes these machines.
     pub async fn delete_machines(&self, name: &str, machines: &[String]) -> Result<(), AzureError> {
         self.claim_write(name)?;
@@ -568,6 +593,11 @@ impl AgentPools {
     fn unknown(&self) -> bool {
         let state = self.state();
         let Some(entries) = &state.entries else { return true };
+        let is_awaited =
+            |(name, at): (&String, &Instant)| at.elapsed() < APPEARS_WITHIN && !entries.contains_key(name);
+        if state.made.iter().any(is_awaited) {
+            return true;
+        }
         entries.iter().any(|(name, entry)| {
             let is_missing = entry.machines.is_none() && !entry.listing && state.wanted.contains(name);
             entry.written == Written::Unknown || is_missing
@@ -758,6 +788,7 @@ impl AgentPools {
                 }
                 entries.insert(name, entry);
             }
+            state.made.retain(|name, at| !entries.contains_key(name) && at.elapsed() < APPEARS_WITHIN);
             state.entries = Some(entries);
         }
         // Who has waited longest goes first: where not all can be had now, none waits for ever.

@@ -5,6 +5,7 @@
 mod adoption;
 mod autoscaled;
 mod backup_drain;
+mod creation;
 mod deallocate;
 mod demand;
 mod external_metrics;

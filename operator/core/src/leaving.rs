@@ -21,7 +21,7 @@ pub(crate) fn plan(situation: &Situation<'_>, floor: Option<Floor>, mut draft: D
     let money = Caps::of(situation, &mut draft).money(situation);
     let Situation { spec, snapshot, tally, now } = situation;
     let now = *now;
-    explain_unusable(snapshot, &mut draft);
+    explain_unusable(spec, snapshot, &mut draft);
     let mut drains = Drains::of(situation);
     let fallback = Fallback::of(situation);
     // What drains and is not bought, or is needed for the base, is given back.

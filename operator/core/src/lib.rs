@@ -12,6 +12,7 @@ pub mod caps;
 pub mod claims;
 pub mod cost;
 mod counts;
+mod creation;
 mod failback;
 mod fallback;
 pub mod fit;

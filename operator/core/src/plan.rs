@@ -11,6 +11,7 @@ use spotpool_crds::{Duration, Reason};
 use crate::autoscaler::{self, Held};
 use crate::caps::{Caps, Money};
 use crate::counts;
+use crate::creation;
 use crate::failback::{self, Drains};
 use crate::fallback::{self, Shortfall};
 use crate::floor::{self, Floor, FloorMemory};
@@ -55,6 +56,11 @@ pub enum Action {
         remaining: u32,
         /// Why.
         reason: Reason,
+    },
+    /// Have Azure make an agent pool that does not exist, without machines.
+    CreateAgentPool {
+        /// The agent pool.
+        agent_pool: String,
     },
     /// PUT the agent pool with its count lowered to the machines that exist: none is deleted by it.
     CorrectCount {
@@ -118,6 +124,7 @@ impl Action {
             Self::Restart { .. } => Reason::RestartDeallocated,
             Self::TakeOutOfService { .. } | Self::ReturnToService { .. } => Reason::OutOfService,
             Self::CorrectCount { .. } => Reason::CountCorrected,
+            Self::CreateAgentPool { .. } => Reason::CreateAgentPool,
             Self::RequestDrain { reason: DrainReason::Failback, .. } => Reason::Failback,
             Self::RequestDrain { reason: DrainReason::Manual, .. } => Reason::ManualDrain,
             Self::RequestDrain { .. } => Reason::ScaleDown,
@@ -130,6 +137,7 @@ impl Action {
             Self::ScaleUp { agent_pool, .. }
             | Self::DeleteMachines { agent_pool, .. }
             | Self::CorrectCount { agent_pool, .. }
+            | Self::CreateAgentPool { agent_pool }
             | Self::SetMinimum { agent_pool, .. } => Some(agent_pool),
             // Starting a machine is no write of its agent pool.
             Self::Restart { .. }
@@ -486,7 +494,8 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
     let objective = objective::settle(spec, snapshot, &mut tally, now, &mut draft);
     let situation = Situation { spec, snapshot, tally, now };
     let tally = &situation.tally;
-    explain_unusable(snapshot, &mut draft);
+    explain_unusable(spec, snapshot, &mut draft);
+    creation::decide(&situation, &mut draft);
     if let Some(floor) = &floor {
         floor::explain(spec, snapshot, floor, &mut draft);
     }
@@ -600,8 +609,8 @@ fn kept_restarts(snapshot: &Snapshot) -> BTreeMap<String, Restarts> {
     snapshot.agent_pools.iter().filter_map(kept).collect()
 }
 
-pub(crate) fn explain_unusable(snapshot: &Snapshot, draft: &mut Draft) {
-    for pool in &snapshot.agent_pools {
+pub(crate) fn explain_unusable(spec: &SpotPoolSpec, snapshot: &Snapshot, draft: &mut Draft) {
+    for pool in snapshot.agent_pools.iter().filter(|pool| creation::wanted(spec, pool).is_none()) {
         if let Err(reason) = pool.role {
             let why = match reason {
                 Reason::AgentPoolNotFound => "does not exist in the cluster",

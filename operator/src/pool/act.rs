@@ -22,9 +22,9 @@ use spotpool_drain::edit::Edit;
 use spotpool_drain::marks;
 use spotpool_drain::node::{self as drain, NodeHandle};
 
-use super::Error;
 use super::controller::Context;
 use super::gather::Gathered;
+use super::{Error, creation};
 use crate::agent_pools::AgentPools;
 
 /// Nodes patched in one go: labels and policies are not urgent.
@@ -56,6 +56,7 @@ pub fn intentions(plan: &Plan, now: Timestamp) -> BTreeMap<String, Operation> {
             }
             Action::CorrectCount { count, .. } => (OperationKind::CorrectCount, *count, 0, 0),
             Action::SetMinimum { min, .. } => (OperationKind::SetMinimum, *min, 0, 0),
+            Action::CreateAgentPool { .. } => (OperationKind::CreateAgentPool, 0, 0, 0),
             Action::Restart { .. }
             | Action::TakeOutOfService { .. }
             | Action::ReturnToService { .. }
@@ -78,7 +79,7 @@ pub async fn act(
     plan: &Plan,
     now: Timestamp,
 ) -> Outcome {
-    let mut outcome = write_agent_pools(&context.parts.agent_pools, plan).await;
+    let mut outcome = write_agent_pools(&context.parts.agent_pools, pool, plan).await;
     for action in &outcome.done {
         if let (true, Some(noticed)) = (is_emergency(action), gathered.newest_notice) {
             let since = Timestamp::now().duration_since(noticed);
@@ -121,7 +122,7 @@ pub async fn act(
 }
 
 /// The plan's writes to Azure, all at once: no agent pool waits for another.
-pub async fn write_agent_pools(agent_pools: &AgentPools, plan: &Plan) -> Outcome {
+pub async fn write_agent_pools(agent_pools: &AgentPools, pool: &SpotPool, plan: &Plan) -> Outcome {
     let writes = plan.actions.iter().filter_map(|action| {
         let agent_pool = action.agent_pool()?;
         Some(async move {
@@ -135,6 +136,10 @@ pub async fn write_agent_pools(agent_pools: &AgentPools, plan: &Plan) -> Outcome
                 Action::DeleteMachines { nodes, .. } => agent_pools.delete_machines(agent_pool, nodes).await,
                 Action::CorrectCount { count, .. } => agent_pools.correct_count(agent_pool, *count).await,
                 Action::SetMinimum { min, .. } => agent_pools.set_minimum(agent_pool, *min).await,
+                Action::CreateAgentPool { .. } => match creation::wanted(pool, agent_pool) {
+                    Ok(wanted) => agent_pools.create(&wanted).await,
+                    Err(error) => Err(error),
+                },
                 Action::Restart { .. }
                 | Action::TakeOutOfService { .. }
                 | Action::ReturnToService { .. }

@@ -2,6 +2,7 @@
 
 pub mod act;
 mod controller;
+mod creation;
 pub mod doomed;
 mod drains;
 pub mod gather;

@@ -7,12 +7,13 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::ResourceExt;
 use kube::runtime::events::{Event, EventType};
+use spotpool_azure::Class;
 use spotpool_core::floor::NAMED;
 use spotpool_core::ranking::Rank;
 use spotpool_core::{Action, AgentPoolView, Plan};
 use spotpool_crds::spot_pool::{
-    Adoption, AgentPoolStatus, AutoscalerStatus, BlockedBudget, BudgetFloor, FallbackStatus, FloorStatus,
-    LeavingStatus, LossesStatus, NextFloor, Operation, PlanStep, Price, ProbeStatus, RankStatus,
+    Adoption, AgentPoolStatus, AutoscalerStatus, BlockedBudget, BudgetFloor, CapacityType, FallbackStatus,
+    FloorStatus, LeavingStatus, LossesStatus, NextFloor, Operation, PlanStep, Price, ProbeStatus, RankStatus,
     RelapsesStatus, RequestStatus, RestartsStatus, Role, WriteBudget,
 };
 use spotpool_crds::{Reason, SpotPool, SpotPoolStatus, names};
@@ -274,7 +275,7 @@ fn conditions(
         Some(step) => (step.reason, step.message.clone()),
         None => (Reason::AsWanted, String::new()),
     };
-    let stalled = stalled(gathered, plan);
+    let stalled = stalled(pool, status, gathered, plan);
     let detail =
         plan.steps.get(1).map(|step| format!("{message}: {}", step.message)).unwrap_or(message.clone());
     let ready = status.ready_replicas >= status.replicas && stalled.is_none();
@@ -379,8 +380,17 @@ fn sole_owner(gathered: &Gathered) -> Verdict {
 }
 
 /// What only a person can mend.
-fn stalled(gathered: &Gathered, plan: &Plan) -> Option<(Reason, String)> {
+fn stalled(
+    pool: &SpotPool,
+    status: &SpotPoolStatus,
+    gathered: &Gathered,
+    plan: &Plan,
+) -> Option<(Reason, String)> {
     let views = &gathered.snapshot.agent_pools;
+    let create = |view: &AgentPoolView| {
+        let named = pool.spec.agent_pools.iter().find(|named| named.name == view.name)?;
+        named.create.as_ref().filter(|_| view.role == Err(Reason::AgentPoolNotFound))
+    };
     for view in views {
         match view.role {
             Err(Reason::AgentPoolClaimed) => {
@@ -390,6 +400,18 @@ fn stalled(gathered: &Gathered, plan: &Plan) -> Option<(Reason, String)> {
                     view.name
                 );
                 return Some((Reason::AgentPoolClaimed, message));
+            }
+            Err(Reason::AgentPoolNotFound) if create(view).is_some() => {
+                let entry = status.agent_pools.iter().find(|entry| entry.name == view.name);
+                let error = entry.and_then(|entry| entry.last_error.as_ref());
+                let for_a_person = [<&str>::from(Class::Invalid), Class::Denied.into()];
+                if let Some(error) = error.filter(|error| for_a_person.contains(&error.class.as_str())) {
+                    let (name, code, said) = (&view.name, &error.code, &error.message);
+                    let message = format!(
+                        "agent pool {name} does not exist, and Azure refuses to make it: {code}: {said}"
+                    );
+                    return Some((Reason::AgentPoolNotFound, message));
+                }
             }
             Err(Reason::AgentPoolNotFound) => {
                 let message = format!(
@@ -413,7 +435,10 @@ fn stalled(gathered: &Gathered, plan: &Plan) -> Option<(Reason, String)> {
         return Some((Reason::WindowInvalid, step.message.clone()));
     }
     let known = views.iter().all(|view| view.role != Err(Reason::AzureUnreachable));
-    (known && views.iter().all(|view| view.role != Ok(Role::Spot))).then(|| {
+    let sells_spot = |view: &AgentPoolView| {
+        view.role == Ok(Role::Spot) || create(view).is_some_and(|it| it.capacity_type == CapacityType::Spot)
+    };
+    (known && !views.iter().any(sells_spot)).then(|| {
         (
             Reason::NoSpotAgentPool,
             "none of the agent pools is a spot pool: name at least one in spec.agentPools".into(),
@@ -588,6 +613,10 @@ fn action_event(action: &Action, status: &SpotPoolStatus, would: &str) -> Event 
             let note =
                 format!("lowered the count of agent pool {agent_pool} to the {count} machines that exist");
             (EventType::Normal, format!("CorrectCount/{agent_pool}"), None, note)
+        }
+        Action::CreateAgentPool { agent_pool } => {
+            let note = format!("had Azure make agent pool {agent_pool}, without machines");
+            (EventType::Normal, format!("CreateAgentPool/{agent_pool}"), None, note)
         }
         Action::SetMinimum { agent_pool, min, .. } => {
             let note = format!("set the minimum of autoscaled agent pool {agent_pool} to {min}");

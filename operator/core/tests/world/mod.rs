@@ -516,6 +516,7 @@ impl World {
                 machine.drain = None;
                 machine.foreign = false;
             }
+            Action::CreateAgentPool { .. } => panic!("every agent pool is there: {action:?}"),
             Action::Restart { .. } | Action::TakeOutOfService { .. } | Action::ReturnToService { .. } => {
                 panic!("no VM is lost without a notice here: {action:?}")
             }
