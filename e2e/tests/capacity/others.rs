@@ -6,7 +6,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::Api;
 use kube::api::DeleteParams;
 use serde_json::json;
-use spotpool_azure_sim::api::PoolSpec;
+use spotpool_azure_sim::api::{PoolSpec, VmPhase};
 use spotpool_azure_sim::scenario::Action;
 use spotpool_crds::SpotPoolStatus;
 use spotpool_e2e::{OperatorOptions, Stage, eventually, objects, run};
@@ -134,6 +134,54 @@ fn a_stopped_agent_pool_is_named_and_used_again_once_it_is_started() {
             status.agent_pools.iter().any(|pool| pool.name == "stopa" && pool.unusable.is_none())
         };
         stage.status_is("p", "the agent pool to be used again", used).await.unwrap();
+        operator.stop().await.unwrap();
+    });
+}
+
+#[test]
+fn a_cluster_that_was_stopped_as_a_whole_comes_back_and_nothing_is_bought() {
+    run(async {
+        let stage = Stage::set(world().await, "night").await.unwrap();
+        stage
+            .agent_pools(&[
+                PoolSpec::spot("nighta", "Standard_D4s_v5", 2),
+                PoolSpec::regular("nightr", "Standard_D4s_v5", 0),
+            ])
+            .await
+            .unwrap();
+        let operator = stage.operator(&OperatorOptions::default()).await.unwrap();
+        let pools = json!([{"name": "nighta", "maxNodes": 4}, {"name": "nightr", "maxNodes": 2}]);
+        let spec = json!({"replicas": 2, "agentPools": pools, "fallback": {"maxNodes": 2, "after": "0s"}});
+        stage.spot_pool("p", spec).await.unwrap();
+        let established =
+            |status: &SpotPoolStatus| status.ready_replicas == 2 && status.capacity.established == 2;
+        stage.status_is("p", "2 ready", established).await.unwrap();
+        // The control plane is stopped too, and so the operator; it comes back while the nodes boot.
+        operator.stop().await.unwrap();
+        for pool in ["nighta", "nightr"] {
+            stage.world.sim.act(&act(json!({"stop": pool}))).await.unwrap();
+        }
+        eventually("all nodes to be gone", async || {
+            let state = stage.world.sim.state().await?;
+            let is_over = state.pool("nighta").is_some_and(|pool| pool.provisioning_state == "Succeeded");
+            Ok((is_over && stage.nodes("nighta").await?.is_empty()).then_some(()))
+        })
+        .await
+        .unwrap();
+        for pool in ["nighta", "nightr"] {
+            stage.world.sim.act(&act(json!({"start": pool}))).await.unwrap();
+        }
+        let operator = stage.operator(&OperatorOptions::default()).await.unwrap();
+        let starting = |status: &SpotPoolStatus| {
+            status.plan.iter().any(|step| step.message.contains("nighta is being started"))
+                && status.ready_replicas == 0
+        };
+        stage.status_is("p", "the start to be said", starting).await.unwrap();
+        stage.status_is("p", "the nodes of before", established).await.unwrap();
+        let state = stage.world.sim.state().await.unwrap();
+        assert_eq!(state.vms.iter().filter(|vm| vm.pool == "nightr").count(), 0, "on demand was bought");
+        let spot = state.vms_of("nighta").filter(|vm| vm.phase == VmPhase::Running).count();
+        assert_eq!(spot, 2);
         operator.stop().await.unwrap();
     });
 }
