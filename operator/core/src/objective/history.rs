@@ -84,14 +84,16 @@ impl Ring {
         sum
     }
 
-    /// The same in stretches of another length.
-    fn resized(&self, at: i64, seconds: i64) -> Self {
+    /// The same in stretches of another length. In the oldest nothing was measured before `since`.
+    fn resized(&self, since: i64, at: i64, seconds: i64) -> Self {
         let newest = at.div_euclid(self.seconds);
         let oldest = newest - self.parts.len() as i64 + 1;
         let mut resized = Self::new(seconds);
         for (index, part) in self.parts.iter().enumerate() {
             let start = (oldest + index as i64) * self.seconds;
-            resized.add(start, at.min(start + self.seconds), *part);
+            let end = at.min(start + self.seconds);
+            let start = if index == 0 { start.max(since).min(end) } else { start };
+            resized.add(start, end, *part);
         }
         resized
     }
@@ -192,8 +194,9 @@ impl History {
         let (at, was) = (measured.at.0.as_second(), part_of(seconds(measured.window)));
         let window = seconds(window);
         let whole = Ring::read(was, &measured.window_parts)?;
+        let since = measured.since.0.as_second().min(at);
         Some(Self {
-            since: measured.since.0.as_second().min(at),
+            since,
             at,
             level: Level {
                 wanted: measured.wanted.max(0) as u32,
@@ -204,7 +207,7 @@ impl History {
             window,
             minutes: Ring::read(MINUTES, &measured.minutes)?,
             hours: Ring::read(HOURS, &measured.hours)?,
-            whole: if was == part_of(window) { whole } else { whole.resized(at, part_of(window)) },
+            whole: if was == part_of(window) { whole } else { whole.resized(since, at, part_of(window)) },
         })
     }
 
@@ -403,6 +406,14 @@ mod tests {
             let bad = Measured { minutes: nonsense.into(), ..good.clone() };
             assert_eq!(History::read(&bad, days(30)), None, "{nonsense}");
         }
+    }
+
+    #[test]
+    fn a_shorter_window_does_not_put_what_was_missing_before_the_beginning() {
+        let long = Duration::from_secs(1430 * 3600);
+        let history = course(long, &[(level(0, 0), 3175), (level(9, 0), 159), (level(0, 0), 33_791)]);
+        let changed = History::read(&history.write(long), days(1)).unwrap();
+        assert_eq!((history.over_window().missing, changed.over_window().missing), (1431, 1431));
     }
 
     fn levels(most: usize, longest: i64) -> impl Strategy<Value = Vec<(Level, i64)>> {
