@@ -23,7 +23,7 @@ pub use leaving::{DeletionPolicy, LeavingStatus};
 pub use money::{
     AgentPoolSpend, AtCap, BudgetStatus, HourlyCost, LedgerPage, LedgerStatus, MoneyStatus, Spend, ToldStatus,
 };
-pub use objective::{BurnRate, Measured, Objective, ObjectiveMode, ObjectiveStatus, UnitSeconds};
+pub use objective::{BurnRate, Drains, Measured, Objective, ObjectiveMode, ObjectiveStatus, UnitSeconds};
 pub use signals::{BandStatus, EarlySignals, HoursStatus, PriceRiseStatus, SignalsStatus};
 pub use window::Window;
 

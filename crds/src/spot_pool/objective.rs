@@ -67,8 +67,23 @@ pub struct ObjectiveStatus {
     /// How long it took at last until as much was ready again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_replacement: Option<Duration>,
+    /// How drains of nodes ended whose VM Azure took, since there is an objective.
+    #[serde(default)]
+    pub drains: Drains,
     /// What the figures are made of.
     pub measured: Measured,
+}
+
+/// How drains of nodes ended whose VM Azure took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Drains {
+    /// Over before the VM was taken.
+    #[serde(default)]
+    pub in_time: i64,
+    /// Not over then.
+    #[serde(default)]
+    pub late: i64,
 }
 
 /// Whether a SpotPool is cautious.

@@ -1,6 +1,8 @@
 //! Row M: what the reference says of metrics is what a scrape shows, and the figures move with what happens.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use k8s_openapi::api::batch::v1::Job;
@@ -10,11 +12,13 @@ use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use serde_json::json;
 use spotpool_azure_sim::api::PoolSpec;
+use spotpool_crds::SpotPoolStatus;
+use spotpool_crds::spot_pool::Drains;
 use spotpool_e2e::dashboards::{Dashboard, NAMES};
 use spotpool_e2e::objects::{create, is_ready};
 use spotpool_e2e::prometheus::Prometheus;
 use spotpool_e2e::{OperatorOptions, Stage, eventually, run};
-use spotpool_e2e_cluster::RUN_FOR_ANNOTATION;
+use spotpool_e2e_cluster::{RUN_FOR_ANNOTATION, Tools};
 use spotpool_runtime::catalogue::Catalogue;
 
 use crate::world_with_agents;
@@ -111,6 +115,25 @@ async fn shows(prometheus: &Prometheus, promql: &str) {
     })
     .await
     .unwrap();
+}
+
+/// What promtool has against metrics in Prometheus' older text format.
+async fn promtool_finds_nothing(classic: String) {
+    let promtool = Tools::promtool().await.unwrap();
+    let checked = tokio::task::spawn_blocking(move || {
+        let mut command = Command::new(promtool);
+        command
+            .args(["check", "metrics"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(classic.as_bytes()).unwrap();
+        child.wait_with_output().unwrap()
+    });
+    let checked = checked.await.unwrap();
+    let said = String::from_utf8_lossy(&checked.stderr) + String::from_utf8_lossy(&checked.stdout);
+    assert!(checked.status.success() && said.trim().is_empty(), "{said}");
 }
 
 #[test]
@@ -232,6 +255,14 @@ fn every_metric_of_the_reference_is_in_a_scrape_and_moves_and_no_other_is_there(
             rise(&operator.admin_url, &operator_before, name, &[]).await;
         }
 
+        // A drain in time is in status too, which another operator goes on from.
+        let drains = |status: &SpotPoolStatus| status.objective.as_ref().map(|objective| objective.drains);
+        let in_time = Drains { in_time: 1, late: 0 };
+        stage
+            .status_is("p", "the drain to be counted", |status| drains(status) == Some(in_time))
+            .await
+            .unwrap();
+
         let operator_after = scrape(&operator.admin_url).await.unwrap();
         let catalogues = [
             (spotpool_operator::metrics::catalogue(), operator_after),
@@ -253,6 +284,10 @@ fn every_metric_of_the_reference_is_in_a_scrape_and_moves_and_no_other_is_there(
             }
         }
         prometheus.stop().await.unwrap();
+        for url in [&operator.admin_url, &urls[2]] {
+            let classic = reqwest::get(format!("{url}/metrics")).await.unwrap().text().await.unwrap();
+            promtool_finds_nothing(classic).await;
+        }
         operator.stop().await.unwrap();
     });
 }

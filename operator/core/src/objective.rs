@@ -9,7 +9,7 @@ mod history;
 
 use jiff::{SignedDuration, Timestamp};
 use spotpool_crds::spot_pool::{
-    BurnRate, Objective, ObjectiveMode, ObjectiveStatus, Role, SpotPoolSpec, UnitSeconds,
+    BurnRate, Drains, Objective, ObjectiveMode, ObjectiveStatus, Role, SpotPoolSpec, UnitSeconds,
 };
 use spotpool_crds::{Duration, Reason};
 
@@ -164,6 +164,8 @@ pub(crate) fn settle(
         Some(after) => Some(Duration::from_secs(after.as_secs().unsigned_abs())),
         None => before.as_ref().and_then(|before| before.last_replacement),
     };
+    // Counted by whoever sees them end; carried on here.
+    current.drains = before.as_ref().map(|before| before.drains).unwrap_or_default();
     let told = told(&history, allowed, caution);
     let next = match before {
         Some(before)
@@ -244,6 +246,7 @@ fn figures(history: &History, allowed: Allowed, caution: Caution, objective: &Ob
         as_of: time(until).into(),
         short_since: None,
         last_replacement: None,
+        drains: Drains::default(),
         measured: history.write(objective.window),
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use futures::channel::mpsc;
 use futures::{Stream, StreamExt};
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Node;
 use kube::api::PostParams;
 use kube::runtime::controller::{Action, Config, Controller};
 use kube::runtime::events::{Recorder, Reporter};
@@ -18,8 +19,8 @@ use spotpool_core::plan;
 use spotpool_crds::{Reason, SpotPool, SpotPoolStatus, names};
 
 use super::act::{self, Outcome, act};
-use super::drains::Drains;
-use super::gather::gather;
+use super::drains::{Drains, News};
+use super::gather::{Gathered, gather};
 use super::metered::Metered;
 use super::pace::Pace;
 use super::{Error, money, release, report};
@@ -167,6 +168,11 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
     context.parts.backup_drains.forget_gone(&context.parts.nodes);
     let backup_wake = context.parts.backup_drains.tend(&pool, &gathered.nodes, &gathered.notices, now);
 
+    let news = context.drain_news(&pool, &gathered);
+    if let Some(objective) = &mut gathered.snapshot.memory.objective {
+        news.add_to(&mut objective.drains);
+    }
+
     let started = Instant::now();
     let plan = plan(&pool.spec, &gathered.snapshot, now);
     context.metrics.planned(started.elapsed().as_secs_f64());
@@ -208,7 +214,7 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
     let cost = report::floor_cost(&pool, &gathered, &plan);
     let before = pool.status.clone().unwrap_or_default();
     let metered = Metered { context: &context, pool: &pool, gathered: &gathered, plan: &plan };
-    metered.count(&outcome, now);
+    metered.count(&outcome, &news, now);
     let current = context.write_report(current, status.clone()).await?;
     metered.tell(&before, &status, cost);
     context.parts.workloads.cost(&pool, &gathered, &plan);
@@ -358,6 +364,14 @@ impl Context {
             }
             keep
         });
+    }
+
+    /// What is new of notices and drains since the last look.
+    fn drain_news(&self, pool: &SpotPool, gathered: &Gathered) -> News {
+        let notice = |node: &Arc<Node>| Some((node.name_any(), gathered.notices.on(node)?));
+        let mut memory = self.memory();
+        let remembered = memory.entry(pool.uid().unwrap_or_default()).or_default();
+        remembered.drains.look(gathered.nodes.iter().filter_map(notice))
     }
 
     fn failed(&self, pool: &SpotPool) -> u32 {

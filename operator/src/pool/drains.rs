@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use spotpool_crds::EvictionNotice;
 use spotpool_crds::eviction::{PREEMPT, Phase};
-use spotpool_crds::spot_pool::EventResponse;
+use spotpool_crds::spot_pool::{self, EventResponse};
 
 /// The notices that were seen at the last look, by node and event, and whether there is nothing more to tell of them.
 #[derive(Default)]
@@ -17,6 +17,16 @@ pub(super) struct News {
     pub noticed: Vec<String>,
     /// Ends: `Drained`, `Incomplete`, or `Gone` where the node was gone before either was said.
     pub ended: Vec<&'static str>,
+}
+
+impl News {
+    /// Adds the ends.
+    pub fn add_to(&self, drains: &mut spot_pool::Drains) {
+        for end in &self.ended {
+            let count = if *end == "Drained" { &mut drains.in_time } else { &mut drains.late };
+            *count = count.saturating_add(1);
+        }
+    }
 }
 
 impl Drains {
@@ -88,6 +98,10 @@ mod tests {
         assert_eq!(look(&[("c", "Preempt", "Noticed"), ("d", "Reboot", "Drained")]), none);
         assert_eq!(look(&[("c", "Preempt", "Cancelled")]), none);
         assert_eq!(look(&[("e", "Preempt", "Incomplete")]), ["Incomplete"], "it was fast");
+        let news = News { noticed: Vec::new(), ended: vec!["Drained", "Gone", "Incomplete", "Drained"] };
+        let mut sums = spot_pool::Drains { in_time: 1, late: 0 };
+        news.add_to(&mut sums);
+        assert_eq!(sums, spot_pool::Drains { in_time: 3, late: 2 });
         assert_eq!(noticed, ["a", "b", "c", "e"], "each once, and none from before this operator led");
     }
 }

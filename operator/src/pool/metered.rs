@@ -1,15 +1,13 @@
 //! What metrics are told of a reconciliation.
 
-use std::sync::Arc;
-
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
 use spotpool_core::{Action, Plan};
 use spotpool_crds::{SpotPool, SpotPoolStatus};
 
 use super::act::Outcome;
 use super::controller::Context;
+use super::drains::News;
 use super::gather::Gathered;
 
 /// One reconciliation.
@@ -26,7 +24,7 @@ impl Metered<'_> {
     }
 
     /// What has happened, which stays so if the status cannot be written.
-    pub fn count(&self, outcome: &Outcome, now: Timestamp) {
+    pub fn count(&self, outcome: &Outcome, news: &News, now: Timestamp) {
         let (metrics, (namespace, pool)) = (&self.context.metrics, self.name());
         for action in &outcome.done {
             metrics.action(action.reason());
@@ -39,19 +37,16 @@ impl Metered<'_> {
             metrics.asked(&namespace, &pool, action);
         }
         let snapshot = &self.gathered.snapshot;
-        let notice = |node: &Arc<Node>| Some((node.name_any(), self.gathered.notices.on(node)?));
-        let notices = self.gathered.nodes.iter().filter_map(notice);
-        let (news, come) = {
+        let come = {
             let mut memory = self.context.memory();
-            let remembered = memory.entry(self.pool.uid().unwrap_or_default()).or_default();
-            (remembered.drains.look(notices), remembered.pace.look(snapshot, self.plan, now))
+            memory.entry(self.pool.uid().unwrap_or_default()).or_default().pace.look(snapshot, self.plan, now)
         };
         for name in &news.noticed {
             if let Some(node) = snapshot.nodes().find(|node| node.name == *name) {
                 metrics.noticed(&namespace, &pool, &node.agent_pool);
             }
         }
-        for end in news.ended {
+        for end in &news.ended {
             metrics.notice_drain(&namespace, &pool, end);
         }
         // A clock that was set back measures nothing.
