@@ -94,6 +94,7 @@ fn an_operator_with_a_wrong_flag_says_which() {
             (&["--azure-endpoint=http://192.0.2.1"], "--azure-endpoint"),
             (&["--azure-credential=password"], "--azure-credential"),
             (&["--cost-label=cost centre"], "--cost-label"),
+            (&["--currency=euro"], "--currency"),
             (&["--listen=nowhere"], "--listen"),
             (&["--listen", &taken], "--listen"),
             (&[], "--subscription-id"),
