@@ -67,10 +67,13 @@ fn a_vm_that_is_gone_frees_its_pods_is_replaced_elsewhere_and_counts_against_its
         let state = sim.state().await.unwrap();
         let alive = state.vms_of("lossa").chain(state.vms_of("lossb")).filter(|vm| vm.phase != VmPhase::Gone);
         assert_eq!(alive.count(), 2, "one for one");
-        let metrics =
-            reqwest::get(format!("{}/metrics", operator.admin_url)).await.unwrap().text().await.unwrap();
-        let counted = "spotpool_operator_evictions_without_notice_total{agent_pool=\"lossa\"} 1";
-        assert!(metrics.contains(counted), "{metrics}");
+        let counted = "without_notice_total{namespace=\"loss\",pool=\"p\",agent_pool=\"lossa\"} 1";
+        eventually("the loss to be counted", async || {
+            let metrics = reqwest::get(format!("{}/metrics", operator.admin_url)).await?.text().await?;
+            Ok(metrics.contains(counted).then_some(()))
+        })
+        .await
+        .unwrap();
 
         sim.switch_pool("lossa", &json!({"leavesNodes": false})).await.unwrap();
         eventually("the Node to go", async || {
