@@ -9,7 +9,7 @@ use crate::snapshot::AgentPoolView;
 use crate::stall::{COMES_WITHIN, is_overdue};
 
 /// How an agent pool that Azure does not list is to be made, if it is.
-pub(crate) fn wanted<'a>(spec: &'a SpotPoolSpec, pool: &AgentPoolView) -> Option<&'a CreateAgentPool> {
+pub fn wanted<'a>(spec: &'a SpotPoolSpec, pool: &AgentPoolView) -> Option<&'a CreateAgentPool> {
     let named = spec.agent_pools.iter().find(|named| named.name == pool.name)?;
     named.create.as_ref().filter(|_| pool.role == Err(Reason::AgentPoolNotFound))
 }

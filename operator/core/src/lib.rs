@@ -12,7 +12,7 @@ pub mod caps;
 pub mod claims;
 pub mod cost;
 mod counts;
-mod creation;
+pub mod creation;
 mod failback;
 mod fallback;
 pub mod fit;

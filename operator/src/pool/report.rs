@@ -10,7 +10,7 @@ use kube::runtime::events::{Event, EventType};
 use spotpool_azure::Class;
 use spotpool_core::floor::NAMED;
 use spotpool_core::ranking::Rank;
-use spotpool_core::{Action, AgentPoolView, Plan};
+use spotpool_core::{Action, AgentPoolView, Plan, creation};
 use spotpool_crds::spot_pool::{
     Adoption, AgentPoolStatus, AutoscalerStatus, BlockedBudget, BudgetFloor, CapacityType, FallbackStatus,
     FloorStatus, LeavingStatus, LossesStatus, NextFloor, Operation, PlanStep, Price, ProbeStatus, RankStatus,
@@ -387,10 +387,6 @@ fn stalled(
     plan: &Plan,
 ) -> Option<(Reason, String)> {
     let views = &gathered.snapshot.agent_pools;
-    let create = |view: &AgentPoolView| {
-        let named = pool.spec.agent_pools.iter().find(|named| named.name == view.name)?;
-        named.create.as_ref().filter(|_| view.role == Err(Reason::AgentPoolNotFound))
-    };
     for view in views {
         match view.role {
             Err(Reason::AgentPoolClaimed) => {
@@ -401,7 +397,7 @@ fn stalled(
                 );
                 return Some((Reason::AgentPoolClaimed, message));
             }
-            Err(Reason::AgentPoolNotFound) if create(view).is_some() => {
+            Err(Reason::AgentPoolNotFound) if creation::wanted(&pool.spec, view).is_some() => {
                 let entry = status.agent_pools.iter().find(|entry| entry.name == view.name);
                 let error = entry.and_then(|entry| entry.last_error.as_ref());
                 let for_a_person = [<&str>::from(Class::Invalid), Class::Denied.into()];
@@ -436,7 +432,8 @@ fn stalled(
     }
     let known = views.iter().all(|view| view.role != Err(Reason::AzureUnreachable));
     let sells_spot = |view: &AgentPoolView| {
-        view.role == Ok(Role::Spot) || create(view).is_some_and(|it| it.capacity_type == CapacityType::Spot)
+        view.role == Ok(Role::Spot)
+            || creation::wanted(&pool.spec, view).is_some_and(|it| it.capacity_type == CapacityType::Spot)
     };
     (known && !views.iter().any(sells_spot)).then(|| {
         (
