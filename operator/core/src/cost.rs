@@ -238,14 +238,8 @@ mod tests {
             .map(|number| NodeView {
                 name: format!("{number}"),
                 agent_pool: pool.name.clone(),
-                created: jiff::Timestamp::UNIX_EPOCH,
                 ready: true,
-                cordoned: false,
-                noticed: None,
-                lost: None,
-                out_of_service: false,
-                drain: None,
-                drain_wished: false,
+                ..NodeView::default()
             })
             .collect();
         pool

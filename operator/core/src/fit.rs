@@ -219,18 +219,7 @@ mod tests {
     use crate::snapshot::AgentPoolView;
 
     fn node(name: &str, pool: &str) -> NodeView {
-        NodeView {
-            lost: None,
-            out_of_service: false,
-            name: name.into(),
-            agent_pool: pool.into(),
-            created: Timestamp::UNIX_EPOCH,
-            ready: true,
-            cordoned: false,
-            noticed: None,
-            drain: None,
-            drain_wished: false,
-        }
+        NodeView { name: name.into(), agent_pool: pool.into(), ready: true, ..NodeView::default() }
     }
 
     fn requests(cpu: i64) -> Resources {

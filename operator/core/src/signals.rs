@@ -293,12 +293,8 @@ mod tests {
             agent_pool: "spota".to_owned(),
             created: at("2026-01-01T00:00:00Z"),
             ready: true,
-            cordoned: false,
             noticed,
-            lost: None,
-            out_of_service: false,
-            drain: None,
-            drain_wished: false,
+            ..NodeView::default()
         }
     }
 

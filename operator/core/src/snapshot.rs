@@ -181,9 +181,9 @@ pub struct Losses {
     pub at: Timestamp,
 }
 
-/// One node.
+/// One node. By default without a name, as old as can be, and not ready.
 #[expect(clippy::struct_excessive_bools, reason = "each is seen by itself, in any combination")]
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeView {
     /// Its name, which is also its machine's.
     pub name: String,
@@ -386,12 +386,7 @@ mod tests {
             agent_pool: "reg".into(),
             created: created.parse().unwrap(),
             ready: true,
-            cordoned: false,
-            noticed: None,
-            lost: None,
-            out_of_service: false,
-            drain: None,
-            drain_wished: false,
+            ..NodeView::default()
         };
         let mut pool = AgentPoolView { operation: Some(operation.clone()), ..AgentPoolView::default() };
         for (created, missing) in

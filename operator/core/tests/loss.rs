@@ -19,12 +19,8 @@ fn pool(state: VmState) -> AgentPoolView {
         agent_pool: "a".into(),
         created: at(-36_000),
         ready: lost.is_none(),
-        cordoned: false,
-        noticed: None,
         lost,
-        out_of_service: false,
-        drain: None,
-        drain_wished: false,
+        ..NodeView::default()
     };
     // A VM that is gone is not listed any more.
     let machines = (usize::from(state == VmState::Gone)..2).map(|index| format!("a-{index}")).collect();

@@ -34,14 +34,8 @@ fn planned(spec: &str, pools: &[Pool]) -> Plan {
             .map(|number| NodeView {
                 name: format!("{}-{number}", name(at)),
                 agent_pool: name(at),
-                created: Timestamp::UNIX_EPOCH,
                 ready: true,
-                cordoned: false,
-                noticed: None,
-                lost: None,
-                out_of_service: false,
-                drain: None,
-                drain_wished: false,
+                ..NodeView::default()
             })
             .collect(),
         ..AgentPoolView::default()

@@ -170,16 +170,12 @@ fn after_a_refusal_one_machine_shows_whether_capacity_is_back() {
 
 fn node(pool: &str, index: usize, noticed: Option<Timestamp>) -> NodeView {
     NodeView {
-        lost: None,
-        out_of_service: false,
         name: format!("{pool}-{index}"),
         agent_pool: pool.into(),
         created: now() - SignedDuration::from_hours(5),
         ready: true,
-        cordoned: false,
         noticed,
-        drain: None,
-        drain_wished: false,
+        ..NodeView::default()
     }
 }
 

@@ -142,12 +142,7 @@ mod tests {
             agent_pool: "a".into(),
             created: at(created),
             ready,
-            cordoned: false,
-            noticed: None,
-            lost: None,
-            out_of_service: false,
-            drain: None,
-            drain_wished: false,
+            ..NodeView::default()
         };
         let mut pace = Pace::default();
         let mut look = |second: i64, operation: Option<Operation>, nodes: Vec<NodeView>| {
