@@ -96,8 +96,6 @@ pub struct Tools {
 impl Tools {
     /// Finds the programs, and builds those that are not there yet: minutes the first time, nothing afterwards.
     pub async fn ensure() -> Result<Self> {
-        let assets = std::env::var_os(ASSETS_ENV).map(PathBuf::from);
-        let given = |name: &str| assets.as_ref().map(|dir| dir.join(name)).filter(|path| path.is_file());
         let missing: Vec<_> = PROGRAMS.into_iter().filter(|(name, _)| given(name).is_none()).collect();
         let cache = cache_dir()?;
         let built = ensure(&cache, &KUBERNETES, &missing).await?;
@@ -137,14 +135,18 @@ impl Tools {
 
     /// Each is built when it is asked for: few need both.
     async fn of_prometheus(name: &str) -> Result<PathBuf> {
-        if let Some(dir) = std::env::var_os(ASSETS_ENV).map(PathBuf::from)
-            && dir.join(name).is_file()
-        {
-            return Ok(dir.join(name));
+        if let Some(program) = given(name) {
+            return Ok(program);
         }
         let package = format!("github.com/prometheus/prometheus/cmd/{name}");
         Ok(ensure(&cache_dir()?, &PROMETHEUS, &[(name, &package)]).await?.join(name))
     }
+}
+
+/// A program that `KUBEBUILDER_ASSETS` has.
+fn given(name: &str) -> Option<PathBuf> {
+    let assets = PathBuf::from(std::env::var_os(ASSETS_ENV)?);
+    Some(assets.join(name)).filter(|path| path.is_file())
 }
 
 fn cache_dir() -> Result<PathBuf> {
