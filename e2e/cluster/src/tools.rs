@@ -1,7 +1,7 @@
 //! The programs of a control plane, built from source once and kept in a cache outside `target`.
 //!
 //! Versions are those of `tools/go.mod`, `kwok/go.mod` (two modules, because no KWOK release builds with the
-//! Kubernetes release that we test against) and `prometheus/go.mod`.
+//! Kubernetes release that we test against), `prometheus/go.mod` and `helm/go.mod`.
 
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -63,6 +63,17 @@ const PROMETHEUS: Module = Module {
     path: "github.com/prometheus/prometheus",
     tags: "remove_all_sd",
 };
+
+const HELM: Module = Module {
+    name: "helm",
+    go_mod: include_str!("../helm/go.mod"),
+    go_sum: include_str!("../helm/go.sum"),
+    path: "helm.sh/helm/v4",
+    tags: "",
+};
+
+/// Has the CustomResourceDefinitions of PodMonitor and PrometheusRule in its archive. No program of it is built.
+const PROMETHEUS_OPERATOR: &str = "github.com/prometheus-operator/prometheus-operator@v0.85.0";
 
 /// Program and package. etcd's package ends in `v3`, so it is built by a command of its own.
 const PROGRAMS: [(&str, &str); 5] = [
@@ -131,6 +142,25 @@ impl Tools {
     /// Prometheus itself, with static and file service discovery alone.
     pub async fn prometheus() -> Result<PathBuf> {
         Self::of_prometheus("prometheus").await
+    }
+
+    /// Helm, which installs the charts.
+    pub async fn helm() -> Result<PathBuf> {
+        if let Some(program) = given("helm") {
+            return Ok(program);
+        }
+        Ok(ensure(&cache_dir()?, &HELM, &[("helm", "helm.sh/helm/v4/cmd/helm")]).await?.join("helm"))
+    }
+
+    /// The folder of the Prometheus operator's CustomResourceDefinitions, in Go's own cache of modules.
+    pub fn monitoring_crds() -> Result<PathBuf> {
+        let _progress = Progress::new(format!("fetching {PROMETHEUS_OPERATOR}"));
+        let mut go = Command::new("go");
+        go.current_dir(std::env::temp_dir()).args(["mod", "download", "-json", PROMETHEUS_OPERATOR]);
+        let said = output(go.env("GOFLAGS", "").env("GOWORK", "off"))?;
+        let said: serde_json::Value = serde_json::from_str(&said).context("what go mod download said")?;
+        let dir = said["Dir"].as_str().context("go mod download named no folder")?;
+        Ok(PathBuf::from(dir).join("example/prometheus-operator-crd"))
     }
 
     /// Each is built when it is asked for: few need both.
