@@ -172,6 +172,10 @@ pub enum Reason {
     AzureUnreachable,
     /// Azure answers.
     AzureReachable,
+    /// Each node has an agent that is ready, or has not been without for long.
+    AgentsHealthy,
+    /// Nodes have had no agent for long that is ready: their notices are heard late, or not at all.
+    AgentsNotReady,
     /// Fewer ready units than wanted and no way to get more now.
     CapacityShort,
     /// Spot carries all that it should.

@@ -109,6 +109,7 @@ fn an_operator_with_a_wrong_flag_says_which() {
             ),
             (&["--leader-election=perhaps"], "--leader-election"),
             (&["--lease-duration=1s"], "--lease-duration"),
+            (&["--agent-grace=never"], "--agent-grace"),
             (&["--log-format=xml"], "--log-format"),
             (&["--log-level=!loud"], "--log-level"),
             (&["--kubeconfig=/nonexistent/config"], "--kubeconfig"),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::Parser;
 use futures::StreamExt;
 use futures::channel::mpsc;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use kube::Api;
 use spotpool_operator::agent_pools::AgentPools;
 use spotpool_operator::azure::AzureArgs;
@@ -20,7 +20,7 @@ use spotpool_operator::neighbours::Neighbours;
 use spotpool_operator::pool::{self, Parts};
 use spotpool_operator::vms::Vms;
 use spotpool_operator::watches::{Nodes, Trigger};
-use spotpool_operator::workloads::{Workloads, label_key};
+use spotpool_operator::workloads::{Options, Workloads, label_key};
 use spotpool_runtime::admin::{self, Readiness};
 use spotpool_runtime::args::{self, CommonArgs};
 use spotpool_runtime::catalogue::Catalogue;
@@ -54,6 +54,9 @@ struct Args {
     /// Label of pods by whose values what nodes cost is told, such as `team`. Off without it.
     #[arg(long, env = "COST_LABEL", value_name = "KEY", value_parser = label_key)]
     cost_label: Option<String>,
+    /// How long a node may be without a ready agent before condition `AgentsHealthy` says so; 1s to 1h.
+    #[arg(long, env = "AGENT_GRACE", default_value = "2m", value_parser = agent_grace)]
+    agent_grace: Duration,
     /// Address of the admin server.
     #[arg(long, env = "LISTEN", default_value = "0.0.0.0:9436")]
     listen: String,
@@ -62,13 +65,17 @@ struct Args {
 }
 
 fn lease_duration(text: &str) -> Result<Duration, String> {
-    let duration: spotpool_crds::Duration = text.parse().map_err(|error| format!("{error}"))?;
-    let duration = Duration::from(duration);
-    if (Duration::from_secs(3)..=Duration::from_mins(5)).contains(&duration) {
-        Ok(duration)
-    } else {
-        Err("must be 3s to 5m".into())
-    }
+    let between = Duration::from_secs(3)..=Duration::from_mins(5);
+    duration(text).and_then(|it| if between.contains(&it) { Ok(it) } else { Err("must be 3s to 5m".into()) })
+}
+
+fn agent_grace(text: &str) -> Result<Duration, String> {
+    let between = Duration::from_secs(1)..=Duration::from_hours(1);
+    duration(text).and_then(|it| if between.contains(&it) { Ok(it) } else { Err("must be 1s to 1h".into()) })
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    text.parse::<spotpool_crds::Duration>().map(Duration::from).map_err(|error| error.to_string())
 }
 
 #[tokio::main]
@@ -106,8 +113,12 @@ async fn run(args: Args) -> Result<(), Exit> {
 
     let trigger = Trigger::default();
     let (nodes, node_stream) = Nodes::watch(client.clone(), trigger.clone());
+    let options = Options {
+        cost_label: args.cost_label.map(Arc::from),
+        agent_grace: args.agent_grace.try_into().unwrap_or(SignedDuration::MAX),
+    };
     let (workloads, workload_watches) =
-        Workloads::watch(client.clone(), nodes.clone(), metrics.clone(), args.cost_label.as_deref());
+        Workloads::watch(client.clone(), nodes.clone(), metrics.clone(), options);
     let agent_pools = Arc::new(AgentPools::new(
         azure.clone(),
         azure,

@@ -18,6 +18,8 @@ use spotpool_core::{Plan, Snapshot};
 use spotpool_crds::{Reason, SpotPoolStatus};
 use spotpool_runtime::catalogue::Catalogue;
 
+use crate::workloads::AgentsTold;
+
 mod agent_pools;
 mod money;
 mod objective;
@@ -84,6 +86,7 @@ pub struct Metrics {
     floor_units: Family<PoolNodes, Gauge>,
     floor_hourly_cost: Family<PoolName, Gauge<f64, AtomicU64>>,
     blocked_budgets: Family<PoolName, Gauge>,
+    nodes_without_agent: Family<PoolName, Gauge>,
     objective: ObjectiveMetrics,
     money: MoneyMetrics,
     notice_to_request: Histogram,
@@ -107,6 +110,7 @@ impl Metrics {
             floor_units: Family::default(),
             floor_hourly_cost: Family::default(),
             blocked_budgets: Family::default(),
+            nodes_without_agent: Family::default(),
             objective: ObjectiveMetrics::default(),
             money: MoneyMetrics::default(),
             notice_to_request: Histogram::new(exponential_buckets(0.01, 2.0, 12)),
@@ -189,6 +193,12 @@ impl Metrics {
             .of_pool()
             .note("At most 20")
             .metric(self.blocked_budgets.clone());
+        catalogue
+            .family("nodes_without_agent", "Nodes that have had no ready agent for longer than `--agent-grace`")
+            .unit("nodes")
+            .of_pool()
+            .note("Ready Linux nodes that are not under notice. Absent until the operator has watched for so long")
+            .metric(self.nodes_without_agent.clone());
         self.objective.register(catalogue);
         self.money.register(catalogue);
         catalogue
@@ -338,6 +348,13 @@ impl Metrics {
         }
     }
 
+    /// How agents look after a SpotPool's nodes, as far as that is known.
+    pub fn agents(&self, namespace: &str, pool: &str, told: Option<&AgentsTold>) {
+        if let Some(told) = told {
+            self.nodes_without_agent.get_or_create(&PoolName::of(namespace, pool)).set(told.without.into());
+        }
+    }
+
     /// What a SpotPool's objective came to, if it has one.
     pub fn objective(&self, namespace: &str, pool: &str, told: Option<&Told>) {
         let name = PoolName::of(namespace, pool);
@@ -381,6 +398,7 @@ impl Metrics {
         }
         let name = PoolName::of(namespace, pool);
         self.blocked_budgets.remove(&name);
+        self.nodes_without_agent.remove(&name);
         self.objective.forget(&name);
         self.objective.forget_drains(&name);
         self.forget_floor(&name);

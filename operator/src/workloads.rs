@@ -5,6 +5,7 @@
 //! survey of all this is made when something has changed, at most once in [`EVERY`], and never while a plan waits for
 //! it, but for the first.
 
+mod agents;
 mod costs;
 mod read;
 mod survey;
@@ -26,6 +27,8 @@ use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use spotpool_crds::SpotPool;
 
+use self::agents::Agents;
+pub use self::agents::AgentsTold;
 use self::costs::Bill;
 use self::read::{Budget, Labels, Running, Shared, WireBudget, WireNamespace, WirePod};
 pub use self::survey::{BLOCKED_AFTER, Scope, ScopePool, Survey};
@@ -40,6 +43,8 @@ pub const EVERY: Duration = Duration::from_secs(3);
 const ANYWAY: SignedDuration = SignedDuration::from_secs(30);
 /// A SpotPool for which no plan was made for so long is gone.
 const FORGOTTEN_AFTER: Duration = Duration::from_mins(20);
+/// How long a node may be without a ready agent where the operator is not told: rollouts and restarts take that long.
+const AGENT_GRACE: SignedDuration = SignedDuration::from_mins(2);
 /// Pods in a page of a list: all at once would be hundreds of megabytes of text.
 const PAGE: u32 = 500;
 /// Pods that have ended are none of our business; to the watch they are gone.
@@ -53,6 +58,7 @@ type Key = (Arc<str>, Box<str>);
 pub struct Known {
     shared: Shared,
     pods: Listed<u128, Running>,
+    agents: Agents,
     budgets: Listed<Key, KnownBudget>,
     namespaces: Listed<Box<str>, Arc<Labels>>,
     /// Since when budgets were blocked when status was last written, until they have been read.
@@ -110,27 +116,39 @@ impl Known {
         self.pods.complete && self.budgets.complete && self.namespaces.complete
     }
 
-    fn pod(&mut self, event: watcher::Event<WirePod>) {
+    fn pod(&mut self, event: watcher::Event<WirePod>, now: Timestamp) {
         let changed = match event {
             watcher::Event::Init => {
                 self.pods.begin();
+                self.agents.begin();
                 false
             }
             watcher::Event::InitApply(pod) => {
                 if let Some(running) = pod.read(&mut self.shared) {
                     self.pods.list(pod.key(), running);
                 }
+                if let Some(agent) = pod.agent(&mut self.shared) {
+                    self.agents.list(pod.key(), agent);
+                }
                 false
             }
             watcher::Event::InitDone => {
                 self.pods.end();
+                self.agents.end(now);
                 true
             }
             watcher::Event::Apply(pod) => {
+                let of_agent = match pod.agent(&mut self.shared) {
+                    Some(agent) => self.agents.put(pod.key(), agent, now),
+                    None => self.agents.remove(pod.key(), now),
+                };
                 let running = pod.read(&mut self.shared);
-                running.is_some_and(|running| self.pods.put(pod.key(), running))
+                running.is_some_and(|running| self.pods.put(pod.key(), running)) || of_agent
             }
-            watcher::Event::Delete(pod) => self.pods.known.remove(&pod.key()).is_some(),
+            watcher::Event::Delete(pod) => {
+                let of_agent = self.agents.remove(pod.key(), now);
+                self.pods.known.remove(&pod.key()).is_some() || of_agent
+            }
         };
         self.version += u64::from(changed);
     }
@@ -206,10 +224,11 @@ impl Known {
         KnownBudget { read, blocked_since }
     }
 
-    /// Whether a budget has been blocked for long enough since `made`.
-    fn ripens(&self, made: Timestamp, now: Timestamp) -> bool {
+    /// Whether a budget has been blocked for long enough since `made`, or a node without an agent for `agent_grace`.
+    fn ripens(&self, agent_grace: SignedDuration, made: Timestamp, now: Timestamp) -> bool {
         let since = self.budgets.known.values().filter_map(|budget| budget.blocked_since);
         since.filter_map(|since| since.saturating_add(BLOCKED_AFTER).ok()).any(|at| made < at && at <= now)
+            || self.agents.ripens(agent_grace, made, now)
     }
 }
 
@@ -231,8 +250,16 @@ pub struct Workloads {
     surveys: Arc<Mutex<BTreeMap<String, Surveyed>>>,
     nodes: Nodes,
     metrics: Metrics,
+    options: Options,
+}
+
+/// What the operator is told of workloads.
+#[derive(Clone, Debug)]
+pub struct Options {
     /// The label by whose values costs are told, if any.
-    cost_label: Option<Arc<str>>,
+    pub cost_label: Option<Arc<str>>,
+    /// How long a node may be without a ready agent before that is told.
+    pub agent_grace: SignedDuration,
 }
 
 impl Workloads {
@@ -241,9 +268,9 @@ impl Workloads {
         client: Client,
         nodes: Nodes,
         metrics: Metrics,
-        cost_label: Option<&str>,
+        options: Options,
     ) -> (Self, impl Future<Output = Infallible> + Send) {
-        let workloads = Self { cost_label: cost_label.map(Arc::from), ..Self::unread(nodes, metrics) };
+        let workloads = Self { options, ..Self::unread(nodes, metrics) };
         let config = watcher::Config::default().page_size(PAGE);
         let watches = {
             let pods = watcher(Api::<WirePod>::all(client.clone()), config.clone().fields(NOT_ENDED));
@@ -257,7 +284,8 @@ impl Workloads {
 
     /// Knows nothing yet.
     pub fn unread(nodes: Nodes, metrics: Metrics) -> Self {
-        Self { known: Arc::default(), surveys: Arc::default(), nodes, metrics, cost_label: None }
+        let options = Options { cost_label: None, agent_grace: AGENT_GRACE };
+        Self { known: Arc::default(), surveys: Arc::default(), nodes, metrics, options }
     }
 
     /// Takes events in, for ever.
@@ -267,7 +295,7 @@ impl Workloads {
         B: Stream<Item = watcher::Result<watcher::Event<WireBudget>>> + Send,
         N: Stream<Item = watcher::Result<watcher::Event<WireNamespace>>> + Send,
     {
-        let pods = each(pods, "Pods", |event| self.known().pod(event));
+        let pods = each(pods, "Pods", |event| self.known().pod(event, Timestamp::now()));
         let budgets = each(budgets, "PodDisruptionBudgets", |event| {
             self.known().budget(event, Timestamp::now());
         });
@@ -336,8 +364,9 @@ impl Workloads {
         let known = self.known();
         let started = Instant::now();
         let mut survey = survey::survey(&known, &nodes, scope, now);
+        survey.agents = known.agents.told(&nodes, scope, self.options.agent_grace, now);
         let usage = |key: &Arc<str>| usage::usage(&known, &nodes, scope, key);
-        survey.usage = self.cost_label.as_ref().and_then(usage);
+        survey.usage = self.options.cost_label.as_ref().and_then(usage);
         self.metrics.surveyed(started.elapsed().as_secs_f64());
         (survey, (now, known.version))
     }
@@ -357,7 +386,9 @@ impl Workloads {
             }
             if sweep.elapsed() > FORGOTTEN_AFTER {
                 sweep = Instant::now();
-                self.known().shared.sweep();
+                let mut known = self.known();
+                known.shared.sweep();
+                known.agents.sweep(&self.nodes.all());
             }
         }
     }
@@ -368,10 +399,12 @@ impl Workloads {
         let due: Vec<(String, Scope)> = {
             let mut surveys = self.surveys();
             surveys.retain(|_, surveyed| surveyed.asked.elapsed() < FORGOTTEN_AFTER);
-            let known = self.known();
+            let (known, grace) = (self.known(), self.options.agent_grace);
             let is_due = |surveyed: &Surveyed| {
                 let (made, version) = surveyed.made;
-                version != known.version || now.duration_since(made) > ANYWAY || known.ripens(made, now)
+                version != known.version
+                    || now.duration_since(made) > ANYWAY
+                    || known.ripens(grace, made, now)
             };
             let due = surveys.iter().filter(|(_, surveyed)| is_due(surveyed));
             due.map(|(uid, surveyed)| (uid.clone(), surveyed.scope.clone())).collect()

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod adoption;
+mod agents;
 mod autoscaled;
 mod backup_drain;
 mod creation;

@@ -145,6 +145,12 @@ fn state(pool: &SpotPool, status: &SpotPoolStatus) -> (String, String, Tone) {
     let Some(ready) = condition(status, "Ready") else {
         return ("Unknown".into(), "its status has no condition Ready".into(), Tone::Warn);
     };
+    // All is there, but would go without a word.
+    if ready.status == "True"
+        && let Some(agents) = is("AgentsHealthy", "False")
+    {
+        return said(agents, Tone::Warn);
+    }
     let tone = match ready.status.as_str() {
         "True" if status.fallback.nodes == 0 && !pool.spec.suspend => Tone::Good,
         "True" => Tone::Warn,
@@ -289,6 +295,10 @@ pub(crate) mod tests {
         assert_eq!(
             with(json!([ready, condition("AzureReachable", "False", "AzureUnreachable")])),
             ("AzureUnreachable".into(), Tone::Bad)
+        );
+        assert_eq!(
+            with(json!([ready, condition("AgentsHealthy", "False", "AgentsNotReady")])),
+            ("AgentsNotReady".to_owned(), Tone::Warn)
         );
         assert_eq!(
             with(json!([ready, condition("Stalled", "True", "AgentPoolClaimed")])),

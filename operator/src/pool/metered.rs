@@ -66,6 +66,7 @@ impl Metered<'_> {
         metrics.agent_pools(&namespace, &pool, before, after);
         metrics.money(&namespace, &pool, &self.gathered.snapshot, self.plan);
         metrics.budgets(&namespace, &pool, after, floor_cost);
+        metrics.agents(&namespace, &pool, self.gathered.survey.agents.as_ref());
         metrics.objective(&namespace, &pool, self.plan.objective.as_ref());
         for (agent_pool, count) in &self.plan.unannounced {
             metrics.lost_without_notice(&namespace, &pool, agent_pool, *count);

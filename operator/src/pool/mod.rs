@@ -1,6 +1,7 @@
 //! Reconciliation of one SpotPool: guard → gather → plan → act → report.
 
 pub mod act;
+pub mod agents;
 mod controller;
 mod creation;
 pub mod doomed;

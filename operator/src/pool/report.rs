@@ -20,7 +20,7 @@ use spotpool_crds::{Reason, SpotPool, SpotPoolStatus, names};
 
 use super::act::Outcome;
 use super::gather::Gathered;
-use super::{money, objective, others, signals, tags};
+use super::{agents, money, objective, others, signals, tags};
 
 /// The status after a plan, with `operations` that are about to be asked for or were accepted.
 pub fn status(
@@ -338,6 +338,7 @@ fn conditions(
             message: plan.money.exhausted.message.clone(),
         },
         sole_owner(gathered),
+        agents::verdict(before, gathered.survey.agents.as_ref()),
         match &gathered.unreachable {
             Some(error) => Verdict {
                 kind: "AzureReachable",
@@ -544,6 +545,7 @@ pub fn events(before: &SpotPoolStatus, after: &SpotPoolStatus, plan: &Plan, outc
         ("OnDemandAvailable", "False"),
         ("CostTagsPresent", "False"),
         ("BudgetExhausted", "True"),
+        (agents::CONDITION, "False"),
     ];
     for (kind, bad) in bad {
         let is_bad = |condition: &&Condition| condition.type_ == kind && condition.status == bad;

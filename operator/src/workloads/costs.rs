@@ -19,7 +19,7 @@ pub(super) struct Bill {
 impl Workloads {
     /// Tells what workloads cost, from now on with what `plan` says that agent pools cost.
     pub fn cost(&self, pool: &SpotPool, gathered: &Gathered, plan: &Plan) {
-        if self.cost_label.is_none() {
+        if self.options.cost_label.is_none() {
             return;
         }
         let costs = &plan.money.costs;

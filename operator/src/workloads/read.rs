@@ -11,7 +11,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, 
 use k8s_openapi::{ClusterResourceScope, NamespaceResourceScope};
 use serde::{Deserialize, Deserializer};
 use spotpool_core::scheduling::{Pod, Requirement, Resources, Shape, Taint, Toleration};
+use spotpool_crds::names;
 
+use super::agents::Agent;
 use crate::quantity;
 
 /// Labels, sorted by key.
@@ -172,6 +174,22 @@ pub struct WirePod {
     metadata: ObjectMeta,
     #[serde(default)]
     spec: WireSpec,
+    #[serde(default)]
+    status: WireStatus,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct WireStatus {
+    conditions: Vec<WireCondition>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct WireCondition {
+    #[serde(rename = "type")]
+    type_: String,
+    status: String,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -278,6 +296,20 @@ impl WirePod {
         let uid = self.metadata.uid.as_deref().unwrap_or_default();
         let digits = uid.bytes().filter_map(|byte| char::from(byte).to_digit(16));
         digits.fold(0, |number, digit| (number << 4) | u128::from(digit))
+    }
+
+    /// It as an agent's, if it is one that has a node. Anybody may give a pod that label, hardly anybody a DaemonSet.
+    pub fn agent(&self, shared: &mut Shared) -> Option<Agent> {
+        let meta = &self.metadata;
+        let label = meta.labels.as_ref().and_then(|labels| labels.get(names::APP_NAME_LABEL));
+        let mut owners = meta.owner_references.iter().flatten();
+        let is_agent = label.is_some_and(|label| label == names::AGENT_APP_NAME)
+            && owners.any(|owner| owner.controller == Some(true) && owner.kind == "DaemonSet");
+        let node = self.spec.node_name.as_deref().filter(|_| is_agent)?;
+        let mut conditions = self.status.conditions.iter();
+        let ready = meta.deletion_timestamp.is_none()
+            && conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True");
+        Some(Agent { node: shared.text(node), ready })
     }
 
     /// What is kept of it; absent for an object that no API server sends.

@@ -15,6 +15,7 @@ use spotpool_core::scheduling::{Requirement, Resources, Taint};
 use spotpool_crds::spot_pool::{BlockedBudget, PdbFloor, Role};
 
 use super::Known;
+use super::agents::AgentsTold;
 use super::read::{Labels, Running, Stays, matches, requirements, resources, taint};
 use crate::watches::{agent_pool_of, is_ready};
 
@@ -64,6 +65,8 @@ pub struct Survey {
     pub floor: Option<FloorDemand>,
     /// Budgets that hold their pods; absent while they have not been read.
     pub blocked: Option<Vec<BlockedBudget>>,
+    /// Whether agents look after its nodes; absent while that cannot be told.
+    pub agents: Option<AgentsTold>,
     /// What runs on on-demand nodes, and where there is room.
     pub room: Arc<Room>,
     /// What workloads have of each agent pool's nodes; absent where nobody asks, or pods have not been read.
@@ -73,7 +76,7 @@ pub struct Survey {
 impl Survey {
     /// Whether a plan, or status, would be another with `other`. Room changes with every pod: who waits for it looks again.
     pub fn differs(&self, other: &Self) -> bool {
-        self.floor != other.floor || self.blocked != other.blocked
+        self.floor != other.floor || self.blocked != other.blocked || self.agents != other.agents
     }
 }
 

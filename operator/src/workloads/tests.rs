@@ -64,11 +64,11 @@ fn read<T: DeserializeOwned>(value: &Value) -> T {
 
 fn known(pods: &[Value], budgets: &[Value], now: Timestamp) -> Known {
     let mut known = Known::default();
-    known.pod(watcher::Event::Init);
+    known.pod(watcher::Event::Init, now);
     for pod in pods {
-        known.pod(watcher::Event::InitApply(read(pod)));
+        known.pod(watcher::Event::InitApply(read(pod)), now);
     }
-    known.pod(watcher::Event::InitDone);
+    known.pod(watcher::Event::InitDone, now);
     known.budget(watcher::Event::Init, now);
     for budget in budgets {
         known.budget(watcher::Event::InitApply(read(budget)), now);
@@ -157,7 +157,7 @@ fn a_budget_is_told_of_once_it_has_been_blocked_for_a_minute_and_forgotten_at_on
     let told =
         |known: &Known, second| survey::survey(known, &nodes(), &scope(false), at(second)).blocked.unwrap();
     assert_eq!(told(&known, 59), []);
-    assert!(known.ripens(at(59), at(60)) && !known.ripens(at(60), at(70)));
+    assert!(known.ripens(AGENT_GRACE, at(59), at(60)) && !known.ripens(AGENT_GRACE, at(60), at(70)));
     let blocked = told(&known, 60);
     assert_eq!(blocked.len(), 1);
     assert_eq!(
@@ -217,10 +217,114 @@ fn nodes_are_used_by_all_pods_on_them_told_apart_by_the_label() {
     // 1.5 of 4 cores, no memory.
     assert_eq!(told(&known, "app"), ["(idle) 2.4375", "log 0.1875", "web 0.375"]);
     assert_eq!(told(&known, "team"), ["(idle) 2.4375", "(none) 0.5625"]);
-    known.pod(watcher::Event::Delete(read(&pods[0])));
+    known.pod(watcher::Event::Delete(read(&pods[0])), at(0));
     assert_eq!(told(&known, "app"), ["(idle) 2.625", "log 0.1875", "web 0.1875"]);
     let unread = usage::usage(&Known::default(), &nodes(), &scope(false), "app");
     assert_eq!(unread, None, "before pods are read nobody is idle");
+}
+
+/// An agent's Pod; without a word on readiness where `ready` is none.
+fn agent(name: &str, node: &str, ready: Option<bool>) -> Value {
+    let mut agent = pod(name, "agent", node, "DaemonSet");
+    agent["metadata"]["labels"]["app.kubernetes.io/name"] = "spotpool-node-agent".into();
+    if let Some(ready) = ready {
+        let status = if ready { "True" } else { "False" };
+        agent["status"] = json!({"conditions": [{"type": "Ready", "status": status}]});
+    }
+    agent
+}
+
+/// Else nobody hears of it that nodes die without a notice, or everybody does at each rollout.
+#[test]
+fn a_node_is_without_an_agent_once_none_was_ready_for_the_grace() {
+    let grace = SignedDuration::from_mins(2);
+    let told = |known: &Known, second| {
+        let told = known.agents.told(&nodes(), &scope(false), grace, at(second));
+        told.map(|told| (told.nodes, told.without, told.named.join(" ")))
+    };
+    let some = |without, named: &str| Some((3, without, named.to_owned()));
+    let ready = [
+        agent("a0", "s0", Some(true)),
+        agent("a1", "s1", Some(true)),
+        agent("a2", "r0", Some(true)),
+        agent("ax", "x0", Some(false)),
+    ];
+    assert_eq!(told(&Known::default(), 500), None, "nobody has looked");
+    let mut known = known(&ready, &[], at(0));
+    assert_eq!(told(&known, 0), some(0, ""), "that all are ready is known at once");
+    let event = |known: &mut Known, pod: &Value, gone: bool, second| {
+        let pod = read(pod);
+        let event = if gone { watcher::Event::Delete(pod) } else { watcher::Event::Apply(pod) };
+        known.pod(event, at(second));
+    };
+    // A rollout: the old Pod goes, the next one is ready within the grace.
+    event(&mut known, &ready[0], true, 200);
+    event(&mut known, &agent("b0", "s0", None), false, 201);
+    assert_eq!(told(&known, 319), some(0, ""));
+    let (version, new) = (known.version, agent("b0", "s0", Some(true)));
+    event(&mut known, &new, false, 319);
+    assert_ne!(known.version, version, "which has a survey made");
+    assert_eq!(told(&known, 400), some(0, ""));
+    // It falls silent: what is told of it while it is does not start the clock anew, nor does a list.
+    event(&mut known, &agent("b0", "s0", Some(false)), false, 500);
+    event(&mut known, &agent("b0", "s0", None), false, 600);
+    assert_eq!(told(&known, 619), some(0, ""));
+    assert_eq!(told(&known, 620), some(1, "s0"));
+    assert!(known.ripens(grace, at(619), at(620)) && !known.ripens(grace, at(620), at(630)));
+    known.pod(watcher::Event::Init, at(630));
+    known.pod(watcher::Event::InitApply(read(&agent("b0", "s0", None))), at(630));
+    known.pod(watcher::Event::InitApply(read(&ready[1])), at(630));
+    known.pod(watcher::Event::InitDone, at(630));
+    assert_eq!(told(&known, 640), some(1, "s0"));
+    assert_eq!(told(&known, 750), some(2, "r0 s0"), "one went while nobody watched");
+    event(&mut known, &new, false, 751);
+    assert_eq!(told(&known, 760), some(1, "r0"));
+    known.agents.sweep(&[]);
+    assert!(!known.ripens(grace, at(740), at(760)), "of nodes that are gone nothing is kept");
+}
+
+#[test]
+fn only_nodes_that_should_have_an_agent_count() {
+    let told = |pods: &[Value], change: &dyn Fn(&mut k8s_openapi::api::core::v1::Node), second| {
+        let mut nodes = nodes();
+        let mut node = (*nodes[0]).clone();
+        change(&mut node);
+        nodes[0] = Arc::new(node);
+        let known = known(pods, &[], at(0));
+        known.agents.told(&nodes, &scope(false), AGENT_GRACE, at(second)).map(|told| told.without)
+    };
+    let others = [agent("a1", "s1", Some(true)), agent("a2", "r0", Some(true))];
+    let taint = |key: &'static str| {
+        move |node: &mut k8s_openapi::api::core::v1::Node| {
+            let taint = json!([{"key": key, "value": "x", "effect": "NoSchedule"}]);
+            node.spec.get_or_insert_default().taints = serde_json::from_value(taint).unwrap();
+        }
+    };
+    assert_eq!(told(&others, &|_| (), 300), Some(1));
+    assert_eq!(told(&others, &|_| (), 60), None, "it may have been without for long, or come this moment");
+    assert_eq!(told(&others, &taint("spotpool.dev/evicting"), 300), Some(0));
+    assert_eq!(told(&others, &taint("node.kubernetes.io/out-of-service"), 300), Some(0));
+    let since = |node: &mut k8s_openapi::api::core::v1::Node| {
+        let conditions = json!([{"type": "Ready", "status": "True", "lastTransitionTime": at(250)}]);
+        node.status.get_or_insert_default().conditions = serde_json::from_value(conditions).unwrap();
+    };
+    assert_eq!(told(&others, &since, 300), Some(0), "it has been there for 50 s");
+    assert_eq!(told(&others, &since, 370), Some(1));
+    let unready = |node: &mut k8s_openapi::api::core::v1::Node| {
+        node.status.get_or_insert_default().conditions = None;
+    };
+    assert_eq!(told(&others, &unready, 300), Some(0));
+    let windows = |node: &mut k8s_openapi::api::core::v1::Node| {
+        node.metadata.labels.get_or_insert_default().insert("kubernetes.io/os".into(), "windows".into());
+    };
+    assert_eq!(told(&others, &windows, 300), Some(0));
+    // A label alone makes no agent.
+    let mut false_one = agent("a0", "s0", Some(true));
+    false_one["metadata"]["ownerReferences"][0]["kind"] = "ReplicaSet".into();
+    assert_eq!(told(&[others.to_vec(), vec![false_one]].concat(), &|_| (), 300), Some(1));
+    let mut ending = agent("a0", "s0", Some(true));
+    ending["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+    assert_eq!(told(&[others.to_vec(), vec![ending]].concat(), &|_| (), 300), Some(1));
 }
 
 #[test]
@@ -228,14 +332,14 @@ fn a_relist_replaces_what_is_known_and_a_deletion_is_seen() {
     let (a, b) = (pod("a", "web", "s0", "ReplicaSet"), pod("b", "web", "s0", "ReplicaSet"));
     let mut known = known(&[a.clone(), b.clone()], &[], at(0));
     let version = known.version;
-    known.pod(watcher::Event::Apply(read(&a)));
+    known.pod(watcher::Event::Apply(read(&a)), at(0));
     assert_eq!(known.version, version, "nothing new");
-    known.pod(watcher::Event::Delete(read(&a)));
+    known.pod(watcher::Event::Delete(read(&a)), at(0));
     assert_eq!(known.pods.known.len(), 1);
-    known.pod(watcher::Event::Init);
-    known.pod(watcher::Event::InitApply(read(&a)));
+    known.pod(watcher::Event::Init, at(0));
+    known.pod(watcher::Event::InitApply(read(&a)), at(0));
     assert_eq!(known.pods.known.len(), 1, "the old list holds until the new one is whole");
-    known.pod(watcher::Event::InitDone);
+    known.pod(watcher::Event::InitDone, at(0));
     assert!(known.pods.known.values().all(|running| &*running.pod.name == "a"));
 }
 

@@ -37,6 +37,9 @@ pub fn remedy(reason: Reason) -> Option<&'static str> {
         Reason::AzureUnreachable => {
             "see what Azure said, and give the operator's identity the rights of docs/reference/azure-access.md"
         }
+        Reason::AgentsNotReady => {
+            "look at the agents' DaemonSet, and at the logs of its Pods on the nodes that the condition names"
+        }
         Reason::FailbackPaused => "take annotation spotpool.dev/failback-paused off the SpotPool",
         Reason::WindowInvalid => "mend failback.window: five fields of cron, an IANA time zone, a duration",
         Reason::WindowClosed => {
