@@ -47,6 +47,17 @@ async fn leader(stage: &Stage<'_>) -> Option<String> {
     lease.spec?.holder_identity.filter(|holder| !holder.is_empty())
 }
 
+/// Whether a replica says that it leads.
+async fn says_it_leads(replica: &Replica, wanted: bool) {
+    eventually(&format!("a replica to say whether it leads: {wanted}"), async || {
+        let text = reqwest::get(format!("{}/metrics", replica.operator.admin_url)).await?.text().await?;
+        let line = format!("spotpool_operator_leader {}", u8::from(wanted));
+        Ok(text.lines().any(|it| it == line).then_some(()))
+    })
+    .await
+    .unwrap();
+}
+
 /// A stage with two ready nodes, a leader and a standby.
 async fn two(name: &str) -> (Stage<'static>, Replica, Replica) {
     let stage = Stage::set(world().await, name).await.unwrap();
@@ -85,6 +96,8 @@ fn of_two_replicas_one_acts_and_the_other_takes_over_at_once_when_it_leaves() {
         lose_one_node(&stage).await;
         healed(&stage).await;
         assert_eq!(second.proxy.take_writes(), [], "the standby wrote");
+        says_it_leads(&first, true).await;
+        says_it_leads(&second, false).await;
         assert!(!first.proxy.take_writes().is_empty());
 
         assert!(first.operator.stop().await.unwrap().success(), "a clean SIGTERM ends with 0");
@@ -93,6 +106,7 @@ fn of_two_replicas_one_acts_and_the_other_takes_over_at_once_when_it_leaves() {
         })
         .await
         .unwrap();
+        says_it_leads(&second, true).await;
         lose_one_node(&stage).await;
         healed(&stage).await;
         second.operator.stop().await.unwrap();

@@ -158,6 +158,7 @@ async fn run(args: Args) -> Result<(), Exit> {
         if shutdown.is_cancelled() {
             return Ok(());
         }
+        metrics.leads();
         let (listeners, namespaces) = pool_namespaces
             .into_iter()
             .map(|namespace| {

@@ -21,10 +21,12 @@ use spotpool_runtime::catalogue::Catalogue;
 use crate::workloads::AgentsTold;
 
 mod agent_pools;
+mod conditions;
 mod money;
 mod objective;
 
 use agent_pools::AgentPoolMetrics;
+use conditions::ConditionMetrics;
 use money::MoneyMetrics;
 use objective::ObjectiveMetrics;
 
@@ -87,6 +89,8 @@ pub struct Metrics {
     floor_hourly_cost: Family<PoolName, Gauge<f64, AtomicU64>>,
     blocked_budgets: Family<PoolName, Gauge>,
     nodes_without_agent: Family<PoolName, Gauge>,
+    conditions: ConditionMetrics,
+    leader: Gauge,
     objective: ObjectiveMetrics,
     money: MoneyMetrics,
     notice_to_request: Histogram,
@@ -111,6 +115,8 @@ impl Metrics {
             floor_hourly_cost: Family::default(),
             blocked_budgets: Family::default(),
             nodes_without_agent: Family::default(),
+            conditions: ConditionMetrics::default(),
+            leader: Gauge::default(),
             objective: ObjectiveMetrics::default(),
             money: MoneyMetrics::default(),
             notice_to_request: Histogram::new(exponential_buckets(0.01, 2.0, 12)),
@@ -199,6 +205,12 @@ impl Metrics {
             .of_pool()
             .note("Ready Linux nodes that are not under notice. Absent until the operator has watched for so long")
             .metric(self.nodes_without_agent.clone());
+        self.conditions.register(catalogue);
+        catalogue
+            .family("leader", "Whether this replica leads")
+            .unit("0 or 1")
+            .note("One that loses its lease ends, and begins again with 0")
+            .metric(self.leader.clone());
         self.objective.register(catalogue);
         self.money.register(catalogue);
         catalogue
@@ -227,6 +239,11 @@ impl Metrics {
             drop(self.reconciles.get_or_create(&Reconcile { result }));
         }
         drop(self.backup_drains.get_or_create(&Reconcile { result: "Claimed" }));
+    }
+
+    /// This replica leads from now on, until it ends.
+    pub fn leads(&self) {
+        self.leader.set(1);
     }
 
     /// A write to Azure.
@@ -328,6 +345,11 @@ impl Metrics {
         }
     }
 
+    /// The conditions of a SpotPool.
+    pub fn conditions(&self, namespace: &str, pool: &str, status: &SpotPoolStatus) {
+        self.conditions.tell(&PoolName::of(namespace, pool), status);
+    }
+
     /// What disruption budgets mean for a SpotPool. `cost` is what the floor costs an hour beyond what is always there.
     pub fn budgets(&self, namespace: &str, pool: &str, status: &SpotPoolStatus, cost: Option<f64>) {
         let name = PoolName::of(namespace, pool);
@@ -399,6 +421,7 @@ impl Metrics {
         let name = PoolName::of(namespace, pool);
         self.blocked_budgets.remove(&name);
         self.nodes_without_agent.remove(&name);
+        self.conditions.forget(&name);
         self.objective.forget(&name);
         self.objective.forget_drains(&name);
         self.forget_floor(&name);

@@ -1,7 +1,7 @@
 //! Row M: nodes without an agent. Whoever relies on drains must hear of it before Azure takes such a node.
 
 use spotpool_azure_sim::api::PoolSpec;
-use spotpool_e2e::{OperatorOptions, Stage, run};
+use spotpool_e2e::{OperatorOptions, Stage, eventually, run};
 use spotpool_e2e_cluster::Signal;
 
 use crate::{condition, world_with_agents};
@@ -31,6 +31,20 @@ fn a_node_whose_agent_is_silent_is_told_of_and_no_longer_when_it_is_back() {
         assert_eq!(told.reason, "AgentsNotReady");
         let (begin, end) = ("1 of 2 nodes have had no ready agent for over 2s", format!(": {node}. "));
         assert!(told.message.starts_with(begin) && told.message.contains(&end), "{}", told.message);
+
+        // Each condition is a series of its status, which alerts go by.
+        eventually("every condition in a scrape", async || {
+            let conditions = stage.status("p").await?.conditions;
+            let text = reqwest::get(format!("{}/metrics", operator.admin_url)).await?.text().await?;
+            let is_told = |kind: &str, status: &str| {
+                let labels = format!("condition=\"{kind}\",status=\"{}\"}} 1", status.to_lowercase());
+                text.lines()
+                    .any(|line| line.starts_with("spotpool_operator_condition{") && line.ends_with(&labels))
+            };
+            Ok(conditions.iter().all(|it| is_told(&it.type_, &it.status)).then_some(()))
+        })
+        .await
+        .unwrap();
 
         signal(Signal::SIGCONT);
         is("True").await;

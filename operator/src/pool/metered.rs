@@ -64,6 +64,7 @@ impl Metered<'_> {
         let (metrics, (namespace, pool)) = (&self.context.metrics, self.name());
         metrics.capacity(&namespace, &pool, after);
         metrics.agent_pools(&namespace, &pool, before, after);
+        metrics.conditions(&namespace, &pool, after);
         metrics.money(&namespace, &pool, &self.gathered.snapshot, self.plan);
         metrics.budgets(&namespace, &pool, after, floor_cost);
         metrics.agents(&namespace, &pool, self.gathered.survey.agents.as_ref());
