@@ -4,6 +4,7 @@ use kube::Client;
 use spotpool_crds::node_policy::DrainPolicy;
 use spotpool_crds::spot_pool::Events;
 use spotpool_drain::Pods;
+use spotpool_runtime::trace::Tracer;
 use tokio::sync::watch;
 
 use crate::announce::Announcer;
@@ -25,6 +26,8 @@ pub struct Context {
     pub announcer: Announcer,
     /// For monitoring.
     pub metrics: Metrics,
+    /// For traces.
+    pub tracer: Tracer,
     /// Asks the hooks of pods.
     pub hooks: Caller,
     /// What the Node's condition should say.

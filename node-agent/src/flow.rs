@@ -22,6 +22,7 @@ use crate::notice::Notice;
 use crate::notify;
 use crate::telling::{Cause, Telling};
 use crate::time::later;
+use crate::trace::Trace;
 
 mod acknowledge;
 mod drain;
@@ -65,6 +66,8 @@ struct Flow {
     acknowledged: watch::Sender<Option<String>>,
     resumed: bool,
     began: Instant,
+    /// Where somebody collects traces.
+    trace: Option<Trace>,
 }
 
 /// Handles a notice. Ends when the event is over and the Node is clean again; until then it stays, for pods that
@@ -80,6 +83,8 @@ pub fn run(
         let first = notice.borrow().clone();
         let last = context.node.latest().and_then(|node| node.notice());
         let resumed = last.filter(|last| last.is_active() && last.event_id == first.event_id);
+        let traceparent = resumed.as_ref().and_then(|last| last.traceparent.as_deref());
+        let trace = Trace::of(&context.tracer, context.node.name(), &first.event_id, traceparent);
         let wanted = EvictionNotice {
             by: Claimant::NodeAgent,
             event_id: first.event_id.clone(),
@@ -93,7 +98,7 @@ pub fn run(
             pods: resumed.as_ref().map_or_else(PodCounts::default, |last| last.pods),
             cordoned: false,
             boot_id: first.boot_id.clone(),
-            traceparent: None,
+            traceparent: trace.as_ref().map(Trace::traceparent),
             doomed: first.doomed.clone(),
             unfinished: resumed.as_ref().map(|last| last.unfinished.clone()).unwrap_or_default(),
         };
@@ -113,7 +118,11 @@ pub fn run(
             acknowledged,
             resumed: resumed.is_some(),
             began: Instant::now(),
+            trace,
         };
+        if let Some(trace) = &flow.trace {
+            trace.noticed(&flow.wanted.borrow(), Timestamp::now());
+        }
         flow.relay();
         let tried = CancellationToken::new();
         let ended = async {
@@ -123,7 +132,8 @@ pub fn run(
         };
         let phase = if first.response == EventResponse::Drain {
             let cause = Cause::Notice(flow.wanted.subscribe());
-            let telling = Telling::new(&flow.context, cause, flow.terms.subscribe(), flow.stop.clone());
+            let (terms, stop) = (flow.terms.subscribe(), flow.stop.clone());
+            let telling = Telling::new(&flow.context, cause, terms, stop, flow.trace.clone());
             let ((), (), (), (), (), phase) = tokio::join!(
                 biased;
                 telling.run(),
@@ -137,6 +147,9 @@ pub fn run(
         } else {
             tokio::join!(flow.report(&tried), flow.follow(), ended).2
         };
+        if let Some(trace) = &flow.trace {
+            trace.whole(&flow.wanted.borrow(), phase.unwrap_or(Phase::Cancelled));
+        }
         give_back(&flow.context, phase.unwrap_or(Phase::Cancelled)).await;
         flow.relay.send_replace(None);
         flow.settled.send_replace(true);

@@ -214,15 +214,18 @@ impl Caller {
         Self { client, reach }
     }
 
-    /// Asks one hook, once, for as long as it takes: the caller keeps the time.
-    pub async fn post(&self, hook: &Hook, body: Bytes) -> Outcome {
-        let request = Request::builder()
+    /// Asks one hook, once, for as long as it takes: the caller keeps the time. With a `traceparent`, the pod can go on
+    /// with the trace.
+    pub async fn post(&self, hook: &Hook, body: Bytes, traceparent: Option<String>) -> Outcome {
+        let mut request = Request::builder()
             .method(Method::POST)
             .uri(hook.uri.clone())
             .header(header::CONTENT_TYPE, "application/json")
-            .header(header::USER_AGENT, names::AGENT_FIELD_MANAGER)
-            .body(Full::new(body));
-        let response = match request {
+            .header(header::USER_AGENT, names::AGENT_FIELD_MANAGER);
+        if let Some(traceparent) = traceparent {
+            request = request.header("traceparent", traceparent);
+        }
+        let response = match request.body(Full::new(body)) {
             Ok(request) => self.client.request(request).await,
             Err(error) => return Outcome::Unreachable(error.to_string()),
         };
@@ -396,7 +399,7 @@ mod tests {
     async fn post(port: u16) -> Outcome {
         let caller = Caller::new(Reach::PodsAndLoopback);
         let pod = pod(&format!(":{port}/checkpoint"), None, "127.0.0.1");
-        caller.post(&Hook::of(&pod, caller.reach).unwrap().unwrap(), Bytes::from_static(b"{}")).await
+        caller.post(&Hook::of(&pod, caller.reach).unwrap().unwrap(), Bytes::from_static(b"{}"), None).await
     }
 
     #[tokio::test]

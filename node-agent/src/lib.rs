@@ -5,7 +5,7 @@
 //! imds ─► document ─┐
 //! npd (of the Node) ┴► notice (decides) ─► agent ─► flow ──────► marks, edit ─► node (writes)
 //!                                            ▲  └─► voluntary ─► spotpool-drain (evicts)
-//!                      watch of Node, pods ──┘       └─► relay, telling (hooks, notify), announce, condition, metrics
+//!                      watch of Node, pods ──┘       └─► relay, telling (hooks, notify), announce, condition, metrics, trace
 //! ```
 
 pub mod agent;
@@ -23,6 +23,7 @@ pub mod notice;
 pub mod notify;
 pub mod relay;
 pub mod telling;
+pub mod trace;
 pub mod voluntary;
 
 pub use spotpool_drain::{edit, marks, node, npd, time};

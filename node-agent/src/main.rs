@@ -4,7 +4,7 @@
 //! imds ─► document ─┐
 //! npd (of the Node) ┴► notice (decides) ─► agent ─► flow ──────► marks, edit ─► node (writes)
 //!                                            ▲  └─► voluntary ─► spotpool-drain (evicts)
-//!                      watch of Node, pods ──┘       └─► relay, telling (hooks, notify), announce, condition, metrics
+//!                      watch of Node, pods ──┘       └─► relay, telling (hooks, notify), announce, condition, metrics, trace
 //! ```
 
 use std::net::SocketAddr;
@@ -19,7 +19,7 @@ use spotpool_drain::pods::watch_pods;
 use spotpool_runtime::admin::{self, Readiness};
 use spotpool_runtime::catalogue::Catalogue;
 use spotpool_runtime::exit::{self, ConfigError, Exit};
-use spotpool_runtime::{args as flags, client, shutdown, telemetry};
+use spotpool_runtime::{args as flags, client, otlp, shutdown, telemetry};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -38,6 +38,8 @@ use spotpool_node_agent::relay;
 use spotpool_node_agent::time;
 
 const PROGRAM: &str = "spotpool-node-agent";
+/// How long the end of the program waits for the collector.
+const LAST_SPANS: Duration = Duration::from_secs(2);
 
 // One thread is plenty, and keeps the agent small: it runs on every node.
 #[tokio::main(flavor = "current_thread")]
@@ -53,6 +55,8 @@ async fn run(args: Args, slots: TimerSlots) -> Result<(), Exit> {
     let shutdown = shutdown::on_signal().map_err(|error| Exit::Died(format!("signals: {error}")))?;
     let mut catalogue = Catalogue::new(metrics::PREFIX);
     let metrics = Metrics::register(&mut catalogue);
+    let about = vec![("k8s.node.name", args.node_name.as_str().into())];
+    let (tracer, send_spans) = otlp::tracer(&args.common, PROGRAM, about)?;
     let readiness = Readiness::default();
     let (imds_gate, node_gate, pods_gate) =
         (readiness.gate("imds"), readiness.gate("node"), readiness.gate("pods"));
@@ -96,6 +100,7 @@ async fn run(args: Args, slots: TimerSlots) -> Result<(), Exit> {
         post_events.await;
         "posting of Events"
     });
+    tasks.spawn(async move { match send_spans.await {} });
     // Probes and scrapes go on while a drain is finished, so these do not end with the signal.
     let admin = admin::serve(
         admin_listener,
@@ -132,6 +137,7 @@ async fn run(args: Args, slots: TimerSlots) -> Result<(), Exit> {
         pods: known_pods,
         announcer,
         metrics,
+        tracer: tracer.clone(),
         hooks: Caller::new(Reach::beside(&args.imds_endpoint)),
         condition,
         approver,
@@ -143,13 +149,15 @@ async fn run(args: Args, slots: TimerSlots) -> Result<(), Exit> {
         Listening { pulse, since: Timestamp::now(), interval: args.poll_interval, booted_at: booted_at() };
     let inputs = Inputs { documents: new_documents, hearing, node: known_node, shutdown };
     tracing::info!(node = args.node_name, imds = %args.imds_endpoint, manager = names::AGENT_FIELD_MANAGER, "started");
-    tokio::select! {
+    let end = tokio::select! {
         ended = agent.run(inputs) => ended,
         Some(ended) = tasks.join_next() => Err(Exit::Died(match ended {
             Ok(what) => format!("{what} has ended"),
             Err(error) => format!("a task died: {error}"),
         })),
-    }
+    };
+    tracer.flush(LAST_SPANS).await;
+    end
 }
 
 async fn bind(flag: &str, address: SocketAddr) -> Result<TcpListener, ConfigError> {

@@ -25,6 +25,7 @@ use crate::context::Context;
 use crate::hooks::{Caller, Hook, Outcome, Told, ToldPod};
 use crate::metrics::Metrics;
 use crate::notify;
+use crate::trace::Trace;
 
 /// Hooks asked at a time: more than a node has pods.
 const MOST_HOOKS: usize = 512;
@@ -79,6 +80,8 @@ pub struct Telling {
     cause: Cause,
     terms: watch::Receiver<Terms>,
     stop: CancellationToken,
+    /// Where somebody collects traces, and an event is the cause.
+    trace: Option<Trace>,
     holds: watch::Sender<Holds>,
     /// Pods whose hook has answered well.
     prepared: Mutex<HashSet<String>>,
@@ -91,6 +94,7 @@ impl Telling {
         cause: Cause,
         terms: watch::Receiver<Terms>,
         stop: CancellationToken,
+        trace: Option<Trace>,
     ) -> Self {
         let telling = Self {
             client: context.client.clone(),
@@ -102,6 +106,7 @@ impl Telling {
             cause,
             terms,
             stop,
+            trace,
             holds: watch::Sender::new(Holds::default()),
             prepared: Mutex::default(),
         };
@@ -207,7 +212,8 @@ impl Telling {
             answer_by: later(now, answer_by),
         };
         let body = self.cause.body(told);
-        let mut post = pin!(self.caller.post(&hook, body));
+        let traceparent = self.trace.as_ref().map(Trace::traceparent);
+        let mut post = pin!(self.caller.post(&hook, body, traceparent));
         let mut timeout = pin!(tokio::time::sleep(hook.timeout));
         let outcome = loop {
             terms.borrow_and_update();
@@ -235,6 +241,9 @@ impl Telling {
 
     fn heard(&self, pod: &Pod, outcome: &Outcome, took: Duration) {
         self.metrics.hook(outcome, took);
+        if let Some(trace) = &self.trace {
+            trace.hook(pod, outcome, took);
+        }
         if *outcome == Outcome::Answered {
             self.prepared.lock().unwrap_or_else(PoisonError::into_inner).insert(pod.uid.clone());
         }

@@ -57,7 +57,8 @@ pub async fn run(context: Arc<Context>, request: DrainRequest, stop: Cancellatio
     let terms = watch::Sender::new(Terms::Voluntary { not_after: request.not_after });
     let hears = Hears { status: &status, context: &context };
     let over = stop.child_token();
-    let telling = Telling::new(&context, Cause::Request(request.clone()), terms.subscribe(), over.clone());
+    let telling =
+        Telling::new(&context, Cause::Request(request.clone()), terms.subscribe(), over.clone(), None);
     let drain = async {
         let report = Drain {
             client: &context.client,

@@ -10,6 +10,7 @@ pub mod metrics;
 pub mod neighbours;
 pub mod pool;
 mod quantity;
+pub mod traces;
 pub mod vms;
 pub mod watches;
 pub mod workloads;

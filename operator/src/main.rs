@@ -18,6 +18,7 @@ use spotpool_operator::leader::{Elector, Leadership};
 use spotpool_operator::metrics::{self, Metrics};
 use spotpool_operator::neighbours::Neighbours;
 use spotpool_operator::pool::{self, Parts};
+use spotpool_operator::traces::Traces;
 use spotpool_operator::vms::Vms;
 use spotpool_operator::watches::{Nodes, Trigger};
 use spotpool_operator::workloads::{Options, Workloads, label_key};
@@ -25,9 +26,12 @@ use spotpool_runtime::admin::{self, Readiness};
 use spotpool_runtime::args::{self, CommonArgs};
 use spotpool_runtime::catalogue::Catalogue;
 use spotpool_runtime::exit::{self, ConfigError, Exit};
-use spotpool_runtime::{client, shutdown, telemetry};
+use spotpool_runtime::{client, otlp, shutdown, telemetry};
 use tokio::net::TcpListener;
 
+const PROGRAM: &str = "spotpool-operator";
+/// How long the end of the program waits for the collector.
+const LAST_SPANS: Duration = Duration::from_secs(2);
 const USER_AGENT: &str = concat!("spotpool-operator/", env!("CARGO_PKG_VERSION"));
 
 /// Keeps AKS spot node pools at their size, with on-demand fallback.
@@ -82,7 +86,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 async fn main() -> ExitCode {
     exit::on_panic();
     let args = args::parse::<Args>();
-    exit::code("spotpool-operator", Box::pin(run(args)).await)
+    exit::code(PROGRAM, Box::pin(run(args)).await)
 }
 
 async fn run(args: Args) -> Result<(), Exit> {
@@ -104,6 +108,8 @@ async fn run(args: Args) -> Result<(), Exit> {
     let client = client::connect_gated(&args.common, USER_AGENT, may_write).await?;
     let mut catalogue = Catalogue::new(metrics::PREFIX);
     let metrics = Metrics::register(&mut catalogue);
+    let (tracer, send_spans) = otlp::tracer(&args.common, PROGRAM, Vec::new())?;
+    tokio::spawn(send_spans);
     let readiness = Readiness::default();
     let (cache, lease) = (readiness.gate("nodes"), readiness.gate("lease"));
     let namespace = args.pod_namespace.unwrap_or_else(|| client.default_namespace().to_owned());
@@ -135,6 +141,7 @@ async fn run(args: Args) -> Result<(), Exit> {
         Arc::new(Timestamp::now),
     ));
     let backup_drains = BackupDrains::new(drain_client, trigger.clone(), metrics.clone());
+    let traces = Arc::new(Traces::new(tracer.clone(), workloads.clone()));
     let neighbours = Arc::new(Neighbours::default());
     let elector = Elector::new(
         Api::namespaced(lease_client, &namespace),
@@ -174,6 +181,7 @@ async fn run(args: Args) -> Result<(), Exit> {
             vms: vms.clone(),
             backup_drains,
             neighbours: neighbours.clone(),
+            traces: traces.clone(),
         };
         let keep = async {
             let Some(held) = held else {
@@ -191,18 +199,21 @@ async fn run(args: Args) -> Result<(), Exit> {
                 Err(Exit::Died("the reading of prices has ended".into()))
             }
             never = neighbours.keep_fresh(client.clone(), &trigger) => match never {},
+            never = traces.keep_looking() => match never {},
             () = workloads.keep_surveyed(&trigger) => {
                 Err(Exit::Died("the survey of workloads has ended".into()))
             }
             () = pool::run(client, parts, metrics, namespaces) => Err(Exit::Died("the SpotPool controller has ended".into())),
         }
     };
-    tokio::select! {
+    let end = tokio::select! {
         ended = lead => ended,
         ended = watch => ended,
         never = workload_watches => match never {},
         ended = serve => ended,
-    }
+    };
+    tracer.flush(LAST_SPANS).await;
+    end
 }
 
 fn random_identity() -> String {

@@ -11,7 +11,7 @@ mod read;
 mod survey;
 mod usage;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::convert::Infallible;
 use std::fmt::Debug;
 use std::hash::Hash;
@@ -30,7 +30,7 @@ use spotpool_crds::SpotPool;
 use self::agents::Agents;
 pub use self::agents::AgentsTold;
 use self::costs::Bill;
-use self::read::{Budget, Labels, Running, Shared, WireBudget, WireNamespace, WirePod};
+use self::read::{Budget, Labels, Running, Shared, Stays, WireBudget, WireNamespace, WirePod};
 pub use self::survey::{BLOCKED_AFTER, Scope, ScopePool, Survey};
 pub use self::usage::label_key;
 use crate::metrics::Metrics;
@@ -52,6 +52,9 @@ const NOT_ENDED: &str = "status.phase!=Succeeded,status.phase!=Failed";
 
 /// By namespace and name.
 type Key = (Arc<str>, Box<str>);
+
+/// Who makes a pod anew, by namespace, and kind and name.
+pub type Owner = (Arc<str>, Arc<str>);
 
 /// All that is known.
 #[derive(Default)]
@@ -338,6 +341,26 @@ impl Workloads {
         gathered.snapshot.floor.clone_from(&survey.floor);
         gathered.snapshot.room = Some(survey.room.clone());
         gathered.survey = survey;
+    }
+
+    /// Who owns the pods on these nodes that come back elsewhere.
+    pub fn owners_on(&self, nodes: &BTreeSet<&str>) -> BTreeSet<Owner> {
+        let is_there = |pod: &&Running| pod.node.as_deref().is_some_and(|node| nodes.contains(node));
+        let moves = |pod: &&Running| {
+            let owner = &*pod.pod.owner;
+            !owner.is_empty() && !owner.starts_with("DaemonSet/") && !owner.starts_with("Node/")
+        };
+        let known = self.known();
+        let pods = known.pods.known.values().filter(is_there).filter(moves);
+        pods.map(|it| (it.pod.namespace.clone(), it.pod.owner.clone())).collect()
+    }
+
+    /// How many pods of these owners do not run, or still run on these nodes.
+    pub fn waiting(&self, owners: &BTreeSet<Owner>, nodes: &BTreeSet<&str>) -> usize {
+        let is_left = |pod: &Running| pod.node.as_deref().is_some_and(|node| nodes.contains(node));
+        let waits = |pod: &&Running| pod.stays == Stays::No && (!pod.runs || is_left(pod));
+        let is_owned = |it: &&Running| owners.contains(&(it.pod.namespace.clone(), it.pod.owner.clone()));
+        self.known().pods.known.values().filter(waits).filter(is_owned).count()
     }
 
     /// Budgets that status says are blocked have been so since then, whoever has seen it.

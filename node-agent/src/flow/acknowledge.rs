@@ -1,6 +1,7 @@
 //! Telling Azure to go ahead with a planned event, once every VM that it names is a drained Node of this cluster.
 //! One agent is enough; several may say so, and so may the same after a restart.
 
+use jiff::Timestamp;
 use spotpool_crds::Reason;
 use spotpool_crds::eviction::Phase;
 use spotpool_crds::provider_id::node_name;
@@ -68,12 +69,16 @@ impl Flow {
             }
             Standing::AllDrained => {}
         }
+        let began = Timestamp::now();
         if let Err(error) = self.context.approver.approve(event_id).await {
             tracing::warn!(event_id, node, %error, "the event could not be acknowledged, trying again");
             return false;
         }
         self.acknowledged.send_replace(Some(event_id.clone()));
         self.context.metrics.acknowledged();
+        if let Some(trace) = &self.trace {
+            trace.acknowledged(event_id, began);
+        }
         let reason = Reason::EventAcknowledged;
         tracing::info!(event_id, node, %reason, vms = notice.resources.len(), "acknowledged");
         let note = format!(

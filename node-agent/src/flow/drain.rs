@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::Flow;
 use crate::document::Kind;
 use crate::telling::Telling;
+use crate::trace::Heard;
 
 /// The first eviction waits this long for the first try of the cordon, so that successors of evicted pods do not
 /// come back; not longer, since a dying VM is the worse of the two.
@@ -25,7 +26,9 @@ impl Flow {
         let _ = tokio::time::timeout(CORDON_FIRST, tried.cancelled()).await;
         let mut told = None;
         while !self.stop.is_cancelled() {
-            let hears = Hears { flow: self, telling, before: self.wanted.borrow().pods };
+            let began = Timestamp::now();
+            let heard = self.trace.is_some().then(Heard::default);
+            let hears = Hears { flow: self, telling, before: self.wanted.borrow().pods, heard };
             let report = Drain {
                 client: &self.context.client,
                 pods: self.context.pods.clone(),
@@ -44,6 +47,10 @@ impl Flow {
             });
             let Some((phase, reason)) = ended else { return };
             let wanted = self.wanted.borrow().clone();
+            if let (Some(trace), Some(heard)) = (&self.trace, &hears.heard) {
+                trace.drained(heard, began, &report, phase);
+                trace.whole(&wanted, phase);
+            }
             let margin = wanted.deadline.duration_since(Timestamp::now()).as_secs_f64();
             let PodCounts { evicted, escalated, left } = wanted.pods;
             tracing::info!(
@@ -136,11 +143,16 @@ struct Hears<'a> {
     flow: &'a Flow,
     telling: &'a Telling,
     before: PodCounts,
+    /// For the trace, where there is one.
+    heard: Option<Heard>,
 }
 
 impl Observer for Hears<'_> {
     fn answered(&self, pod: &Pod, deleted: bool, answer: &Answer) {
         self.flow.context.metrics.answered(answer);
+        if let Some(heard) = &self.heard {
+            heard.answered(pod, deleted, answer);
+        }
         if *answer == Answer::Accepted {
             self.flow.count_work(pod, self.telling);
         }
@@ -176,6 +188,9 @@ impl Observer for Hears<'_> {
     }
 
     fn progressed(&self, progress: &Progress) {
+        if let Some(heard) = &self.heard {
+            heard.progressed(progress);
+        }
         self.flow.wanted.send_if_modified(|wanted| noted::progress(wanted, self.before, progress));
     }
 }

@@ -26,6 +26,7 @@ impl Flow {
         let mut changes = self.wanted.subscribe();
         // A write that is under way when the event is over must end before its marks come off.
         let unless_over = |edit: Edit| if self.stop.is_cancelled() { Edit::default() } else { edit };
+        let began = Timestamp::now();
         let mark = |node: &Node| unless_over(marks::notice(node, &self.wanted.borrow()));
         let node = self.context.node.write(mark, || tried.cancel()).await;
         tried.cancel();
@@ -42,6 +43,9 @@ impl Flow {
             cordoned,
             "the Node is marked"
         );
+        if let Some(trace) = &self.trace {
+            trace.marked(began, cordoned);
+        }
         if !self.resumed && first.response != EventResponse::Ignore {
             self.context.metrics.cordoned(took);
         }

@@ -199,6 +199,7 @@ impl Scene {
             cause: request.map_or_else(|| Cause::Notice(notice.subscribe()), Cause::Request),
             terms: terms.subscribe(),
             stop: CancellationToken::new(),
+            trace: None,
             holds: watch::Sender::new(Holds::default()),
             prepared: Mutex::default(),
         };

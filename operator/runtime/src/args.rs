@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 
 use clap::error::ErrorKind;
+use http::Uri;
 
 use crate::exit::one_line;
+use crate::otlp;
 
 /// Flags of every program of ours.
 #[derive(Clone, Debug, clap::Args)]
@@ -24,6 +26,10 @@ pub struct CommonArgs {
     /// What is logged: error, warn, info, debug, trace, or a filter such as `info,spotpool_core=debug`.
     #[arg(long, env = "LOG_LEVEL", default_value = "info", value_name = "FILTER")]
     pub log_level: String,
+
+    /// Collector that takes traces by OTLP over HTTP, such as `http://otel-collector.monitoring:4318`. Off without it.
+    #[arg(long, env = "OTLP_ENDPOINT", value_name = "URL", value_parser = otlp::endpoint)]
+    pub otlp_endpoint: Option<Uri>,
 }
 
 /// How log lines look.

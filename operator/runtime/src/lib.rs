@@ -1,9 +1,11 @@
-//! What both programs share: flags, logs, the Kubernetes client, the admin server, and how they end.
+//! What both programs share: flags, logs, traces, the Kubernetes client, the admin server, and how they end.
 
 pub mod admin;
 pub mod args;
 pub mod catalogue;
 pub mod client;
 pub mod exit;
+pub mod otlp;
 pub mod shutdown;
 pub mod telemetry;
+pub mod trace;

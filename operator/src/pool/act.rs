@@ -42,6 +42,8 @@ pub struct Outcome {
     pub failed: BTreeMap<String, AzureError>,
     /// The first Kubernetes write that failed; the rest was still tried.
     pub error: Option<Error>,
+    /// From when to when each agent pool's write was under way.
+    pub took: BTreeMap<String, (Timestamp, Timestamp)>,
 }
 
 /// The operations that the plan will start, by agent pool.
@@ -126,6 +128,7 @@ pub async fn write_agent_pools(agent_pools: &AgentPools, pool: &SpotPool, plan: 
     let writes = plan.actions.iter().filter_map(|action| {
         let agent_pool = action.agent_pool()?;
         Some(async move {
+            let began = Timestamp::now();
             let result = match action {
                 Action::ScaleUp { count, .. } => {
                     // Growth can wait; capacity that was there and is not cannot.
@@ -146,11 +149,12 @@ pub async fn write_agent_pools(agent_pools: &AgentPools, pool: &SpotPool, plan: 
                 | Action::RequestDrain { .. }
                 | Action::WithdrawDrain { .. } => Ok(()),
             };
-            (action, agent_pool, result)
+            (action, agent_pool, (began, Timestamp::now()), result)
         })
     });
     let mut outcome = Outcome::default();
-    for (action, agent_pool, result) in futures::future::join_all(writes).await {
+    for (action, agent_pool, took, result) in futures::future::join_all(writes).await {
+        outcome.took.insert(agent_pool.to_owned(), took);
         match result {
             Ok(()) => outcome.done.push(action.clone()),
             Err(mut error) => {

@@ -29,6 +29,7 @@ use crate::backup_drain::BackupDrains;
 use crate::market::Market;
 use crate::metrics::Metrics;
 use crate::neighbours::Neighbours;
+use crate::traces::{Pass, Traces};
 use crate::vms::Vms;
 use crate::watches::{Nodes, backoff};
 use crate::workloads::Workloads;
@@ -62,6 +63,8 @@ pub struct Parts {
     pub backup_drains: Arc<BackupDrains>,
     /// What else buys nodes in the cluster.
     pub neighbours: Arc<Neighbours>,
+    /// What is told of evictions, where somebody collects traces.
+    pub traces: Arc<Traces>,
 }
 
 /// What reconciliations share.
@@ -176,6 +179,7 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
     let started = Instant::now();
     let plan = plan(&pool.spec, &gathered.snapshot, now);
     context.metrics.planned(started.elapsed().as_secs_f64());
+    let planned = Timestamp::now();
 
     // Intentions first: whoever comes after a crash must know what may have been asked of Azure.
     let intentions = act::intentions(&plan, now);
@@ -196,7 +200,19 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
     for step in plan.steps.iter().skip(1).filter(|_| !plan.actions.is_empty()) {
         tracing::info!(pool = pool.name_any(), reason = %step.reason, agent_pool = step.agent_pool, "{}", step.message);
     }
+    let noted = Timestamp::now();
     let outcome = act(&context, &pool, &gathered, &plan, now).await;
+    context.parts.traces.passed(&Pass {
+        uid: &pool.uid().unwrap_or_default(),
+        name: (&pool.namespace().unwrap_or_default(), &pool.name_any()),
+        gathered: &gathered,
+        plan: &plan,
+        outcome: &outcome,
+        began: now,
+        planned,
+        noted,
+        acted: Timestamp::now(),
+    });
     let returned = gathered.snapshot.leaving
         || release::return_minimums(&context.parts.agent_pools, &gathered.minimums).await;
 
@@ -364,6 +380,7 @@ impl Context {
             }
             keep
         });
+        self.parts.traces.keep_only(|uid| memory.contains_key(uid));
     }
 
     /// What is new of notices and drains since the last look.

@@ -73,6 +73,8 @@ pub struct Running {
     pub node: Option<Arc<str>>,
     /// What keeps it where it is.
     pub stays: Stays,
+    /// Whether it has begun to.
+    pub runs: bool,
 }
 
 /// Whether a pod leaves its node in a drain.
@@ -190,6 +192,7 @@ struct WireCondition {
     #[serde(rename = "type")]
     type_: String,
     status: String,
+    phase: String,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -338,7 +341,8 @@ impl WirePod {
             shape: self.spec.shape(shared),
         };
         let node = self.spec.node_name.as_ref().map(|node| shared.text(node));
-        Some(Running { pod, labels: shared.labels(labels), node, stays })
+        let runs = self.status.phase == "Running";
+        Some(Running { pod, labels: shared.labels(labels), node, stays, runs })
     }
 }
 
