@@ -2,6 +2,7 @@
 //! simulator in Azure's place.
 
 pub mod agents;
+pub mod collector;
 pub mod dashboards;
 pub mod gateway;
 pub mod objects;

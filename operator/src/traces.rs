@@ -276,11 +276,7 @@ impl Recovery {
                 self.asked.get(&pool.name).filter(|asked| is_over(asked)).cloned()
             {
                 self.asked.remove(&pool.name);
-                self.each(tracer, "operation", &[&pool.name, &since.to_string()], |span| {
-                    span.lasting(since, pass.began)
-                        .with("spotpool.agent_pool", &*pool.name)
-                        .with("spotpool.operation", format!("{:?}", operation.kind))
-                });
+                self.operation(tracer, &pool.name, &operation, since, pass.began);
             }
         }
         let intended = crate::pool::act::intentions(pass.plan, pass.began);
@@ -291,6 +287,21 @@ impl Recovery {
                 self.asked.insert(agent_pool, (operation, from));
             }
         }
+    }
+
+    fn operation(
+        &self,
+        tracer: &Tracer,
+        agent_pool: &str,
+        operation: &Operation,
+        from: Timestamp,
+        to: Timestamp,
+    ) {
+        self.each(tracer, "operation", &[agent_pool, &from.to_string()], |span| {
+            span.lasting(from, to)
+                .with("spotpool.agent_pool", agent_pool)
+                .with("spotpool.operation", format!("{:?}", operation.kind))
+        });
     }
 
     /// Nodes that serve now and did not before.
@@ -330,6 +341,10 @@ impl Recovery {
     /// Tells the whole, and is ready for what comes next.
     fn end(&mut self, tracer: &Tracer, now: Timestamp, failed: Option<&str>) {
         let first = self.first_seen().unwrap_or(now);
+        // Azure may say later that it is done: the capacity is there all the same.
+        for (agent_pool, (operation, since)) in &self.asked {
+            self.operation(tracer, agent_pool, operation, *since, now);
+        }
         let (ready, evictions) = (self.whole_since.unwrap_or(now), self.open.len() as u32);
         self.each(tracer, "recovery", &[&first.to_string()], |span| {
             let span = span
@@ -372,7 +387,9 @@ fn untold(node: &str, eviction: &Eviction, now: Timestamp) -> Option<Recorded> {
 fn planned(span: Recorded, plan: &Plan) -> Recorded {
     let reasons: Vec<String> = plan.actions.iter().map(|action| action.reason().to_string()).collect();
     let capacity = &plan.capacity;
+    let first = plan.steps.get(1).or(plan.steps.first()).map(|step| step.message.clone());
     let span = span
+        .with("spotpool.plan", first.unwrap_or_default())
         .with("spotpool.reasons", reasons)
         .with(
             "spotpool.steps",

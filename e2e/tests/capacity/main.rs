@@ -26,6 +26,7 @@ mod replacement;
 mod signals;
 mod standby;
 mod tags;
+mod traces;
 mod units;
 mod versions;
 mod warm_up;
@@ -41,6 +42,7 @@ use kube::api::DeleteParams;
 use serde_json::json;
 use spotpool_azure_sim::api::{Envelope, Fault, FaultAction, FaultTarget, PoolSpec};
 use spotpool_crds::{SpotPoolStatus, names};
+use spotpool_e2e::collector::Collector;
 use spotpool_e2e::{OperatorOptions, Stage, World, WorldOptions, eventually, run};
 use spotpool_e2e_cluster::ClusterOptions;
 use tokio::sync::OnceCell;
@@ -55,8 +57,17 @@ async fn world() -> &'static World {
     WORLD.get_or_init(async || World::start(options).await.unwrap()).await
 }
 
+static COLLECTOR: OnceCell<Collector> = OnceCell::const_new();
+
+/// Where the agents of [`world_with_agents`] send their spans.
+async fn collector() -> &'static Collector {
+    COLLECTOR.get_or_init(async || Collector::start().await.unwrap()).await
+}
+
 async fn world_with_agents() -> &'static World {
-    WORLD_WITH_AGENTS.get_or_init(async || World::start(WorldOptions::default()).await.unwrap()).await
+    let agent_args = vec!["--otlp-endpoint".into(), collector().await.endpoint.clone()];
+    let options = WorldOptions { agent_args, ..WorldOptions::default() };
+    WORLD_WITH_AGENTS.get_or_init(async || World::start(options).await.unwrap()).await
 }
 
 #[test]

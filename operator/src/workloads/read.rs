@@ -183,6 +183,7 @@ pub struct WirePod {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 struct WireStatus {
+    phase: String,
     conditions: Vec<WireCondition>,
 }
 
@@ -192,7 +193,6 @@ struct WireCondition {
     #[serde(rename = "type")]
     type_: String,
     status: String,
-    phase: String,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

@@ -1,0 +1,97 @@
+//! Row M: one trace tells an eviction from the notice until the pods run again, by agent and operator, without a gap.
+
+use std::time::Duration;
+
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::{Api, ResourceExt};
+use serde_json::json;
+use spotpool_azure_sim::api::PoolSpec;
+use spotpool_e2e::objects::create;
+use spotpool_e2e::{OperatorOptions, Stage, eventually, run};
+
+use crate::{collector, world_with_agents};
+
+#[test]
+fn one_trace_tells_an_eviction_from_the_notice_until_the_pods_run_again() {
+    run(async {
+        let (collector, stage) =
+            (collector().await, Stage::set(world_with_agents().await, "traced").await.unwrap());
+        stage.agent_pools(&[PoolSpec::spot("traceda", "Standard_D4s_v5", 2)]).await.unwrap();
+        let options = OperatorOptions {
+            args: vec!["--otlp-endpoint".into(), collector.endpoint.clone()],
+            ..OperatorOptions::default()
+        };
+        let operator = stage.operator(&options).await.unwrap();
+        let pools = json!([{"name": "traceda", "maxNodes": 4}]);
+        stage.spot_pool("p", json!({"replicas": 2, "agentPools": pools})).await.unwrap();
+        stage.status_is("p", "2 ready", |status| status.ready_replicas == 2).await.unwrap();
+
+        // So large that there is one on each node, and none fits beside another.
+        let deployments: Api<Deployment> = Api::namespaced(stage.world.client.clone(), &stage.name);
+        let container = json!({"name": "web", "image": "none", "resources": {"requests": {"cpu": "2500m"}}});
+        let web = json!({"metadata": {"name": "web"}, "spec": {"replicas": 2, "selector": {"matchLabels": {"app": "web"}},
+            "template": {"metadata": {"labels": {"app": "web"}}, "spec": {
+                "terminationGracePeriodSeconds": 1,
+                "nodeSelector": {"kubernetes.azure.com/agentpool": "traceda"},
+                "tolerations": [{"key": "kubernetes.azure.com/scalesetpriority", "operator": "Exists"}],
+                "containers": [container]}}}});
+        create(&deployments, web).await.unwrap();
+        let runs = async || {
+            let web = deployments.get("web").await?;
+            let ready = web.status.and_then(|status| status.ready_replicas).unwrap_or_default();
+            Ok((ready == 2).then_some(()))
+        };
+        eventually("both pods to run", runs).await.unwrap();
+
+        let node = stage.nodes("traceda").await.unwrap().remove(0).name_any();
+        let events = stage.world.sim.evict(&[node.as_str()], Duration::from_secs(20)).await.unwrap();
+        let event = &events[0];
+        let trace = eventually("the recovery to be told", async || {
+            let trace = collector.trace(&event.event_id);
+            Ok((trace.whole().is_some() && trace.span("eviction").is_some()).then_some(trace))
+        })
+        .await
+        .unwrap();
+        eprintln!("{}", trace.picture(80));
+
+        let names = trace.names();
+        for name in [
+            "eviction",
+            "notice",
+            "mark node",
+            "drain",
+            "ask pods to go",
+            "pods end",
+            "operator sees it",
+            "plan",
+            "note what will be asked",
+            "ask Azure",
+            "operation",
+            "node comes",
+            "pods run",
+            "recovery",
+        ] {
+            assert!(names.contains(name), "no span {name:?} in {names:?}");
+        }
+        assert_eq!(trace.orphans(), [""; 0], "spans without the one that they hang on");
+        let explained = trace.explained().unwrap();
+        assert!(explained >= 0.95, "only {explained:.3} of the time has a name");
+
+        let whole = trace.span("eviction").unwrap();
+        assert_eq!(whole.program, "spotpool-node-agent");
+        assert_eq!(whole.text("spotpool.event.id"), Some(event.event_id.as_str()));
+        assert_eq!(whole.text("k8s.node.name"), Some(node.as_str()));
+        assert_eq!(whole.text("spotpool.drain.phase"), Some("Drained"));
+        let drain = trace.span("drain").unwrap();
+        let evictions: Vec<_> = drain.span.events.iter().filter(|event| event.name == "eviction").collect();
+        assert_eq!(evictions.len(), 1, "one pod was there to evict: {:?}", drain.span.events);
+        let asked = trace.span("ask Azure").unwrap();
+        assert_eq!(asked.program, "spotpool-operator");
+        assert_eq!(asked.text("spotpool.reason"), Some("ReplaceEvicted"));
+        let come = trace.span("node comes").unwrap().text("k8s.node.name").unwrap();
+        let there: Vec<String> =
+            stage.nodes("traceda").await.unwrap().iter().map(ResourceExt::name_any).collect();
+        assert!(there.iter().any(|node| node == come), "{come} in {there:?}");
+        operator.stop().await.unwrap();
+    });
+}
