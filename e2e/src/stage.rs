@@ -18,8 +18,8 @@ use crate::agents::free_port;
 use crate::objects::{apply, object, takes_pods};
 use crate::{World, eventually};
 
-const OPERATOR_RBAC: &str = include_str!("../../charts/spotpool/rbac/operator.yaml");
-const OPERATOR_OWN_FINALIZER: &str = include_str!("../../charts/spotpool/rbac/operator-own-finalizer.yaml");
+const OPERATOR_RBAC: &str = include_str!("../../charts/rendered/operator/rbac.yaml");
+const OPERATOR_OWN_FINALIZER: &str = include_str!("../../charts/rendered/operator/own-finalizer.yaml");
 
 /// A namespace with what an operator needs there.
 pub struct Stage<'a> {

@@ -14,10 +14,10 @@ use crate::objects::apply;
 use crate::{Agents, Profile, Programs, eventually};
 
 const CRD: &str = include_str!("../../crds/yaml/spotpools.yaml");
-const AGENT_RBAC: &str = include_str!("../../charts/spotpool/rbac/agent.yaml");
-const AGENT_OWN_NODE: &str = include_str!("../../charts/spotpool/rbac/agent-own-node.yaml");
-const AGENT_OWN_PODS: &str = include_str!("../../charts/spotpool/rbac/agent-own-pods.yaml");
-const FLOW_CONTROL: &str = include_str!("../../charts/spotpool/flow-control.yaml");
+const AGENT_RBAC: &str = include_str!("../../charts/rendered/agent/rbac.yaml");
+const AGENT_OWN_NODE: &str = include_str!("../../charts/rendered/agent/own-node.yaml");
+const AGENT_OWN_PODS: &str = include_str!("../../charts/rendered/agent/own-pods.yaml");
+const FLOW_CONTROL: &str = include_str!("../../charts/rendered/flow-control.yaml");
 const AGENT_DAEMON_SET: &str = include_str!("../manifests/agent-daemonset.yaml");
 
 /// Namespace of the agents.
@@ -33,6 +33,8 @@ pub struct WorldOptions {
     pub agent_args: Vec<String>,
     /// Whether agents run at all.
     pub agents: bool,
+    /// Whether API and rights are there from the start; not where a test has helm install them.
+    pub install: bool,
     /// A cluster that is there, in place of one of our own.
     pub kubeconfig: Option<std::path::PathBuf>,
     /// Of the control plane.
@@ -46,6 +48,7 @@ impl Default for WorldOptions {
             boot_time: Duration::from_secs(3),
             agent_args: Vec::new(),
             agents: true,
+            install: true,
             kubeconfig: None,
             cluster: ClusterOptions::default(),
         }
@@ -80,7 +83,9 @@ impl World {
         let client = cluster.client().await?;
         let (sim, sim_said, sim_process) =
             simulator(&programs.azure_sim, &cluster, options.boot_time).await?;
-        install(&client).await?;
+        if options.install {
+            install(&client).await?;
+        }
         let agents = if options.agents {
             let args = options.agent_args;
             apply(&client, AGENT_DAEMON_SET, |_| ()).await?;
@@ -108,7 +113,7 @@ impl World {
     }
 }
 
-/// What helm will install: API, identities, rights.
+/// What helm installs, as far as tests of one program need it: API, identities, rights.
 async fn install(client: &Client) -> Result<()> {
     let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SYSTEM_NAMESPACE}});
     apply(client, &namespace.to_string(), |_| ()).await?;

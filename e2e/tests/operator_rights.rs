@@ -17,7 +17,7 @@ use spotpool_e2e::objects::{create, is_ready};
 use spotpool_e2e::proxy::{Proxy, Spring};
 use spotpool_e2e::{OperatorOptions, Stage, World, WorldOptions, eventually, run};
 
-const RBAC: &str = include_str!("../../charts/spotpool/rbac/operator.yaml");
+const RBAC: &str = include_str!("../../charts/rendered/operator/rbac.yaml");
 
 /// `verb group/resource`.
 type Rights = BTreeSet<String>;

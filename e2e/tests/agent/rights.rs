@@ -20,7 +20,7 @@ use spotpool_e2e::world::SYSTEM_NAMESPACE;
 
 use crate::corner::{Corner, shared};
 
-const AGENT_RBAC: &str = include_str!("../../../charts/spotpool/rbac/agent.yaml");
+const AGENT_RBAC: &str = include_str!("../../../charts/rendered/agent/rbac.yaml");
 
 async fn agent_client(corner: &Corner<'_>, node: &str) -> Client {
     signed_in(&corner.stage.world.cluster.dir().join(format!("agents/{node}.kubeconfig"))).await

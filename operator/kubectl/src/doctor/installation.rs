@@ -136,27 +136,27 @@ fn rights(check: &'static str, missing: Option<&Vec<Missing>>, manifest: &str) -
         let more = lacks.len().saturating_sub(4);
         let more = if more > 0 { format!(", and {more} more") } else { String::new() };
         let wrong = format!("it may not {}{more}", shown.join(", "));
-        let fix = format!("apply charts/spotpool/rbac/{manifest}, with bindings for that namespace and for the namespaces of SpotPools");
+        let fix = format!("helm upgrade with the chart spotpool gives them ({manifest}); operator.poolNamespaces names the namespaces of SpotPools");
         Finding::new(check, Level::Fail, format!("ServiceAccount {account}"), wrong, fix)
     });
     Some(found.collect())
 }
 
 pub(super) fn operator_rights(check: &'static str, facts: &Facts) -> Found {
-    rights(check, facts.operator_lacks.as_ref(), "operator.yaml")
+    rights(check, facts.operator_lacks.as_ref(), "charts/rendered/operator/rbac.yaml")
 }
 
 pub(super) fn agent_rights(check: &'static str, facts: &Facts) -> Found {
     if facts.daemon_sets.as_ref().is_some_and(Vec::is_empty) {
         return Some(Vec::new());
     }
-    rights(check, facts.agent_lacks.as_ref(), "agent.yaml")
+    rights(check, facts.agent_lacks.as_ref(), "charts/rendered/agent/rbac.yaml")
 }
 
 pub(super) fn agents_installed(check: &'static str, facts: &Facts) -> Found {
     let found = facts.daemon_sets.as_ref()?.is_empty().then(|| {
         let wrong = "there is no DaemonSet whose Pods have label app.kubernetes.io/name=spotpool-node-agent: nobody sees notices".to_owned();
-        let fix = "install the agents, one on each Linux node";
+        let fix = "install the chart spotpool, or set agent.enabled=true";
         Finding::new(check, Level::Fail, "agents".into(), wrong, fix)
     });
     Some(found.into_iter().collect())
@@ -263,7 +263,7 @@ pub(super) fn flow_control(check: &'static str, facts: &Facts) -> Found {
     let missing = FLOWS.iter().filter(|name| !schemas.contains(**name) || !levels.contains(**name));
     let found = missing.map(|name| {
         let wrong = "FlowSchema or PriorityLevelConfiguration is missing: when many nodes go at once, cordons wait behind evictions".into();
-        Finding::new(check, Level::Warn, format!("flow control {name}"), wrong, "apply charts/spotpool/flow-control.yaml")
+        Finding::new(check, Level::Warn, format!("flow control {name}"), wrong, "helm upgrade with flowControl.enabled=true, or apply charts/rendered/flow-control.yaml")
     });
     Some(found.collect())
 }
@@ -280,8 +280,7 @@ pub(super) fn policies(check: &'static str, facts: &Facts) -> Found {
     let holds = |name: &&&str| policies.iter().any(|policy| policy.starts_with(**name) && denies(policy));
     let found = POLICIES.iter().filter(|name| !holds(name)).map(|name| {
         let wrong = "it is not installed, or not bound with Deny: a program that was broken into could write what is not its own".into();
-        let file = name.trim_start_matches("spotpool-");
-        let fix = format!("apply charts/spotpool/rbac/{file}.yaml");
+        let fix = "helm upgrade with policies.enabled=true";
         Finding::new(check, Level::Warn, format!("ValidatingAdmissionPolicy {name}"), wrong, fix)
     });
     Some(found.collect())

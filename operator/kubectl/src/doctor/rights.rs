@@ -8,9 +8,9 @@ use serde::Deserialize;
 use serde_json::Value;
 
 /// The operator's rights as they ship.
-pub const OPERATOR: &str = include_str!("../../../../charts/spotpool/rbac/operator.yaml");
+pub const OPERATOR: &str = include_str!("../../../../charts/rendered/operator/rbac.yaml");
 /// The agents' rights as they ship.
-pub const AGENT: &str = include_str!("../../../../charts/spotpool/rbac/agent.yaml");
+pub const AGENT: &str = include_str!("../../../../charts/rendered/agent/rbac.yaml");
 /// The ClusterRole that is bound in each namespace of SpotPools.
 const IN_POOL_NAMESPACES: &str = "spotpool-operator-pools";
 /// Questions at a time.
