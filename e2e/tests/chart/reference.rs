@@ -125,10 +125,7 @@ fn flags(program: &Path) -> BTreeSet<String> {
 fn every_flag_of_both_programs_can_be_set_by_a_value() {
     let programs = run(async { Programs::build(Profile::Dev).await.unwrap() });
     let everything = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/chart/everything.yaml");
-    // Traces come with a change of their own.
-    let traces = flags(&programs.operator).contains("--otlp-endpoint");
-    let traces = if traces { &["tracing.otlpEndpoint=http://collector.example.com:4318"][..] } else { &[] };
-    let objects = objects(&template(&everything, traces).unwrap());
+    let objects = objects(&template(&everything, &[]).unwrap());
     for (kind, name, program) in [
         ("Deployment", "spotpool-operator", &programs.operator),
         ("DaemonSet", "spotpool-node-agent", &programs.node_agent),
