@@ -13,6 +13,7 @@ use spotpool_crds::eviction::Phase;
 use spotpool_crds::node_policy::NodePolicy;
 use spotpool_drain::Answer;
 use spotpool_runtime::catalogue::Catalogue;
+use spotpool_runtime::trace::{TraceLabel, TracedHistogram};
 use strum::VariantArray;
 
 use crate::document::{Kind, Oddity};
@@ -79,8 +80,8 @@ struct NodeLabels {
     agent_pool: String,
 }
 
-fn drain_times() -> Histogram {
-    Histogram::new([0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 300.0, 900.0])
+fn drain_times() -> TracedHistogram {
+    TracedHistogram::new([0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 300.0, 900.0].into_iter())
 }
 
 /// The agent's metrics. Cheap to clone.
@@ -94,12 +95,12 @@ struct Inner {
     notices: Family<TypeLabel, Counter>,
     under_notice: Gauge,
     lead: Histogram,
-    cordon: Histogram,
+    cordon: TracedHistogram,
     evictions: Family<ResultLabel, Counter>,
     escalations: Counter,
     left: Counter,
     lost_work: Counter,
-    drains: Family<DrainLabel, Histogram, fn() -> Histogram>,
+    drains: Family<DrainLabel, TracedHistogram, fn() -> TracedHistogram>,
     margin: Gauge<f64, AtomicU64>,
     hooks: Family<ResultLabel, Counter>,
     hook_times: Histogram,
@@ -117,7 +118,7 @@ impl Metrics {
             notices: Family::default(),
             under_notice: Gauge::default(),
             lead: Histogram::new([0.0, 1.0, 3.0, 5.0, 10.0, 15.0, 20.0, 25.0, 30.0, 60.0, 300.0]),
-            cordon: Histogram::new([0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0]),
+            cordon: TracedHistogram::new([0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0].into_iter()),
             evictions: Family::default(),
             escalations: Counter::default(),
             left: Counter::default(),
@@ -296,8 +297,8 @@ impl Metrics {
     }
 
     /// The first PATCH succeeded so long after the notice.
-    pub fn cordoned(&self, after: Duration) {
-        self.0.cordon.observe(after.as_secs_f64());
+    pub fn cordoned(&self, after: Duration, trace: Option<TraceLabel>) {
+        self.0.cordon.observe(after.as_secs_f64(), trace, None);
     }
 
     /// The API answered about a pod.
@@ -334,10 +335,17 @@ impl Metrics {
     }
 
     /// A drain for an event of this type ended.
-    pub fn drained(&self, event: &Kind, phase: Phase, took: Duration, margin_seconds: f64) {
+    pub fn drained(
+        &self,
+        event: &Kind,
+        phase: Phase,
+        took: Duration,
+        margin_seconds: f64,
+        trace: Option<TraceLabel>,
+    ) {
         let result = if phase == Phase::Drained { "drained" } else { "incomplete" };
         let kind = if *event == Kind::Preempt { "forced" } else { "planned" };
-        self.0.drains.get_or_create(&DrainLabel { kind, result }).observe(took.as_secs_f64());
+        self.0.drains.get_or_create(&DrainLabel { kind, result }).observe(took.as_secs_f64(), trace, None);
         if *event == Kind::Preempt {
             self.0.margin.set(margin_seconds);
         }
@@ -350,6 +358,7 @@ impl Metrics {
 
     /// A voluntary drain ended.
     pub fn drained_voluntarily(&self, result: &'static str, took: Duration) {
-        self.0.drains.get_or_create(&DrainLabel { kind: "voluntary", result }).observe(took.as_secs_f64());
+        let kind = "voluntary";
+        self.0.drains.get_or_create(&DrainLabel { kind, result }).observe(took.as_secs_f64(), None, None);
     }
 }

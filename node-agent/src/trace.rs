@@ -10,7 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 use spotpool_crds::EvictionNotice;
 use spotpool_crds::eviction::Phase;
 use spotpool_drain::{Answer, Pod, Progress, Report};
-use spotpool_runtime::trace::{Parent, Recorded, SpanId, Tracer, Value};
+use spotpool_runtime::trace::{Parent, Recorded, SpanId, TraceLabel, Tracer, Value};
 
 use crate::hooks::Outcome;
 
@@ -41,6 +41,11 @@ impl Trace {
     /// For those who go on with it.
     pub fn traceparent(&self) -> String {
         self.whole.to_string()
+    }
+
+    /// For figures that come from it.
+    pub fn exemplar(&self) -> TraceLabel {
+        self.whole.trace.into()
     }
 
     fn span(&self, name: &'static str, about: &str) -> Recorded {

@@ -17,6 +17,7 @@ use spotpool_core::objective::Told;
 use spotpool_core::{Plan, Snapshot};
 use spotpool_crds::{Reason, SpotPoolStatus};
 use spotpool_runtime::catalogue::Catalogue;
+use spotpool_runtime::trace::{TraceLabel, TracedHistogram};
 
 use crate::workloads::AgentsTold;
 
@@ -84,7 +85,7 @@ pub struct Metrics {
     backup_drains: Family<Reconcile, Counter>,
     pool_nodes: Family<PoolNodes, Gauge>,
     agent_pools: AgentPoolMetrics,
-    time_to_replace: Family<PoolName, Histogram, fn() -> Histogram>,
+    time_to_replace: Family<PoolName, TracedHistogram, fn() -> TracedHistogram>,
     floor_units: Family<PoolNodes, Gauge>,
     floor_hourly_cost: Family<PoolName, Gauge<f64, AtomicU64>>,
     blocked_budgets: Family<PoolName, Gauge>,
@@ -93,7 +94,7 @@ pub struct Metrics {
     leader: Gauge,
     objective: ObjectiveMetrics,
     money: MoneyMetrics,
-    notice_to_request: Histogram,
+    notice_to_request: TracedHistogram,
     plan: Histogram,
     survey: Histogram,
 }
@@ -109,7 +110,7 @@ impl Metrics {
             pool_nodes: Family::default(),
             agent_pools: AgentPoolMetrics::default(),
             time_to_replace: Family::new_with_constructor(|| {
-                Histogram::new(exponential_buckets(1.0, 2.0, 13))
+                TracedHistogram::new(exponential_buckets(1.0, 2.0, 13))
             }),
             floor_units: Family::default(),
             floor_hourly_cost: Family::default(),
@@ -119,7 +120,7 @@ impl Metrics {
             leader: Gauge::default(),
             objective: ObjectiveMetrics::default(),
             money: MoneyMetrics::default(),
-            notice_to_request: Histogram::new(exponential_buckets(0.01, 2.0, 12)),
+            notice_to_request: TracedHistogram::new(exponential_buckets(0.01, 2.0, 12)),
             plan: Histogram::new(exponential_buckets(0.000_1, 4.0, 8)),
             survey: Histogram::new(exponential_buckets(0.000_1, 4.0, 8)),
         };
@@ -283,8 +284,9 @@ impl Metrics {
     }
 
     /// As much is ready again as once was, after so long.
-    pub fn replaced(&self, namespace: &str, pool: &str, after: Duration) {
-        self.time_to_replace.get_or_create(&PoolName::of(namespace, pool)).observe(after.as_secs_f64());
+    pub fn replaced(&self, namespace: &str, pool: &str, after: Duration, trace: Option<TraceLabel>) {
+        let times = self.time_to_replace.get_or_create(&PoolName::of(namespace, pool));
+        times.observe(after.as_secs_f64(), trace, None);
     }
 
     /// A node is ready that was asked for so long ago.
@@ -311,8 +313,8 @@ impl Metrics {
     }
 
     /// Replacement was accepted this long after the notice.
-    pub fn replacement_requested(&self, seconds: f64) {
-        self.notice_to_request.observe(seconds);
+    pub fn replacement_requested(&self, seconds: f64, trace: Option<TraceLabel>) {
+        self.notice_to_request.observe(seconds, trace, None);
     }
 
     /// A plan took this long to make.

@@ -15,7 +15,7 @@ use spotpool_core::{Action, Plan};
 use spotpool_crds::EvictionNotice;
 use spotpool_crds::eviction::{Claimant, PREEMPT, Phase};
 use spotpool_crds::spot_pool::{Operation, OperationKind};
-use spotpool_runtime::trace::{Parent, Recorded, TraceId, Tracer};
+use spotpool_runtime::trace::{Parent, Recorded, TraceId, TraceLabel, Tracer};
 
 use crate::pool::act::Outcome;
 use crate::pool::gather::Gathered;
@@ -103,6 +103,23 @@ impl Traces {
     /// Forgets SpotPools that are gone.
     pub fn keep_only(&self, is_there: impl Fn(&str) -> bool) {
         self.recoveries().retain(|uid, _| is_there(uid));
+    }
+
+    /// For figures of a SpotPool: the newest eviction that it recovers from, else the newest notice on its nodes.
+    pub fn exemplar(&self, uid: &str, gathered: &Gathered) -> Option<TraceLabel> {
+        if !self.tracer.is_on() {
+            return None;
+        }
+        let trace = self.recoveries().get(uid).and_then(|recovery| {
+            let newest = recovery.open.values().max_by_key(|eviction| eviction.notice.observed_at)?;
+            Some(newest.parent.trace)
+        });
+        let noticed = || {
+            let active = gathered.notices.all().filter(|notice| notice.takes_capacity());
+            let newest = active.max_by_key(|notice| notice.observed_at)?;
+            Some(TraceId::of_event(&newest.event_id))
+        };
+        trace.or_else(noticed).map(TraceLabel::from)
     }
 
     /// Tells what a reconciliation did.

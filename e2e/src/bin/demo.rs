@@ -12,6 +12,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use kube::Api;
 use serde_json::{Value, json};
 use spotpool_azure_sim::api::PoolSpec;
+use spotpool_e2e::collector::Collector;
 use spotpool_e2e::timeline::{Actor, Seen, Timeline};
 use spotpool_e2e::wait::within;
 use spotpool_e2e::{OperatorOptions, Profile, Stage, World, WorldOptions, objects};
@@ -89,7 +90,10 @@ async fn main() -> ExitCode {
 async fn demo(args: &Args, watching: &AtomicBool) -> Result<()> {
     let times = Times::of(args);
     eprintln!("building SpotPool and, the first time, a Kubernetes control plane (about 6 minutes) …");
+    let collector = Collector::start().await?;
+    let otlp = ["--otlp-endpoint".to_owned(), collector.endpoint.clone()];
     let world = World::start(WorldOptions {
+        agent_args: otlp.to_vec(),
         profile: if args.release { Profile::Release } else { Profile::Dev },
         boot_time: times.boot,
         kubeconfig: args.kubeconfig.clone(),
@@ -114,7 +118,8 @@ async fn demo(args: &Args, watching: &AtomicBool) -> Result<()> {
         ])
         .await?;
     workload(&world).await?;
-    let operator = stage.operator(&OperatorOptions::default()).await?;
+    let options = OperatorOptions { args: otlp.to_vec(), ..OperatorOptions::default() };
+    let operator = stage.operator(&options).await?;
     stage
         .spot_pool(
             "workers",
@@ -143,10 +148,11 @@ async fn demo(args: &Args, watching: &AtomicBool) -> Result<()> {
     within(times.limit, "all pods to run", async || Ok(all_running(&timeline.seen()).then_some(()))).await?;
 
     show(&stage, "before").await?;
-    let figures = evict(&world, &stage, &timeline, times).await?;
+    let (figures, event) = evict(&world, &stage, &timeline, times).await?;
     show(&stage, "after").await?;
+    let explained = explain(&collector, &event, times).await?;
     let seconds = Timestamp::now().duration_since(began).as_secs_f64();
-    let mut line = json!({"demo": "ok", "seconds": round(seconds)});
+    let mut line = json!({"demo": "ok", "seconds": round(seconds), "traceExplained": round(explained)});
     merge(&mut line, figures);
     println!("{line}");
 
@@ -207,7 +213,12 @@ fn all_running(seen: &Seen) -> bool {
 }
 
 /// Evicts two nodes of one scale set at once and measures until on-demand is given back.
-async fn evict(world: &World, stage: &Stage<'_>, timeline: &Timeline, times: Times) -> Result<Value> {
+async fn evict(
+    world: &World,
+    stage: &Stage<'_>,
+    timeline: &Timeline,
+    times: Times,
+) -> Result<(Value, String)> {
     let events = world.sim.evict_some("spotd8a", 2, times.notice).await?;
     let notice = events.first().context("the simulator evicted nothing")?.scheduled_at;
     let doomed: Vec<String> = events.iter().flat_map(|event| event.nodes.clone()).collect();
@@ -295,7 +306,7 @@ async fn evict(world: &World, stage: &Stage<'_>, timeline: &Timeline, times: Tim
     let last_eviction = evicted.filter_map(|pod| pod.leaving).max();
     let puts = state.arm_writes.iter().filter(|write| write.kind.starts_with("PUT") && write.at >= notice);
     let first_put = puts.map(|write| write.at).min();
-    Ok(json!({
+    let figures = json!({
         "noticeToCordonSeconds": cordoned.map(since),
         "noticeToPutSeconds": first_put.map(since),
         "noticeToLastEvictionSeconds": last_eviction.map(since),
@@ -304,7 +315,20 @@ async fn evict(world: &World, stage: &Stage<'_>, timeline: &Timeline, times: Tim
         "failbackSeconds": round(back.duration_since(whole).as_secs_f64()),
         "fewestWebPodsReady": fewest,
         "podsKilledWithVm": 0,
-    }))
+    });
+    let event = events.into_iter().next().context("the simulator evicted nothing")?;
+    Ok((figures, event.event_id))
+}
+
+/// Draws the trace of an eviction. How much of its time has a name.
+async fn explain(collector: &Collector, event: &str, times: Times) -> Result<f64> {
+    let trace = within(times.limit, "the trace to be whole", async || {
+        let trace = collector.trace(event);
+        Ok(trace.whole().is_some().then_some(trace))
+    })
+    .await?;
+    println!("\nthe trace of event {event}, notice to pods running:\n\n{}", trace.picture(60));
+    trace.explained().context("the trace has no end")
 }
 
 fn round(seconds: f64) -> f64 {

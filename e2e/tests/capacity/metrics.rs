@@ -48,6 +48,8 @@ struct Sample {
 fn samples(text: &str) -> Vec<Sample> {
     let lines = text.lines().filter(|line| !line.starts_with('#'));
     let read = |line: &str| {
+        // Without its exemplar, if it has one.
+        let line = line.split_once(" # {").map_or(line, |(sample, _)| sample);
         let (name, value) = line.rsplit_once(' ')?;
         let (name, labels) = name.split_once('{').unwrap_or((name, "}"));
         let labels = labels.strip_suffix('}')?.split_terminator("\",");

@@ -92,6 +92,18 @@ fn one_trace_tells_an_eviction_from_the_notice_until_the_pods_run_again() {
         let there: Vec<String> =
             stage.nodes("traceda").await.unwrap().iter().map(ResourceExt::name_any).collect();
         assert!(there.iter().any(|node| node == come), "{come} in {there:?}");
+
+        // Whoever looks at a slow figure finds the trace of it.
+        let request = reqwest::Client::new().get(format!("{}/metrics", operator.admin_url));
+        let answer = request.header("accept", "application/openmetrics-text; version=1.0.0").send().await;
+        let figures = answer.unwrap().text().await.unwrap();
+        let id = event.event_id.replace('-', "").to_lowercase();
+        for name in ["notice_to_request", "time_to_replace"] {
+            let name = format!("spotpool_operator_{name}_seconds_bucket");
+            let is_traced =
+                |line: &str| line.starts_with(&name) && line.contains(&format!("trace_id=\"{id}\""));
+            assert!(figures.lines().any(is_traced), "no exemplar of {id} in {name}: {figures}");
+        }
         operator.stop().await.unwrap();
     });
 }

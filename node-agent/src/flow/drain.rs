@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::Flow;
 use crate::document::Kind;
 use crate::telling::Telling;
-use crate::trace::Heard;
+use crate::trace::{Heard, Trace};
 
 /// The first eviction waits this long for the first try of the cordon, so that successors of evicted pods do not
 /// come back; not longer, since a dying VM is the worse of the two.
@@ -64,7 +64,8 @@ impl Flow {
             // Once for each event; what comes later goes without saying.
             if told.as_ref() != Some(&wanted.event_id) {
                 let kind = Kind::read(&wanted.event_type);
-                self.context.metrics.drained(&kind, phase, self.began.elapsed(), margin);
+                let trace = self.trace.as_ref().map(Trace::exemplar);
+                self.context.metrics.drained(&kind, phase, self.began.elapsed(), margin, trace);
                 self.context.metrics.left(report.left.len());
                 let pods: Vec<_> = self.context.pods.borrow().iter().cloned().collect();
                 let is_left = |pod: &&Arc<Pod>| {

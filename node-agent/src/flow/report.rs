@@ -16,6 +16,7 @@ use crate::document::Kind;
 use crate::edit::Edit;
 use crate::marks;
 use crate::node::Node;
+use crate::trace::Trace;
 
 /// How long Events, the condition and progress wait for evictions at most.
 const PEOPLE_WAIT: Duration = Duration::from_secs(5);
@@ -47,7 +48,7 @@ impl Flow {
             trace.marked(began, cordoned);
         }
         if !self.resumed && first.response != EventResponse::Ignore {
-            self.context.metrics.cordoned(took);
+            self.context.metrics.cordoned(took, self.trace.as_ref().map(Trace::exemplar));
         }
 
         let mut told = node.notice().unwrap_or(first);

@@ -92,6 +92,8 @@ async fn readyz(State(admin): State<Admin>) -> impl IntoResponse {
     }
 }
 
+/// How an exemplar begins. No label value of ours has a brace in it.
+const EXEMPLAR: &str = " # {";
 const OPEN_METRICS: &str = "application/openmetrics-text";
 
 async fn metrics(State(admin): State<Admin>, headers: HeaderMap) -> impl IntoResponse {
@@ -110,7 +112,7 @@ async fn metrics(State(admin): State<Admin>, headers: HeaderMap) -> impl IntoRes
 }
 
 /// OpenMetrics as Prometheus' older text format, which names a counter's family with its `_total` and
-/// knows neither units, nor `info`, nor an end mark.
+/// knows neither units, nor `info`, nor exemplars, nor an end mark.
 fn prometheus_text(open_metrics: &str) -> String {
     let mut text = String::with_capacity(open_metrics.len());
     let counters: Vec<&str> = open_metrics
@@ -136,7 +138,8 @@ fn prometheus_text(open_metrics: &str) -> String {
                 let _ = writeln!(text, "# {keyword} {name}{total}{info} {rest}");
             }
             _ => {
-                text.push_str(line);
+                // It has no exemplars either.
+                text.push_str(line.split_once(EXEMPLAR).map_or(line, |(sample, _)| sample));
                 text.push('\n');
             }
         }
@@ -169,5 +172,7 @@ mod tests {
             "# HELP a_b_total Things.\n# TYPE a_b_total counter\na_b_total 1\n# HELP c_seconds Time.\n\
              # TYPE c_seconds histogram\nc_seconds_sum 0.5\n"
         );
+        let exemplar = "c_seconds_bucket{le=\"1.0\"} 1 # {trace_id=\"ab\"} 0.5\n";
+        assert_eq!(prometheus_text(exemplar), "c_seconds_bucket{le=\"1.0\"} 1\n");
     }
 }

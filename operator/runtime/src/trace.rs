@@ -9,6 +9,8 @@ use jiff::Timestamp;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, ArrayValue, KeyValue, any_value};
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use opentelemetry_proto::tonic::trace::v1::{Span, Status, span, status};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::exemplar::HistogramWithExemplars;
 use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, oneshot};
 
@@ -161,6 +163,21 @@ impl From<Value> for AnyValue {
 /// An attribute as OTLP has it.
 pub(crate) fn attribute(key: &str, value: impl Into<Value>) -> KeyValue {
     KeyValue { key: key.to_owned(), value: Some(value.into().into()), ..KeyValue::default() }
+}
+
+/// Where a figure came from: an exemplar's label, by the name that Grafana and others look for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct TraceLabel {
+    trace_id: String,
+}
+
+/// A histogram that knows of traces what is in it.
+pub type TracedHistogram = HistogramWithExemplars<TraceLabel>;
+
+impl From<TraceId> for TraceLabel {
+    fn from(trace: TraceId) -> Self {
+        Self { trace_id: trace.to_string() }
+    }
 }
 
 /// A span, being made.

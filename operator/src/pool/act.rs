@@ -85,7 +85,8 @@ pub async fn act(
     for action in &outcome.done {
         if let (true, Some(noticed)) = (is_emergency(action), gathered.newest_notice) {
             let since = Timestamp::now().duration_since(noticed);
-            context.metrics.replacement_requested(since.as_secs_f64().max(0.0));
+            let trace = context.parts.traces.exemplar(&pool.uid().unwrap_or_default(), gathered);
+            context.metrics.replacement_requested(since.as_secs_f64().max(0.0), trace);
         }
     }
 

@@ -52,7 +52,9 @@ impl Metered<'_> {
         // A clock that was set back measures nothing.
         let time = |after: SignedDuration| std::time::Duration::try_from(after).unwrap_or_default();
         if let Some(after) = come.replaced_after {
-            metrics.replaced(&namespace, &pool, time(after));
+            let trace =
+                self.context.parts.traces.exemplar(&self.pool.uid().unwrap_or_default(), self.gathered);
+            metrics.replaced(&namespace, &pool, time(after), trace);
         }
         for (agent_pool, after) in come.allocated {
             metrics.allocated(&namespace, &pool, &agent_pool, time(after));
