@@ -9,6 +9,7 @@ pub mod node_policy;
 pub mod provider_id;
 pub mod reason;
 pub mod spot_pool;
+pub mod told;
 pub mod voluntary_drain;
 
 pub use duration::Duration;

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
     strum::AsRefStr,
     strum::Display,
     strum::EnumIter,
+    strum::EnumMessage,
     strum::IntoStaticStr,
 )]
 pub enum Reason {
@@ -224,6 +225,8 @@ pub enum Reason {
     DrainCompleted,
     /// The deadline came with pods left on the node.
     DrainIncomplete,
+    /// A pod was asked to go within its disruption budgets, because its node is emptied.
+    PodEvicted,
     /// A pod was deleted past its disruption budget because its VM is about to die.
     DisruptionBudgetOverridden,
     /// The node's voluntary drain began.

@@ -4,6 +4,7 @@
 pub mod agents;
 pub mod collector;
 pub mod dashboards;
+pub mod drawing;
 pub mod gateway;
 pub mod objects;
 pub mod programs;

@@ -10,6 +10,22 @@ use spotpool_e2e_cluster::{Program, Supervised, Tools};
 use crate::agents::free_port;
 use crate::eventually;
 
+/// Seconds since 1970, and values.
+pub type Series = Vec<(f64, f64)>;
+
+/// A rule that it evaluates.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    /// Of the record or the alert.
+    pub name: String,
+    /// `ok`, `err`, or `unknown` before the first evaluation.
+    pub health: String,
+    /// What was wrong with the last evaluation; may be empty.
+    pub error: String,
+    /// Of an alert: `inactive`, `pending` or `firing`. Empty for a recording rule.
+    pub state: String,
+}
+
 /// A running Prometheus.
 pub struct Prometheus {
     /// Its address.
@@ -69,6 +85,41 @@ impl Prometheus {
         let sample =
             |sample: &Value| Some((sample["metric"].clone(), sample["value"][1].as_str()?.parse().ok()?));
         samples.iter().map(|it| sample(it).with_context(|| format!("{promql}: {it}"))).collect()
+    }
+
+    /// What a query answered in the last `seconds`, each `step`: labels and points.
+    pub async fn range(&self, promql: &str, seconds: u32, step: u32) -> Result<Vec<(Value, Series)>> {
+        let now = jiff::Timestamp::now().as_second();
+        let (start, end) = ((now - i64::from(seconds)).to_string(), now.to_string());
+        let asked = [("query", promql), ("start", &start), ("end", &end), ("step", &step.to_string())];
+        let request = reqwest::Client::new().get(format!("{}/api/v1/query_range", self.url)).query(&asked);
+        let answer: Value = request.send().await?.json().await?;
+        ensure!(answer["status"] == "success", "{promql}: {}", answer["error"]);
+        let point = |point: &Value| Some((point[0].as_f64()?, point[1].as_str()?.parse().ok()?));
+        let series = answer["data"]["result"].as_array().context("no matrix")?.iter().map(|series| {
+            let points = series["values"].as_array().into_iter().flatten().filter_map(point).collect();
+            (series["metric"].clone(), points)
+        });
+        Ok(series.collect())
+    }
+
+    /// Its rules, once each has been evaluated.
+    pub async fn rules(&self) -> Result<Vec<Rule>> {
+        eventually("each rule to be evaluated", async || {
+            let answer: Value = reqwest::get(format!("{}/api/v1/rules", self.url)).await?.json().await?;
+            let groups = answer["data"]["groups"].as_array().context("no groups")?;
+            let text = |rule: &Value, key: &str| rule[key].as_str().unwrap_or_default().to_owned();
+            let read = |rule: &Value| Rule {
+                name: text(rule, "name"),
+                health: text(rule, "health"),
+                error: text(rule, "lastError"),
+                state: text(rule, "state"),
+            };
+            let rules = groups.iter().filter_map(|group| group["rules"].as_array()).flatten();
+            let rules: Vec<Rule> = rules.map(read).collect();
+            Ok(Some(rules).filter(|rules| rules.iter().all(|rule| rule.health != "unknown")))
+        })
+        .await
     }
 
     /// What became of the last scrape of each target that is not up.

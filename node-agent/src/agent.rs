@@ -138,7 +138,8 @@ impl Agent {
             tokio::select! {
                 () = inputs.shutdown.cancelled(), if !is_stopping => {
                     if !self.may_end() {
-                        tracing::info!(node = self.context.node.name(), "finishing the drain before the end");
+                        let event_id = self.seen.notice().map(|notice| notice.event_id.as_str());
+                        tracing::info!(event_id, node = self.context.node.name(), "finishing the drain before the end");
                     }
                 }
                 () = end, if is_stopping => return Ok(()),

@@ -50,6 +50,14 @@ impl Cause {
         }
     }
 
+    /// Of the event, or else of the request.
+    fn ids(&self) -> (Option<String>, Option<String>) {
+        match self {
+            Self::Notice(_) => (Some(self.id()), None),
+            Self::Request(_) => (None, Some(self.id())),
+        }
+    }
+
     fn body(&self, pod: ToldPod<'_>) -> Bytes {
         let body = match self {
             Self::Notice(notice) => {
@@ -247,15 +255,18 @@ impl Telling {
         if *outcome == Outcome::Answered {
             self.prepared.lock().unwrap_or_else(PoisonError::into_inner).insert(pod.uid.clone());
         }
-        let (id, node, result) = (self.cause.id(), &self.node, outcome.label());
+        let (node, result) = (&self.node, outcome.label());
+        let (event_id, request) = self.cause.ids();
         let name = format_args!("{}/{}", pod.namespace, pod.name);
         let Some(why) = outcome.failure() else {
-            tracing::info!(id, node, pod = name, result, "a pod's hook was asked");
+            tracing::info!(event_id, request, node, pod = name, result, "a pod's hook was asked");
             return;
         };
         let reason = Reason::HookFailed;
-        tracing::warn!(id, node, pod = name, result, %reason, error = why, "a pod's hook has failed; the pod goes");
-        let note = format!("The hook has failed, the pod goes all the same: {why} ({id})");
+        tracing::warn!(event_id, request, node, pod = name, result, %reason, error = why, "a pod's hook has failed; the pod goes");
+        let kind = if request.is_some() { "request" } else { "event" };
+        let whose = format!("{kind} {}", self.cause.id());
+        let note = format!("The hook has failed, the pod goes all the same: {why} ({whose})");
         self.announcer.pod(pod, reason, note);
     }
 

@@ -46,8 +46,8 @@ pub async fn run(context: Arc<Context>, request: DrainRequest, stop: Cancellatio
     );
     if !resumed {
         let note = format!(
-            "Drain asked for ({:?}), within disruption budgets, until {:.0}",
-            request.reason, request.not_after
+            "Drain asked for ({:?}), within disruption budgets, until {:.0} (request {})",
+            request.reason, request.not_after, request.id
         );
         context.announcer.node(context.node.name(), node.metadata.uid.as_deref(), false, reason, note);
     }
@@ -55,7 +55,7 @@ pub async fn run(context: Arc<Context>, request: DrainRequest, stop: Cancellatio
     let begun = status.clone();
     let status = watch::Sender::new(status);
     let terms = watch::Sender::new(Terms::Voluntary { not_after: request.not_after });
-    let hears = Hears { status: &status, context: &context };
+    let hears = Hears { status: &status, context: &context, request: &request };
     let over = stop.child_token();
     let telling =
         Telling::new(&context, Cause::Request(request.clone()), terms.subscribe(), over.clone(), None);
@@ -84,7 +84,7 @@ pub async fn run(context: Arc<Context>, request: DrainRequest, stop: Cancellatio
         context.metrics.drained_voluntarily(result, began.elapsed());
         tracing::info!(request = request.id, node = context.node.name(), %reason, left = report.left.len(), "voluntary drain over");
         for pod in &report.left {
-            tracing::info!(request = request.id, node = context.node.name(), %reason, pod, "left on the node");
+            tracing::warn!(request = request.id, node = context.node.name(), %reason, pod, "left on the node");
         }
         status.send_modify(|status| status.phase = phase);
     };
@@ -132,11 +132,17 @@ pub async fn run(context: Arc<Context>, request: DrainRequest, stop: Cancellatio
 struct Hears<'a> {
     status: &'a watch::Sender<DrainStatus>,
     context: &'a Context,
+    request: &'a DrainRequest,
 }
 
 impl Observer for Hears<'_> {
-    fn answered(&self, _: &Pod, _: bool, answer: &Answer) {
+    fn answered(&self, pod: &Pod, _: bool, answer: &Answer) {
         self.context.metrics.answered(answer);
+        if *answer == Answer::Accepted {
+            let (node, DrainRequest { reason, id, .. }) = (self.context.node.name(), self.request);
+            let note = format!("Evicted: node {node} is emptied without hurry, {reason:?} (request {id})");
+            self.context.announcer.evicted(pod, note);
+        }
     }
 
     fn progressed(&self, progress: &Progress) {

@@ -68,6 +68,10 @@ struct Heard {
 
 /// Something that people should read.
 pub struct News {
+    /// The node that it is about.
+    pub node: String,
+    /// What was done, for [Events](../../docs/adr/0009-events.md) to be told apart.
+    pub action: &'static str,
     /// Whether it is a warning.
     pub is_warning: bool,
     /// What it says.
@@ -284,7 +288,7 @@ impl BackupDrains {
                     "Azure takes node {} back by {:.0} and its agent is silent: {then} (event {})",
                     job.node, claimed.deadline, claimed.event_id
                 );
-                self.tell(job, true, note);
+                self.tell(job, "BackupDrain/Claim", true, note);
                 if claimed.response == EventResponse::Drain {
                     self.drain(job, &handle, claimed, stop).await;
                 }
@@ -363,7 +367,7 @@ impl BackupDrains {
             "Node {}: {evicted} pods evicted, {escalated} deleted past their disruption budget, {left} left (event {event_id})",
             job.node
         );
-        self.tell(job, phase == Phase::Incomplete, note);
+        self.tell(job, "BackupDrain/End", phase == Phase::Incomplete, note);
         write(handle, |node| progress(node, &end)).await;
     }
 
@@ -372,19 +376,22 @@ impl BackupDrains {
             Some(notice) if notice.by == Claimant::Operator => marks::ended(node, phase),
             _ => Edit::default(),
         };
-        if write(handle, ended).await.is_some() {
-            tracing::info!(node = job.node, ?phase, "the operator's marks are taken off");
+        if let Some(node) = write(handle, ended).await {
+            let event_id = node.notice().map(|notice| notice.event_id).unwrap_or_default();
+            tracing::info!(node = job.node, event_id, ?phase, "the operator's marks are taken off");
             self.metrics.backup_drain(phase_name(phase));
             let why = match phase {
                 Phase::Cancelled => "Azure does not take it back",
                 _ => "it is at work again",
             };
-            self.tell(job, false, format!("Node {} is given back: {why}", job.node));
+            let note = format!("Node {} is given back: {why} (event {event_id})", job.node);
+            self.tell(job, "BackupDrain/GiveBack", false, note);
         }
     }
 
-    fn tell(&self, job: &Job, is_warning: bool, note: String) {
-        self.state().news.entry(job.spot_pool.clone()).or_default().push(News { is_warning, note });
+    fn tell(&self, job: &Job, action: &'static str, is_warning: bool, note: String) {
+        let news = News { node: job.node.clone(), action, is_warning, note };
+        self.state().news.entry(job.spot_pool.clone()).or_default().push(news);
         self.trigger.fire();
     }
 }
@@ -486,13 +493,21 @@ struct Hears<'a> {
 
 impl Observer for Hears<'_> {
     fn answered(&self, pod: &Pod, deleted: bool, answer: &Answer) {
-        tracing::debug!(pod = format_args!("{}/{}", pod.namespace, pod.name), deleted, ?answer, "answer");
+        let event_id = &self.wanted.borrow().event_id;
+        tracing::debug!(
+            event_id,
+            pod = format_args!("{}/{}", pod.namespace, pod.name),
+            deleted,
+            ?answer,
+            "answer"
+        );
     }
 
     fn escalated(&self, pod: &Pod, budgets: &[Budget]) {
         let names: Vec<&str> = budgets.iter().map(|budget| budget.name.as_str()).collect();
+        let event_id = &self.wanted.borrow().event_id;
         tracing::warn!(
-            node = self.node, reason = %Reason::DisruptionBudgetOverridden, pod = format_args!("{}/{}", pod.namespace, pod.name),
+            node = self.node, event_id, reason = %Reason::DisruptionBudgetOverridden, pod = format_args!("{}/{}", pod.namespace, pod.name),
             budgets = names.join(", "), "deleted in place of an eviction: its VM is about to go"
         );
     }

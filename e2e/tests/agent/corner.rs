@@ -20,6 +20,7 @@ use spotpool_azure_sim::api::{EventRequest, EventState, PoolSpec, SettingsPatch,
 use spotpool_azure_sim::client::SimClient;
 use spotpool_crds::eviction::Phase;
 use spotpool_crds::spot_pool::BlockedByPdb;
+use spotpool_crds::told::{self, Author};
 use spotpool_crds::voluntary_drain::DrainStatus;
 use spotpool_crds::{EvictionNotice, Reason, names};
 use spotpool_e2e::gateway::Gateway;
@@ -327,7 +328,14 @@ impl<'a> Corner<'a> {
                     regarding.name.as_deref() == Some(about) && is_here(&regarding.namespace)
                 })
             };
-            Ok(events.into_iter().find(is_about))
+            let found = events.into_iter().find(is_about);
+            if let Some(kind) = found.as_ref().and_then(|event| event.regarding.as_ref()?.kind.as_deref()) {
+                assert!(
+                    told::find(Author::NodeAgent, kind, reason.as_ref()).is_some(),
+                    "{reason} on a {kind}"
+                );
+            }
+            Ok(found)
         })
         .await
         .unwrap()

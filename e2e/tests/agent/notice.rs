@@ -83,6 +83,12 @@ fn a_node_under_notice_takes_no_pods_and_is_emptied_before_its_vm_dies() {
         assert_eq!((told.type_.as_deref(), told.regarding.unwrap().uid), (Some("Warning"), node.uid()));
         let told = corner.event(Reason::DrainCompleted, doomed).await.note.unwrap();
         assert!(told.contains("4 pods evicted, 0 deleted"), "{told}");
+        // Whose pod it was finds there why it went.
+        let told = corner.event(Reason::PodEvicted, &pods[0].name_any()).await;
+        let (note, id) = (told.note.unwrap(), &event.event_id);
+        let because = format!("Evicted: Azure takes the VM of node {doomed} back by {due}");
+        assert_eq!(note, format!("{because} (event {id})"));
+        assert_eq!(told.related.and_then(|node| node.name).as_deref(), Some(doomed));
 
         // The right pods, and each of them only under its own UID, with a grace that fits.
         let evictions = corner.asked_of_pods(doomed, "create");

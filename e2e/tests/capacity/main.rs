@@ -23,6 +23,7 @@ mod objective;
 mod others;
 mod peers;
 mod replacement;
+mod seen;
 mod signals;
 mod standby;
 mod tags;

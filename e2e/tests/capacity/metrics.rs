@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -15,13 +16,14 @@ use spotpool_azure_sim::api::PoolSpec;
 use spotpool_crds::SpotPoolStatus;
 use spotpool_crds::spot_pool::Drains;
 use spotpool_e2e::dashboards::{Dashboard, NAMES};
+use spotpool_e2e::drawing::{View, draw};
 use spotpool_e2e::objects::{create, is_ready};
 use spotpool_e2e::prometheus::Prometheus;
 use spotpool_e2e::{OperatorOptions, Stage, eventually, run};
 use spotpool_e2e_cluster::{RUN_FOR_ANNOTATION, Tools};
 use spotpool_runtime::catalogue::Catalogue;
 
-use crate::world_with_agents;
+use crate::{seen, world_with_agents};
 
 /// Families that show themselves only once something has happened that does not happen here.
 const RARE: [(&str, &str); 9] = [
@@ -101,16 +103,18 @@ fn held_against(catalogue: &Catalogue, samples: &[Sample]) -> BTreeSet<String> {
     seen
 }
 
+/// What Grafana would set.
+const VARIABLES: [(&str, &str); 5] = [
+    ("$cluster", ".*"),
+    ("$namespace", "metric"),
+    ("$pool", ".*"),
+    ("$__range", "10m"),
+    ("$__rate_interval", "1m"),
+];
+
 /// A panel's query has data, with all of Grafana's variables set.
 async fn shows(prometheus: &Prometheus, promql: &str) {
-    let variables = [
-        ("$cluster", ".*"),
-        ("$namespace", "metric"),
-        ("$pool", ".*"),
-        ("$__range", "10m"),
-        ("$__rate_interval", "1m"),
-    ];
-    let promql = variables.iter().fold(promql.to_owned(), |text, (name, value)| text.replace(name, value));
+    let promql = VARIABLES.iter().fold(promql.to_owned(), |text, (name, value)| text.replace(name, value));
     eventually(&format!("data for {promql}"), async || {
         let samples = prometheus.query(&promql).await?;
         Ok(samples.iter().any(|(_, value)| value.is_finite()).then_some(()))
@@ -174,11 +178,12 @@ fn every_metric_of_the_reference_is_in_a_scrape_and_moves_and_no_other_is_there(
             "selector": {"matchLabels": {"app": "work"}}}});
         create(&budgets, budget).await.unwrap();
         let pods: Api<Pod> = Api::namespaced(client.clone(), &stage.name);
-        eventually("the Job's pod to have run for two seconds", async || {
+        let worker = eventually("the Job's pod to have run for two seconds", async || {
             let pods = pods.list(&ListParams::default()).await?.items;
             let started = |pod: &Pod| pod.status.as_ref()?.start_time.as_ref().map(|time| time.0);
             let old = jiff::Timestamp::now() - jiff::SignedDuration::from_secs(2);
-            Ok(pods.iter().any(|pod| is_ready(pod) && started(pod).is_some_and(|it| it < old)).then_some(()))
+            let is_it = |pod: &&Pod| is_ready(pod) && started(pod).is_some_and(|it| it < old);
+            Ok(pods.iter().find(is_it).map(ResourceExt::name_any))
         })
         .await
         .unwrap();
@@ -189,7 +194,10 @@ fn every_metric_of_the_reference_is_in_a_scrape_and_moves_and_no_other_is_there(
         .await
         .unwrap();
         // A real Prometheus looks on.
-        let prometheus = Prometheus::start(&stage.world.cluster.dir().join("prometheus"), &[]).await.unwrap();
+        let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/spotpool/rules");
+        let rules = ["recording.yaml", "alerts.yaml"].map(|name| rules.join(name).canonicalize().unwrap());
+        let dir = stage.world.cluster.dir().join("prometheus");
+        let prometheus = Prometheus::start(&dir, &rules).await.unwrap();
         let mut urls = vec![operator.admin_url.clone()];
         for node in stage.nodes("metrica").await.unwrap() {
             urls.extend(stage.world.agents.as_ref().unwrap().admin_url(&node.name_any()));
@@ -206,7 +214,9 @@ fn every_metric_of_the_reference_is_in_a_scrape_and_moves_and_no_other_is_there(
         let (operator_before, agent_before) =
             (scrape(&operator.admin_url).await.unwrap(), scrape(&agent).await.unwrap());
 
-        stage.world.sim.evict(std::slice::from_ref(&node), Duration::from_secs(20)).await.unwrap();
+        let evicted =
+            stage.world.sim.evict(std::slice::from_ref(&node), Duration::from_secs(20)).await.unwrap();
+        let event_id = &evicted[0].event_id;
         let rise = async |url: &str, before: &[Sample], name: &str, labels: &[(&str, &str)]| {
             let mut last = Vec::new();
             let risen = eventually(&format!("{name} {labels:?} to rise"), async || {
@@ -285,11 +295,24 @@ fn every_metric_of_the_reference_is_in_a_scrape_and_moves_and_no_other_is_there(
                 }
             }
         }
-        prometheus.stop().await.unwrap();
         for url in [&operator.admin_url, &urls[2]] {
             let classic = reqwest::get(format!("{url}/metrics")).await.unwrap().text().await.unwrap();
             promtool_finds_nothing(classic).await;
         }
+        seen::rules_hold(&prometheus).await;
+        // For people who change a panel: DRAW=<directory>.
+        if let Some(dir) = std::env::var_os("DRAW") {
+            for name in NAMES {
+                let view = View { variables: &VARIABLES, seconds: 90 };
+                let svg = draw(&prometheus, &Dashboard::read(name).unwrap(), &view).await.unwrap();
+                std::fs::write(Path::new(&dir).join(name).with_extension("svg"), svg).unwrap();
+            }
+        }
+        seen::events_said(client, &worker, &node, event_id).await;
         operator.stop().await.unwrap();
+        seen::is_alerted(&prometheus, "SpotPoolOperatorAbsent").await;
+        prometheus.stop().await.unwrap();
+        seen::the_agent_said(&stage.world.agents.as_ref().unwrap().log(&node), event_id);
+        seen::the_operator_said(&stage.log("operator"), event_id);
     });
 }

@@ -270,7 +270,7 @@ impl NodeHandle {
             match tried {
                 Ok(node) => return self.wrote(node),
                 Err(WriteError::Conflict(why)) => {
-                    tracing::info!(node = %self.name, why, "the Node has changed under a write, trying again");
+                    tracing::debug!(node = %self.name, why, "the Node has changed under a write, trying again");
                     fetched = self.get().await;
                     if fetched.as_ref().is_some_and(|fetched| fetched.version() == base.version()) {
                         refusals += 1;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use spotpool_crds::Reason;
 use spotpool_crds::eviction::{Phase, PodCounts};
+use spotpool_crds::{EvictionNotice, Reason};
 use spotpool_drain::{Answer, Budget, Drain, Observer, Pod, Progress, Terms, noted};
 use tokio_util::sync::CancellationToken;
 
@@ -139,6 +139,16 @@ fn time_of(terms: &Terms) -> Timestamp {
     }
 }
 
+/// For those whose pod is gone.
+fn why_it_goes(notice: &EvictionNotice, node: &str) -> String {
+    let (by, event_id) = (notice.deadline, &notice.event_id);
+    match Kind::read(&notice.event_type) {
+        Kind::Preempt => format!("Azure takes the VM of node {node} back by {by:.0} (event {event_id})"),
+        Kind::Rebalance => format!("Azure may soon take the VM of node {node} back (event {event_id})"),
+        kind => format!("Azure has announced a {kind} of node {node} by {by:.0} (event {event_id})"),
+    }
+}
+
 /// Turns what happens in a drain into numbers, log lines and Events.
 struct Hears<'a> {
     flow: &'a Flow,
@@ -154,16 +164,28 @@ impl Observer for Hears<'_> {
         if let Some(heard) = &self.heard {
             heard.answered(pod, deleted, answer);
         }
+        let wanted = self.flow.wanted.borrow();
         if *answer == Answer::Accepted {
             self.flow.count_work(pod, self.telling);
+            if !deleted {
+                let node = self.flow.context.node.name();
+                self.flow.context.announcer.evicted(pod, format!("Evicted: {}", why_it_goes(&wanted, node)));
+            }
         }
-        tracing::debug!(pod = format_args!("{}/{}", pod.namespace, pod.name), deleted, ?answer, "answer");
+        tracing::debug!(
+            event_id = wanted.event_id,
+            pod = format_args!("{}/{}", pod.namespace, pod.name),
+            deleted,
+            ?answer,
+            "answer"
+        );
     }
 
     fn escalated(&self, pod: &Pod, budgets: &[Budget]) {
         let (context, reason) = (&self.flow.context, Reason::DisruptionBudgetOverridden);
         context.metrics.escalated();
-        let event_id = self.flow.wanted.borrow().event_id.clone();
+        let wanted = self.flow.wanted.borrow().clone();
+        let event_id = &wanted.event_id;
         let names: Vec<&str> = budgets.iter().map(|budget| budget.name.as_str()).collect();
         let why = match names.as_slice() {
             [] => "its eviction was refused or not answered".to_owned(),
@@ -173,14 +195,11 @@ impl Observer for Hears<'_> {
             event_id, node = context.node.name(), %reason, pod = format_args!("{}/{}", pod.namespace, pod.name), why,
             "deleted in place of an eviction"
         );
-        let note = format!("Deleted although {why}: its VM is about to go (event {event_id})");
-        context.announcer.pod(pod, reason, note);
+        let goes = why_it_goes(&wanted, context.node.name());
+        context.announcer.pod(pod, reason, format!("Deleted although {why}: {goes}"));
         for budget in budgets {
-            let note = format!(
-                "Pod {} was deleted all the same: its VM is about to go (event {event_id})",
-                pod.name
-            );
-            context.announcer.budget(&pod.namespace, budget, reason, note);
+            let note = format!("Pod {} was deleted all the same: {goes}", pod.name);
+            context.announcer.budget(pod, budget, reason, note);
         }
     }
 

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::PostParams;
 use kube::runtime::controller::{Action, Config, Controller};
-use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::events::{Event, Recorder, Reporter};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource, ResourceExt};
@@ -198,7 +198,10 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
         current = context.write_status(current, intended).await?;
     }
     for step in plan.steps.iter().skip(1).filter(|_| !plan.actions.is_empty()) {
-        tracing::info!(pool = pool.name_any(), reason = %step.reason, agent_pool = step.agent_pool, "{}", step.message);
+        let event_id = report::answers(step.reason.as_ref(), &gathered.notices);
+        tracing::info!(
+            pool = pool.name_any(), reason = %step.reason, agent_pool = step.agent_pool, event_id, "{}", step.message
+        );
     }
     let noted = Timestamp::now();
     let outcome = act(&context, &pool, &gathered, &plan, now).await;
@@ -219,14 +222,10 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
     let status = report::status(&current, &gathered, &plan, &intentions, &outcome, now);
     let mut events = report::events(&pool.status.clone().unwrap_or_default(), &status, &plan, &outcome);
     events.extend(money::overridden(&pool, &status));
-    events.extend(
-        context
-            .parts
-            .backup_drains
-            .news(&pool)
-            .into_iter()
-            .map(|news| report::event(Reason::BackupDrain, news.is_warning, news.note)),
-    );
+    events.extend(context.parts.backup_drains.news(&pool).into_iter().map(|news| {
+        let event = report::event(Reason::BackupDrain, news.is_warning, news.note);
+        report::about_node(Event { action: news.action.into(), ..event }, &news.node)
+    }));
     let cost = report::floor_cost(&pool, &gathered, &plan);
     let before = pool.status.clone().unwrap_or_default();
     let metered = Metered { context: &context, pool: &pool, gathered: &gathered, plan: &plan };
@@ -235,7 +234,7 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
     metered.tell(&before, &status, cost);
     context.parts.workloads.cost(&pool, &gathered, &plan);
     let reference = pool.object_ref(&());
-    for event in events {
+    for event in events.into_iter().map(|event| report::naming(event, &gathered.notices)) {
         // Events tell, they do not decide: one that is lost changes nothing.
         if let Err(error) = context.recorder.publish(&event, &reference).await {
             tracing::warn!(%error, reason = event.reason, "Event not published");

@@ -10,6 +10,9 @@ use spotpool_crds::{EvictionNotice, ProviderId, names};
 
 use super::gather::annotation;
 
+/// Events that are named at most where machines are asked for in the place of nodes that go.
+const MOST_NAMED: usize = 5;
+
 /// The notices on nodes, each read once, and the instances that they name.
 #[derive(Default)]
 pub struct Notices {
@@ -78,6 +81,14 @@ impl Notices {
     /// All of them.
     pub fn all(&self) -> impl Iterator<Item = &EvictionNotice> {
         self.written.values()
+    }
+
+    /// The events because of which capacity goes, for people: a few name the others' time well enough.
+    pub fn event_ids(&self) -> Option<String> {
+        let going = self.all().filter(|notice| notice.takes_capacity());
+        let ids: BTreeSet<&str> = going.map(|notice| notice.event_id.as_str()).collect();
+        let named: Vec<&str> = ids.into_iter().take(MOST_NAMED).collect();
+        (!named.is_empty()).then(|| named.join(" "))
     }
 
     /// Since when a sibling says that this node is doomed, if its own agent has not said otherwise.

@@ -19,6 +19,7 @@ use spotpool_crds::spot_pool::{
 use spotpool_crds::{Reason, SpotPool, SpotPoolStatus, names};
 
 use super::act::Outcome;
+use super::doomed::Notices;
 use super::gather::Gathered;
 use super::{agents, money, objective, others, signals, tags};
 
@@ -466,6 +467,32 @@ fn condition(
     }
 }
 
+/// Which events of Azure a step or an Event of the operator answers, if it does.
+pub fn answers(reason: &str, notices: &Notices) -> Option<String> {
+    let replaces = [Reason::ReplaceEvicted, Reason::ReplaceAhead, Reason::FallbackForShortfall];
+    notices.event_ids().filter(|_| replaces.iter().any(|it| it.as_ref() == reason))
+}
+
+/// An Event of the operator, with the events of Azure that it answers.
+pub fn naming(event: Event, notices: &Notices) -> Event {
+    let note = match (event.note, answers(&event.reason, notices)) {
+        (Some(note), Some(ids)) => Some(format!("{note} (event {ids})")),
+        (note, _) => note,
+    };
+    Event { note, ..event }
+}
+
+/// An Event about a node.
+pub fn about_node(event: Event, node: &str) -> Event {
+    let secondary = ObjectReference {
+        api_version: Some("v1".into()),
+        kind: Some("Node".into()),
+        name: Some(node.to_owned()),
+        ..ObjectReference::default()
+    };
+    Event { secondary: Some(secondary), ..event }
+}
+
 /// An Event of the SpotPool that is about none of its actions.
 pub fn event(reason: Reason, is_warning: bool, note: String) -> Event {
     let type_ = if is_warning { EventType::Warning } else { EventType::Normal };
@@ -641,19 +668,12 @@ fn action_event(action: &Action, status: &SpotPoolStatus, would: &str) -> Event 
             (EventType::Normal, "WithdrawDrain".to_owned(), Some(node), note)
         }
     };
-    let secondary = node.map(|node| ObjectReference {
-        api_version: Some("v1".into()),
-        kind: Some("Node".into()),
-        name: Some(node.clone()),
-        ..ObjectReference::default()
-    });
     let (kind, verb) =
         if would.is_empty() { (kind, verb) } else { (EventType::Normal, format!("Withheld/{verb}")) };
-    Event {
-        type_: kind,
-        reason: reason.to_string(),
-        note: Some(format!("{would}{note}")),
-        action: verb,
-        secondary,
+    let note = Some(format!("{would}{note}"));
+    let event = Event { type_: kind, reason: reason.to_string(), note, action: verb, secondary: None };
+    match node {
+        Some(node) => about_node(event, node),
+        None => event,
     }
 }

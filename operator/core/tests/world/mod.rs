@@ -12,6 +12,7 @@ use spotpool_core::{
     plan,
 };
 use spotpool_crds::spot_pool::{Operation, OperationKind, Role};
+use spotpool_crds::told::{self, Author};
 use spotpool_crds::voluntary_drain::{DrainPhase, DrainReason};
 use spotpool_crds::{Reason, SpotPoolSpec};
 
@@ -343,6 +344,12 @@ impl World {
             self.pool(&stall.agent_pool).refuse(now);
         }
         for action in &plan.actions {
+            // Each is told in an Event.
+            let reason = action.reason();
+            assert!(
+                told::find(Author::Operator, "SpotPool", reason.as_ref()).is_some(),
+                "{reason} is in no reference"
+            );
             let is_refused =
                 |pool: &Pool| action.agent_pool() == Some(&pool.name) && pool.fate == Fate::Refused;
             if matches!(action, Action::ScaleUp { .. }) && self.pools.iter().any(is_refused) {
