@@ -16,7 +16,7 @@ const COLOURS: [&str; 8] =
 /// How many points a line has.
 const POINTS: u32 = 240;
 /// What is left of a panel's height for lines beyond title and legend.
-const TITLE: f64 = 26.0;
+const TITLE: f64 = 34.0;
 const LEGEND: f64 = 26.0;
 
 /// What Grafana would set.
@@ -60,7 +60,7 @@ pub async fn draw(prometheus: &Prometheus, dashboard: &Dashboard, view: &View<'_
             w - 4.0,
             h - 4.0
         );
-        text(&mut svg, x + 10.0, y + 19.0, "#d8d9da", 12, &panel.title);
+        text(&mut svg, x + 10.0, y + 18.0, "#d8d9da", 12, &panel.title);
         let lines = lines(prometheus, panel, view).await?;
         let at = Frame { x: x + 10.0, y: y + TITLE, w: w - 20.0, h: h - TITLE - 8.0 };
         match panel.kind {
@@ -103,7 +103,12 @@ fn legend(pattern: &str, labels: &Value) -> String {
     for (key, value) in labels.as_object().into_iter().flatten() {
         name = name.replace(&format!("{{{{{key}}}}}"), value.as_str().unwrap_or_default());
     }
-    name
+    // What a series has no label of is nothing.
+    let rest = name.split("{{").enumerate().map(|(part, text)| match part {
+        0 => text,
+        _ => text.split_once("}}").map_or("", |(_, after)| after),
+    });
+    rest.collect::<String>().trim().to_owned()
 }
 
 fn stat(svg: &mut String, at: &Frame, panel: &Panel, lines: &[Drawn<'_>]) {

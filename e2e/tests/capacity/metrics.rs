@@ -300,8 +300,9 @@ fn every_metric_of_the_reference_is_in_a_scrape_and_moves_and_no_other_is_there(
             promtool_finds_nothing(classic).await;
         }
         seen::rules_hold(&prometheus).await;
-        // For people who change a panel: DRAW=<directory>.
+        // For people who change a panel: DRAW=<directory>. They see the drain to its end.
         if let Some(dir) = std::env::var_os("DRAW") {
+            tokio::time::sleep(Duration::from_secs(30)).await;
             for name in NAMES {
                 let view = View { variables: &VARIABLES, seconds: 90 };
                 let svg = draw(&prometheus, &Dashboard::read(name).unwrap(), &view).await.unwrap();
