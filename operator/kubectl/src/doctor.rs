@@ -70,6 +70,7 @@ const CHECKS: &[Check] = &[
     check("agents-installed", installation::agents_installed),
     check("agents-placed", installation::agents_placed),
     check("agents-ready", installation::agents_ready),
+    check("agents-healthy", pools::agents_healthy),
     check("agent-rights", installation::agent_rights),
     check("pod-security", installation::pod_security),
     check("flow-control", installation::flow_control),

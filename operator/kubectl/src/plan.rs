@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use spotpool_core::Action;
 use spotpool_crds::spot_pool::Mode;
-use spotpool_crds::{SpotPool, names};
+use spotpool_crds::{Reason, SpotPool, names};
 
 use crate::Error;
 use crate::cluster::{Cluster, SPOT_POOLS};
@@ -155,6 +155,15 @@ pub fn view(old: Option<&SpotPool>, new: &SpotPool, nodes: &[Node], now: Timesta
     let status = old.status.clone().unwrap_or_default();
     for agent_pool in &new.spec.agent_pools {
         let known = status.agent_pools.iter().find(|it| it.name == agent_pool.name);
+        if let (None, Some(create)) = (known, &agent_pool.create) {
+            view.at_once.push(format!(
+                "{}: {} is made if Azure has none of that name, of {}, {:?}, without machines",
+                Reason::CreateAgentPool,
+                agent_pool.name,
+                create.vm_size,
+                create.capacity_type
+            ));
+        }
         if known.is_none_or(|known| known.role.is_none()) {
             view.not_known.push(format!(
                 "agent pool {}: what it sells, costs and has is read from Azure by the operator; it is left out here",
@@ -174,7 +183,7 @@ pub fn view(old: Option<&SpotPool>, new: &SpotPool, nodes: &[Node], now: Timesta
         plan.steps.iter().skip(1).map(|step| format!("{}: {}", step.reason, step.message)).collect()
     };
     let (is, would) = (steps(&before), steps(&after));
-    view.at_once = would.iter().filter(|step| !is.contains(step)).cloned().collect();
+    view.at_once.extend(would.iter().filter(|step| !is.contains(step)).cloned());
     view.no_more = is.iter().filter(|step| !would.contains(step)).cloned().collect();
     if new.spec.suspend || new.spec.mode == Mode::Observe {
         let why = if new.spec.suspend { "suspend" } else { "mode: Observe" };

@@ -126,11 +126,14 @@ pub(super) fn stalled(check: &'static str, facts: &Facts) -> Found {
     })
 }
 
+pub(super) fn agents_healthy(check: &'static str, facts: &Facts) -> Found {
+    each(check, Level::Warn, facts, |_, status| told(status, "AgentsHealthy", "False"))
+}
+
 fn unusable(status: &SpotPoolStatus, reasons: &[Reason]) -> Vec<(String, String)> {
     agent_pools(status, |pool| {
         let reason = pool.unusable.filter(|reason| reasons.contains(reason))?;
         let why = match reason {
-            Reason::AgentPoolNotFound => "does not exist",
             Reason::AgentPoolStopped => "is stopped",
             _ => "is a System or Gateway pool, or one of single VMs that is autoscaled",
         };
@@ -139,7 +142,29 @@ fn unusable(status: &SpotPoolStatus, reasons: &[Reason]) -> Vec<(String, String)
 }
 
 pub(super) fn agent_pools_exist(check: &'static str, facts: &Facts) -> Found {
-    each(check, Level::Fail, facts, |_, status| unusable(status, &[Reason::AgentPoolNotFound]))
+    each(check, Level::Fail, facts, |pool, status| {
+        agent_pools(status, |entry| {
+            let is_missing = entry.unusable == Some(Reason::AgentPoolNotFound);
+            let named = pool.spec.agent_pools.iter().find(|named| named.name == entry.name);
+            let name = &entry.name;
+            match (is_missing, named.is_some_and(|named| named.create.is_some())) {
+                (false, _) => None,
+                (true, false) => {
+                    Some((format!("agent pool {name} does not exist"), help(Reason::AgentPoolNotFound)))
+                }
+                // It is being made, unless Azure says otherwise. What it denies has a check of its own.
+                (true, true) => {
+                    let error = entry.last_error.as_ref().filter(|error| error.class != "Denied")?;
+                    let (code, said) = (&error.code, &error.message);
+                    let wrong =
+                        format!("agent pool {name} does not exist, and could not be made: {code}: {said}");
+                    let fix =
+                        "mend what Azure names in spec.agentPools[].create, or make the agent pool yourself";
+                    Some((wrong, fix.into()))
+                }
+            }
+        })
+    })
 }
 
 pub(super) fn agent_pools_usable(check: &'static str, facts: &Facts) -> Found {

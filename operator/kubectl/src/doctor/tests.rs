@@ -235,6 +235,15 @@ fn faults() -> Vec<(Facts, &'static str, Level, &'static str)> {
         with_pool(move |pool| pool["status"]["agentPools"][0]["unusable"] = reason.into())
     };
     add(unusable("AgentPoolNotFound"), "agent-pools-exist", Fail, "spota does not exist");
+    let refused = |pool: &mut Value| {
+        pool["spec"]["agentPools"][0]["create"] =
+            json!({"vmSize": "Standard_D4s_v5", "capacityType": "Spot"});
+        pool["status"]["agentPools"][0]["unusable"] = "AgentPoolNotFound".into();
+        pool["status"]["agentPools"][0]["lastError"] =
+            json!({"code": "SubnetFull", "class": "Invalid", "message": "no", "time": OLD});
+    };
+    add(with_pool(refused), "agent-pools-exist", Fail, "could not be made: SubnetFull");
+    add(with_condition("AgentsHealthy", "False", "AgentsNotReady"), "agents-healthy", Warn, "said so");
     add(unusable("AgentPoolStopped"), "agent-pools-usable", Fail, "spota is stopped");
     let mut twin = pool();
     twin["metadata"]["name"] = "twin".into();

@@ -75,6 +75,18 @@ fn what_only_azure_knows_is_not_guessed() {
 }
 
 #[test]
+fn an_agent_pool_that_would_be_made_is_told_of() {
+    let more = pool(|pool| {
+        let create = json!({"vmSize": "Standard_D8s_v5", "capacityType": "Spot"});
+        let pools = pool["spec"]["agentPools"].as_array_mut().unwrap();
+        pools.push(json!({"name": "spotb", "maxNodes": 3, "create": create}));
+    });
+    let view = view(Some(&pool(|_| ())), &more, &[node()], NOW.parse().unwrap());
+    let made = "CreateAgentPool: spotb is made if Azure has none of that name, of Standard_D8s_v5, Spot, without machines";
+    assert_eq!(view.at_once[0], made);
+}
+
+#[test]
 fn a_file_without_a_spot_pool_is_told_of() {
     let file = Path::new("x.yaml");
     let said = |text: &str| manifests(text, file).unwrap_err().to_string();

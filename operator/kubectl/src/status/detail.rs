@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use spotpool_crds::SpotPoolStatus;
-use spotpool_crds::spot_pool::{AgentPoolStatus, Role};
+use spotpool_crds::spot_pool::{AgentPoolStatus, Operation, OperationKind, Role};
 
 use super::{Detail, PLAIN, Row};
 use crate::output::{counted, short, wrap};
@@ -156,6 +156,13 @@ pub fn role(role: Option<Role>) -> &'static str {
 }
 
 fn doing(pool: &AgentPoolStatus, now: Timestamp) -> (String, Tone) {
+    let is_made = |operation: &&Operation| operation.kind == OperationKind::CreateAgentPool;
+    if let Some(operation) = pool.operation.as_ref().filter(is_made) {
+        return (
+            format!("being made since {}", short(now.duration_since(operation.since.0).as_secs())),
+            PLAIN,
+        );
+    }
     if let Some(reason) = &pool.unusable {
         return (format!("not used: {reason}"), Tone::Bad);
     }
