@@ -21,7 +21,8 @@ pub use create::{CapacityType, CreateAgentPool};
 pub use floor::{BlockedBudget, BudgetFloor, FloorStatus, NextFloor, PdbFloor};
 pub use leaving::{DeletionPolicy, LeavingStatus};
 pub use money::{
-    AgentPoolSpend, AtCap, BudgetStatus, HourlyCost, LedgerPage, LedgerStatus, MoneyStatus, Spend, ToldStatus,
+    AgentPoolSpend, AtCap, BudgetStatus, ByWorkload, HourlyCost, LedgerPage, LedgerStatus, MoneyStatus,
+    Spend, ToldStatus, WorkloadMonth, WorkloadSpend,
 };
 pub use objective::{BurnRate, Drains, Measured, Objective, ObjectiveMode, ObjectiveStatus, UnitSeconds};
 pub use signals::{BandStatus, EarlySignals, HoursStatus, PriceRiseStatus, SignalsStatus};

@@ -15,6 +15,7 @@ use spotpool_azure::AzureError;
 use spotpool_core::cost::Amounts;
 use spotpool_core::objective::Told;
 use spotpool_core::{Plan, Snapshot};
+use spotpool_crds::spot_pool::ByWorkload;
 use spotpool_crds::{Reason, SpotPoolStatus};
 use spotpool_runtime::catalogue::Catalogue;
 use spotpool_runtime::trace::{TraceLabel, TracedHistogram};
@@ -405,6 +406,11 @@ impl Metrics {
     pub fn workload_costs(&self, namespace: &str, pool: &str, costs: &BTreeMap<Arc<str>, Amounts>) {
         let name = PoolName { namespace: namespace.into(), pool: pool.into() };
         self.money.tell_workloads(&name, costs);
+    }
+
+    /// What the workloads of a SpotPool have cost in the month.
+    pub fn workload_month(&self, namespace: &str, pool: &str, told: Option<&ByWorkload>) {
+        self.money.tell_month(&PoolName::of(namespace, pool), told);
     }
 
     fn forget_floor(&self, name: &PoolName) {

@@ -29,7 +29,7 @@ use spotpool_crds::SpotPool;
 
 use self::agents::Agents;
 pub use self::agents::AgentsTold;
-use self::costs::Bill;
+use self::costs::{Bill, Meter};
 use self::read::{Budget, Labels, Running, Shared, Stays, WireBudget, WireNamespace, WirePod};
 pub use self::survey::{BLOCKED_AFTER, Scope, ScopePool, Survey};
 pub use self::usage::label_key;
@@ -244,6 +244,8 @@ struct Surveyed {
     asked: Instant,
     /// Whose nodes cost what, once that is known.
     bill: Option<Bill>,
+    /// What workloads have come to.
+    meter: Meter,
 }
 
 /// The workloads of the cluster. Cheap to clone; all clones are one.
@@ -325,14 +327,15 @@ impl Workloads {
                 surveyed.asked = Instant::now();
                 surveyed.survey.clone()
             }
-            known => {
+            mut known => {
+                let meter = known.as_mut().map(|known| std::mem::take(&mut known.meter)).unwrap_or_default();
                 if known.is_none() {
                     self.remember(pool);
                 }
                 let (survey, made) = self.survey(&scope);
                 let survey = Arc::new(survey);
                 let asked = Instant::now();
-                let surveyed = Surveyed { scope, survey: survey.clone(), made, asked, bill: None };
+                let surveyed = Surveyed { scope, survey: survey.clone(), made, asked, bill: None, meter };
                 surveys.insert(uid, surveyed);
                 survey
             }

@@ -34,6 +34,9 @@ pub struct MoneyStatus {
     /// What has been spent in this month, by UTC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub this_month: Option<Spend>,
+    /// The same by workload; only with the operator's `--cost-label`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by_workload: Option<ByWorkload>,
     /// What on-demand in the stead of spot has cost in this hour, by UTC.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub fallback_this_hour: String,
@@ -55,6 +58,43 @@ pub struct MoneyStatus {
     /// What spend is reckoned from, across restarts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ledger: Option<LedgerStatus>,
+}
+
+/// What workloads have cost: what the ledger says was spent until `at`, shared by what their pods requested meanwhile.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ByWorkload {
+    /// The label of pods by whose values they are told apart.
+    pub label: String,
+    /// `ledger.at`.
+    pub at: Time,
+    /// The month of the ledger's page.
+    pub this_month: WorkloadMonth,
+    /// The month of the page before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub month_before: Option<WorkloadMonth>,
+}
+
+/// One month.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkloadMonth {
+    /// Which, such as `2026-01`.
+    pub month: String,
+    /// What was spent on whom; it adds up to all that was spent.
+    #[serde(default)]
+    pub spent: Vec<WorkloadSpend>,
+}
+
+/// What was spent on a workload.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkloadSpend {
+    /// A value of the label, at most 20; or `(none)`, `(idle)`, `(other)`, or `(unknown)`: before the label was set, or while
+    /// no operator looked.
+    pub workload: String,
+    /// How much.
+    pub amount: String,
 }
 
 /// Costs an hour, of all machines that exist.

@@ -1,17 +1,23 @@
 //! Row P: what nodes cost is told by a label of the pods that use them.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::json;
+use spotpool_azure::Decimal;
 use spotpool_azure_sim::api::{PoolSpec, Priority};
+use spotpool_crds::SpotPoolStatus;
 use spotpool_e2e::objects::object;
-use spotpool_e2e::{OperatorOptions, Stage, eventually, run};
+use spotpool_e2e::{Operator, OperatorOptions, Stage, eventually, run};
 
 use crate::world;
 
 /// Of 16 cores and 64 GiB, and nobody else's price.
 const SIZE: &str = "Standard_L16s_v3";
+/// For bills.
+const BILLED_SIZE: &str = "Standard_L32s_v3";
 const METRIC: &str = "spotpool_operator_workload_hourly_cost";
 
 /// What each workload costs, by the operator's word.
@@ -94,6 +100,86 @@ fn what_a_node_costs_is_shared_by_the_workloads_on_it() {
         let none = json!({"replicas": 0, "agentPools": [{"name": "costsb", "maxNodes": 1}]});
         stage.spot_pool("q", none).await.unwrap();
         becomes(url, "a SpotPool that is gone to cost nothing", &[]).await;
+        operator.stop().await.unwrap();
+    });
+}
+
+/// Exactly what an agent pool's month comes to, by team: of this the bills are written.
+fn billed(status: &SpotPoolStatus) -> BTreeMap<String, Decimal> {
+    let Some(money) = &status.money else { return BTreeMap::new() };
+    let (Some(by_workload), Some(ledger)) = (&money.by_workload, &money.ledger) else {
+        return BTreeMap::new();
+    };
+    let spent = by_workload.this_month.spent.iter();
+    let spent: BTreeMap<String, Decimal> =
+        spent.map(|spend| (spend.workload.clone(), spend.amount.parse().unwrap())).collect();
+    let page = &ledger.page.spent;
+    let all = [&page.spot, &page.on_demand, &page.fallback].map(|text| text.parse::<Decimal>().unwrap());
+    assert_eq!(spent.values().sum::<Decimal>(), all.iter().sum::<Decimal>(), "{by_workload:?} of {page:?}");
+    assert_eq!((&by_workload.this_month.month, by_workload.at.0), (&ledger.page.month, ledger.at.0));
+    spent
+}
+
+#[test]
+fn what_a_workload_has_cost_in_the_month_goes_on_over_a_restart() {
+    run(async {
+        let stage = Stage::set(world().await, "bills").await.unwrap();
+        stage.world.sim.set_price(BILLED_SIZE, Priority::Spot, Some("360")).await.unwrap();
+        stage.agent_pools(&[PoolSpec::spot("billsa", BILLED_SIZE, 1)]).await.unwrap();
+        let node = stage.nodes("billsa").await.unwrap()[0].name_any();
+        let pods: Api<Pod> = Api::namespaced(stage.world.client.clone(), "bills");
+        let container = json!({"name": "app", "image": "app", "resources": {"requests": {"cpu": "16"}}});
+        let pod = json!({"metadata": {"name": "red", "labels": {"team": "red"}},
+            "spec": {"nodeName": node, "containers": [container]}});
+        pods.create(&PostParams::default(), &object(pod).unwrap()).await.unwrap();
+        let options =
+            OperatorOptions { args: vec!["--cost-label=team".into()], ..OperatorOptions::default() };
+        let operator = stage.operator(&options).await.unwrap();
+        let pools = json!([{"name": "billsa", "maxNodes": 4}]);
+        stage.spot_pool("p", json!({"replicas": 1, "agentPools": pools})).await.unwrap();
+        let is_red = async |operator: &Operator, metric: &str| {
+            eventually(&format!("{metric} of red"), async || {
+                let text = reqwest::get(format!("{}/metrics", operator.admin_url)).await?.text().await?;
+                let is_it = |line: &str| {
+                    line.starts_with(&format!("{metric}{{namespace=\"bills\""))
+                        && line.contains("workload=\"red\"")
+                };
+                Ok(text.lines().any(is_it).then_some(()))
+            })
+            .await
+            .unwrap();
+        };
+        is_red(&operator, METRIC).await;
+        // Another rate has the ledger written.
+        let red = |status: &SpotPoolStatus| billed(status).get("red").copied().unwrap_or_default();
+        stage.replicas("p", 2).await.unwrap();
+        let both = |status: &SpotPoolStatus| {
+            let ledger = status.money.as_ref().and_then(|money| money.ledger.as_ref());
+            ledger.is_some_and(|ledger| ledger.hourly.spot.parse() == Ok(Decimal::from(720)))
+        };
+        let first = stage
+            .status_is("p", "red to be billed", |status| both(status) && red(status) > Decimal::ZERO)
+            .await
+            .unwrap();
+        is_red(&operator, "spotpool_operator_workload_month_spend").await;
+        operator.stop().await.unwrap();
+
+        let operator = stage.operator(&options).await.unwrap();
+        is_red(&operator, METRIC).await;
+        stage.replicas("p", 3).await.unwrap();
+        let second =
+            stage.status_is("p", "red to be billed more", |status| red(status) > red(&first)).await.unwrap();
+        let unknown = |status: &SpotPoolStatus| billed(status).get("(unknown)").copied().unwrap_or_default();
+        assert_eq!(unknown(&second), unknown(&first), "a restart takes from nobody's bill");
+        operator.stop().await.unwrap();
+
+        let operator = stage.operator(&OperatorOptions::default()).await.unwrap();
+        stage
+            .status_is("p", "no bills without the flag", |status| {
+                status.money.as_ref().is_some_and(|money| money.by_workload.is_none())
+            })
+            .await
+            .unwrap();
         operator.stop().await.unwrap();
     });
 }

@@ -88,7 +88,7 @@ pub fn keep_largest(usages: &mut BTreeMap<String, Usage>, most: usize) {
 }
 
 /// Those that have the most, the first by name of equals, and what no label's value is.
-fn largest<V: Ord + Copy>(all: BTreeMap<Arc<str>, V>, most: usize) -> BTreeMap<Arc<str>, V> {
+pub(crate) fn largest<V: Ord + Copy>(all: BTreeMap<Arc<str>, V>, most: usize) -> BTreeMap<Arc<str>, V> {
     let (mut named, mut kept): (Vec<_>, Vec<_>) =
         all.into_iter().partition(|(workload, _)| !workload.starts_with('('));
     named.sort_by(|(a, one), (b, other)| other.cmp(one).then_with(|| a.cmp(b)));

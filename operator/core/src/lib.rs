@@ -8,6 +8,7 @@ mod arrivals;
 mod autoscaler;
 pub mod avoidance;
 pub mod backup;
+pub mod bills;
 pub mod caps;
 pub mod claims;
 pub mod cost;

@@ -7,11 +7,16 @@
 
 mod world;
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use rust_decimal::Decimal;
-use spotpool_core::ledger::month_of;
+use spotpool_core::bills::{self, Bills, Metered, UNKNOWN, billed};
+use spotpool_core::cost::Amounts;
+use spotpool_core::ledger::{Ledger, month_of};
 use spotpool_core::spend::OTHERS;
 use spotpool_core::{Action, Plan};
 use spotpool_crds::Reason;
@@ -500,11 +505,68 @@ fn random_world(dice: &mut Dice) -> World {
     world
 }
 
+/// What workloads are billed, beside all that happens: whoever adds bills up must get what was spent.
+struct Teams {
+    bills: Option<Bills>,
+    hourly: Decimal,
+    metered: Metered,
+    seen: Timestamp,
+}
+
+impl Teams {
+    fn of(world: &World) -> Self {
+        let seen = world.now;
+        Self { bills: None, hourly: Decimal::ZERO, metered: Metered::default(), seen }
+    }
+
+    fn look(&mut self, world: &World, dice: &mut Dice) {
+        let ledger: &Ledger = world.memory.ledger.as_ref().unwrap();
+        let lasted = world.now.duration_since(self.seen).as_secs().max(0).unsigned_abs();
+        self.seen = world.now;
+        let teams = (0..dice.below(40)).map(|_| {
+            let spot = Decimal::new(dice.below(1000) as i64, 3);
+            (Arc::from(format!("team{}", dice.below(40))), Amounts { spot, ..Amounts::default() })
+        });
+        let costs: BTreeMap<Arc<str>, Amounts> = teams.collect();
+        match dice.below(8) {
+            // It restarts, and has not looked for as long as that took.
+            0 => self.metered = Metered::default(),
+            // Nobody asks any more; or by another label.
+            1 if dice.below(4) == 0 => self.bills = None,
+            _ => self.metered.add(&costs, Duration::from_secs(lasted)),
+        }
+        let label = if dice.below(30) == 0 { "app" } else { "team" };
+        let before = self.bills.take();
+        let bills = billed(before.as_ref(), label, ledger, self.hourly, &self.metered);
+        self.hourly = ledger.hourly.total().total();
+        let pages = [Some((&bills.month, &ledger.page)), bills.before.as_ref().zip(ledger.before.as_ref())];
+        assert_eq!(bills.before.is_some(), ledger.before.is_some());
+        for (bill, page) in pages.into_iter().flatten() {
+            assert_eq!((bill.month, bill.total()), (page.month, page.spent.total().total()), "{bill:?}");
+            assert!(bill.spent.values().all(|amount| *amount > Decimal::ZERO), "{bill:?}");
+            let named = bill.spent.keys().filter(|name| !name.starts_with('(')).count();
+            assert!(named <= bills::NAMED, "{named} are named");
+        }
+        // What nobody saw is on nobody's bill, and once seen it stays so.
+        if before.as_ref().is_none_or(|before| before.label != label) {
+            assert!(bills.month.spent.keys().all(|name| **name == *UNKNOWN), "{:?}", bills.month);
+        }
+        // Asked again, nothing is shared twice.
+        assert_eq!(billed(Some(&bills), label, ledger, self.hourly, &self.metered), bills);
+        if before.is_none_or(|before| before.at != bills.at) {
+            self.metered = Metered::default();
+        }
+        self.bills = Some(bills);
+    }
+}
+
 fn schedule(seed: u64) {
     let mut dice = Dice(seed);
     let mut world = random_world(&mut dice);
     let mut bill = Bill::of(&world);
     bill.reconcile(&mut world);
+    // Dice of their own: the courses stay what they were.
+    let (mut teams, mut other_dice) = (Teams::of(&world), Dice(seed.wrapping_add(1_000_000)));
     for _ in 0..40 {
         let at = dice.below(world.pools.len() as u64) as usize;
         let name = world.pools[at].name.clone();
@@ -551,6 +613,7 @@ fn schedule(seed: u64) {
         }
         bill.reconcile(&mut world);
         bill.compare(&world);
+        teams.look(&world, &mut other_dice);
     }
     // With Shed, what is over a cap goes.
     let limits = world.spec.fallback.clone().unwrap();

@@ -12,6 +12,7 @@ use spotpool_azure::Decimal;
 use spotpool_core::cost::Amounts;
 use spotpool_core::spend;
 use spotpool_core::{Plan, Snapshot};
+use spotpool_crds::spot_pool::ByWorkload;
 use spotpool_runtime::catalogue::Catalogue;
 
 use super::PoolName;
@@ -39,6 +40,13 @@ struct UsedBy {
     workload: Arc<str>,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, EncodeLabelSet)]
+struct BilledTo {
+    namespace: String,
+    pool: String,
+    workload: String,
+}
+
 /// What money is spent on.
 const KINDS: [&str; 3] = ["spot", "on_demand", "fallback"];
 const PERIODS: [&str; 2] = ["hour", "month"];
@@ -60,10 +68,13 @@ pub(super) struct MoneyMetrics {
     budget_left: Amount<BudgetFor>,
     prices_read: Amount<PoolName>,
     workloads: Amount<UsedBy>,
+    workload_month: Amount<BilledTo>,
     /// Agent pools of which there are costs, so that those of one that is not named any more go.
     costed: Arc<Mutex<BTreeMap<PoolName, BTreeSet<String>>>>,
     /// Workloads of which there are costs, for the same reason.
     shared: Arc<Mutex<BTreeMap<PoolName, BTreeSet<UsedBy>>>>,
+    /// Workloads that have cost something in the month.
+    billed: Arc<Mutex<BTreeMap<PoolName, BTreeSet<BilledTo>>>>,
 }
 
 impl MoneyMetrics {
@@ -132,6 +143,16 @@ impl MoneyMetrics {
                  `(idle)`, `(other)` ([how](../how-to/cost-allocation.md#by-workload)). As of the last survey of pods",
             )
             .metric(self.workloads.clone());
+        catalogue
+            .family("workload_month_spend", "What workloads have cost in this month by UTC")
+            .unit("currency")
+            .of_pool()
+            .label("workload")
+            .note(
+                "Only with `--cost-label`: at most 20 values of that label for each SpotPool, and `(none)`, `(idle)`, `(other)`, \
+                 `(unknown)` ([how](../how-to/cost-allocation.md#the-month)). As old as `month_spend`, and adds up to it",
+            )
+            .metric(self.workload_month.clone());
     }
 
     pub fn tell(&self, name: &PoolName, snapshot: &Snapshot, plan: &Plan) {
@@ -195,6 +216,24 @@ impl MoneyMetrics {
         }
     }
 
+    pub fn tell_month(&self, name: &PoolName, told: Option<&ByWorkload>) {
+        let mut now = BTreeSet::new();
+        for spend in told.iter().flat_map(|told| &told.this_month.spent) {
+            let PoolName { namespace, pool } = name.clone();
+            let labels = BilledTo { namespace, pool, workload: spend.workload.clone() };
+            self.workload_month.get_or_create(&labels).set(spend.amount.parse().unwrap_or(f64::NAN));
+            now.insert(labels);
+        }
+        let mut billed = self.billed.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = billed.remove(name).unwrap_or_default();
+        for labels in before.difference(&now) {
+            self.workload_month.remove(labels);
+        }
+        if !now.is_empty() {
+            billed.insert(name.clone(), now);
+        }
+    }
+
     fn shared(&self) -> MutexGuard<'_, BTreeMap<PoolName, BTreeSet<UsedBy>>> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -217,6 +256,7 @@ impl MoneyMetrics {
         for labels in self.shared().remove(name).iter().flatten() {
             self.workloads.remove(labels);
         }
+        self.tell_month(name, None);
         let others = [OTHERS.to_owned()];
         self.forget_costs(name, agent_pools.into_iter().flatten().chain(others));
         self.on_demand_equivalent.remove(name);

@@ -180,6 +180,7 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
     let plan = plan(&pool.spec, &gathered.snapshot, now);
     context.metrics.planned(started.elapsed().as_secs_f64());
     let planned = Timestamp::now();
+    gathered.bills = context.parts.workloads.bills(&pool, &gathered, &plan);
 
     // Intentions first: whoever comes after a crash must know what may have been asked of Azure.
     let intentions = act::intentions(&plan, now);

@@ -11,6 +11,7 @@ use kube::ResourceExt;
 use serde::de::DeserializeOwned;
 use spotpool_azure::{AgentPool, AzureError, Class, EvictionPolicy, Priority, Scope};
 use spotpool_core::avoidance::{Failure, avoided_until};
+use spotpool_core::bills::Bills;
 use spotpool_core::claims::{Claim, claimed_by};
 use spotpool_core::floor::FloorMemory;
 use spotpool_core::loss::{Lost, Restarts, lost, quarantine};
@@ -64,6 +65,8 @@ pub struct Gathered {
     pub newest_notice: Option<Timestamp>,
     /// What workloads mean for it; empty until [`crate::workloads::Workloads::tell`].
     pub survey: Arc<Survey>,
+    /// What workloads have cost; absent until there is a plan, and where nobody asks.
+    pub bills: Option<Bills>,
 }
 
 /// The last error of an agent pool and what follows from it.
@@ -361,6 +364,7 @@ pub fn gather(
         notices,
         newest_notice,
         survey: Arc::default(),
+        bills: None,
     }
 }
 

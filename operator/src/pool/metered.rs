@@ -68,6 +68,8 @@ impl Metered<'_> {
         metrics.agent_pools(&namespace, &pool, before, after);
         metrics.conditions(&namespace, &pool, after);
         metrics.money(&namespace, &pool, &self.gathered.snapshot, self.plan);
+        let by_workload = after.money.as_ref().and_then(|money| money.by_workload.as_ref());
+        metrics.workload_month(&namespace, &pool, by_workload);
         metrics.budgets(&namespace, &pool, after, floor_cost);
         metrics.agents(&namespace, &pool, self.gathered.survey.agents.as_ref());
         metrics.objective(&namespace, &pool, self.plan.objective.as_ref());

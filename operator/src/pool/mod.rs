@@ -2,6 +2,7 @@
 
 pub mod act;
 pub mod agents;
+pub mod bills;
 mod controller;
 mod creation;
 pub mod doomed;

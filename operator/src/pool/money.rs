@@ -104,6 +104,7 @@ pub fn status(currency: &str, plan: &Plan) -> MoneyStatus {
         saving_percent: money.costs.saving_percent(),
         variance_percent: money.variance_percent(),
         this_month: ledger.map(|ledger| spend(&ledger.page.spent.total(), text)),
+        by_workload: None,
         fallback_this_hour: ledger.map(|ledger| text(ledger.hour)).unwrap_or_default(),
         hourly_budget: money.hourly_budget.map(budget),
         monthly_budget: money.monthly_budget.map(budget),

@@ -13,15 +13,15 @@ use spotpool_core::ranking::Rank;
 use spotpool_core::{Action, AgentPoolView, Plan, creation};
 use spotpool_crds::spot_pool::{
     Adoption, AgentPoolStatus, AutoscalerStatus, BlockedBudget, BudgetFloor, CapacityType, FallbackStatus,
-    FloorStatus, LeavingStatus, LossesStatus, NextFloor, Operation, PlanStep, Price, ProbeStatus, RankStatus,
-    RelapsesStatus, RequestStatus, RestartsStatus, Role, WriteBudget,
+    FloorStatus, LeavingStatus, LossesStatus, MoneyStatus, NextFloor, Operation, PlanStep, Price,
+    ProbeStatus, RankStatus, RelapsesStatus, RequestStatus, RestartsStatus, Role, WriteBudget,
 };
 use spotpool_crds::{Reason, SpotPool, SpotPoolStatus, names};
 
 use super::act::Outcome;
 use super::doomed::Notices;
 use super::gather::Gathered;
-use super::{agents, money, objective, others, signals, tags};
+use super::{agents, bills, money, objective, others, signals, tags};
 
 /// The status after a plan, with `operations` that are about to be asked for or were accepted.
 pub fn status(
@@ -67,7 +67,10 @@ pub fn status(
                 answer: answered.answer.clone(),
             }),
         },
-        money: Some(money::status(&gathered.snapshot.currency, plan)),
+        money: Some(MoneyStatus {
+            by_workload: gathered.bills.as_ref().map(bills::status),
+            ..money::status(&gathered.snapshot.currency, plan)
+        }),
         floor: floor(gathered, plan),
         blocked_budgets: blocked_budgets(&before, gathered),
         objective: memory.objective.clone(),

@@ -353,6 +353,7 @@ fn news_of_a_survey_wakes_plans_and_no_news_does_not() {
         made: (at(0), 99),
         asked: Instant::now(),
         bill: None,
+        meter: Meter::default(),
     };
     workloads.surveys().insert("uid".into(), surveyed);
     assert!(!workloads.survey_again(), "still nothing is known");
