@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
+use std::fmt::Debug;
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,12 +12,13 @@ use kube::api::{Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 use serde::Deserialize as _;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use spotpool_crds::eviction::Phase;
 use spotpool_crds::names;
 use spotpool_e2e::objects::{create, object};
-use spotpool_e2e::run;
 use spotpool_e2e::world::SYSTEM_NAMESPACE;
+use spotpool_e2e::{eventually, run};
 
 use crate::corner::{Corner, shared};
 
@@ -43,6 +45,23 @@ async fn signed_in(path: &Path) -> Client {
     Client::try_from(config).unwrap()
 }
 
+/// Waits until the API server holds agents to a policy, which it does a second or so after the policy is there.
+async fn in_force<K>(api: &Api<K>, name: &str, forbidden: &Value)
+where
+    K: Clone + DeserializeOwned + Debug,
+{
+    let params = PatchParams { dry_run: true, ..PatchParams::default() };
+    eventually("the policy to be in force", async || {
+        match api.patch(name, &params, &Patch::Merge(forbidden)).await {
+            Err(kube::Error::Api(refusal)) if refusal.code == 403 => Ok(Some(())),
+            Err(error) => Err(error.into()),
+            Ok(_) => Ok(None),
+        }
+    })
+    .await
+    .unwrap();
+}
+
 #[test]
 fn a_broken_into_node_cannot_touch_another_node() {
     run(async {
@@ -50,7 +69,9 @@ fn a_broken_into_node_cannot_touch_another_node() {
         let corner = Corner::set(&world, "ownnode", 2).await;
         let (own, other) = (corner.nodes[0].as_str(), corner.nodes[1].as_str());
         let nodes: Api<Node> = Api::all(agent_client(&corner, own).await);
-        let patch = Patch::Merge(json!({"metadata": {"annotations": {"example.com/x": "y"}}}));
+        let patch = json!({"metadata": {"annotations": {"example.com/x": "y"}}});
+        in_force(&nodes, other, &patch).await;
+        let patch = Patch::Merge(patch);
         nodes.patch(own, &PatchParams::default(), &patch).await.unwrap();
         let status = Patch::Merge(json!({"status": {"conditions": []}}));
         for result in [
@@ -90,6 +111,7 @@ fn a_broken_into_node_cannot_change_what_pods_run_nor_write_on_pods_elsewhere() 
         for allowed in [&deadline, &deadline, &off, &off] {
             pods.patch("here", &PatchParams::default(), &Patch::Merge(allowed)).await.unwrap();
         }
+        in_force(&pods, "here", &annotations(json!({"example.com/new": "1"}))).await;
         let image = json!({"spec": {"containers": [{"name": "main", "image": "miner"}]}});
         for (pod, patch, sentence) in [
             ("here", Patch::Strategic(image), "only the annotation spotpool.dev/deadline"),

@@ -12,11 +12,12 @@ use kube::api::{
 use kube::core::GroupVersionKind;
 use kube::{Api, Client, ResourceExt, discovery};
 use serde_json::{Value, json};
-use spotpool_azure_sim::api::PoolSpec;
+use spotpool_azure_sim::api::{PoolSpec, Targets};
+use spotpool_crds::names;
 use spotpool_e2e::objects::{create, is_ready, object};
 use spotpool_e2e::world::SYSTEM_NAMESPACE;
 use spotpool_e2e::{Agents, Operator, Stage, World, WorldOptions, eventually, run};
-use spotpool_e2e_cluster::{Program, Tools};
+use spotpool_e2e_cluster::{Program, STOP_AFTER_ANNOTATION, Tools};
 
 use crate::helm::{charts, example, examples, helm_at, objects, template};
 
@@ -222,6 +223,13 @@ fn a_release_lives_from_install_to_uninstall_and_its_programs_with_it() {
             format!("azure.pricesEndpoint={sim}/api/retail/prices"),
             "agent.podAnnotations.kwok-stop-after=never".to_owned(),
         ];
+        // Nodes first: the scheduler is to have a choice.
+        let (spot, regular) = (
+            PoolSpec::spot("charts", "Standard_D4s_v5", 2),
+            PoolSpec::regular("chartr", "Standard_D4s_v5", 2),
+        );
+        let bare = Stage { world: &world, name: SYSTEM_NAMESPACE.to_owned() };
+        bare.agent_pools(&[spot, regular]).await.unwrap();
         let values = example("prometheus.yaml");
         let notes = helm.spotpool("install", &values, &here);
         assert!(notes.contains("kind: SpotPool") && notes.contains("rollout status deployment"), "{notes}");
@@ -232,11 +240,7 @@ fn a_release_lives_from_install_to_uninstall_and_its_programs_with_it() {
                 .await;
         world.agents = Some(agents.unwrap());
         let stage = Stage { world: &world, name: SYSTEM_NAMESPACE.to_owned() };
-        let (spot, regular) = (
-            PoolSpec::spot("charts", "Standard_D4s_v5", 2),
-            PoolSpec::regular("chartr", "Standard_D4s_v5", 2),
-        );
-        stage.agent_pools(&[spot, regular]).await.unwrap();
+        stage.nodes_ready("charts", 2).await.unwrap();
 
         // The scheduler has put the operator's two Pods apart, and on no spot node.
         let pods: Api<Pod> = Api::namespaced(client.clone(), SYSTEM_NAMESPACE);
@@ -261,17 +265,42 @@ fn a_release_lives_from_install_to_uninstall_and_its_programs_with_it() {
         let agent_pools = json!([{"name": "charts", "maxNodes": 4}, {"name": "chartr", "maxNodes": 2}]);
         stage.spot_pool("workers", json!({"replicas": 4, "agentPools": agent_pools})).await.unwrap();
         stage.status_is("workers", "4 ready", |status| status.ready_replicas == 4).await.unwrap();
+        // The same again changes nothing.
+        let rendered = helm.run(&["get", "manifest", "spotpool"]);
+        let before = versions(&client, &rendered).await;
+        helm.spotpool("upgrade", &values, &here);
+        assert_eq!(versions(&client, &rendered).await, before, "nothing was changed");
+
+        // An upgrade while an eviction is on: every agent is replaced, and the pod is evicted all the same.
         let doomed = stage.nodes("charts").await.unwrap()[0].name_any();
-        let work = json!({"metadata": {"name": "work"}, "spec": {"nodeName": doomed, "terminationGracePeriodSeconds": 1,
-            "containers": [{"name": "main", "image": "none"}]}});
+        let work = json!({"metadata": {"name": "work", "annotations": {STOP_AFTER_ANNOTATION: "5s"}},
+            "spec": {"nodeName": doomed, "terminationGracePeriodSeconds": 20,
+                "containers": [{"name": "main", "image": "none"}]}});
         let works: Api<Pod> = Api::namespaced(client.clone(), "default");
         create(&works, work).await.unwrap();
-        world.sim.evict(&[&doomed], Duration::from_secs(10)).await.unwrap();
-        eventually("the pod to be evicted", async || {
-            Ok(works.get_opt("work").await?.is_none().then_some(()))
-        })
-        .await
-        .unwrap();
+        eventually("the pod to run", async || Ok(Some(works.get("work").await?).filter(is_ready)))
+            .await
+            .unwrap();
+        world.sim.evict(&[&doomed], Duration::from_mins(2)).await.unwrap();
+        let nodes: Api<Node> = Api::all(client.clone());
+        let phase = async || {
+            let notice = nodes.get(&doomed).await?.annotations().get(names::EVICTION_ANNOTATION).cloned();
+            let notice: Value = serde_json::from_str(&notice.unwrap_or_default()).unwrap_or_default();
+            anyhow::Ok(notice["phase"].as_str().unwrap_or_default().to_owned())
+        };
+        eventually("the notice", async || Ok(Some(phase().await?).filter(|phase| !phase.is_empty())))
+            .await
+            .unwrap();
+        helm.crds("upgrade");
+        helm.spotpool("upgrade", &values, &[here.clone(), vec!["agent.pollInterval=2s".to_owned()]].concat());
+        let (slow, fast) = (json!("--poll-interval=2s"), json!("--poll-interval=1s"));
+        let has = |args: &Value, arg: &Value| args.as_array().unwrap().contains(arg);
+        assert!(has(&agents_args(&client).await, &slow));
+        eventually("the drain to be over", async || Ok((phase().await? == "Drained").then_some(())))
+            .await
+            .unwrap();
+        assert!(works.get_opt("work").await.unwrap().is_none(), "the pod was evicted while its VM was there");
+        world.sim.kill(&Targets::named(&[&doomed])).await.unwrap();
         eventually("the node to be gone and replaced", async || {
             let nodes = stage.nodes("charts").await?;
             Ok((nodes.len() == 2 && nodes.iter().all(|node| node.name_any() != doomed)).then_some(()))
@@ -281,17 +310,7 @@ fn a_release_lives_from_install_to_uninstall_and_its_programs_with_it() {
         stage.status_is("workers", "4 ready again", |status| status.ready_replicas == 4).await.unwrap();
         assert_eq!(denied(&world), Vec::<String>::new());
 
-        // The same again changes nothing; an upgrade changes what it says, and a rollback takes it back.
-        let rendered = helm.run(&["get", "manifest", "spotpool"]);
-        let before = versions(&client, &rendered).await;
-        helm.spotpool("upgrade", &values, &here);
-        assert_eq!(versions(&client, &rendered).await, before, "nothing was changed");
-        let slower = [here.clone(), vec!["agent.pollInterval=2s".to_owned()]].concat();
-        helm.crds("upgrade");
-        helm.spotpool("upgrade", &values, &slower);
-        let (slow, fast) = (json!("--poll-interval=2s"), json!("--poll-interval=1s"));
-        let has = |args: &Value, arg: &Value| args.as_array().unwrap().contains(arg);
-        assert!(has(&agents_args(&client).await, &slow));
+        // A rollback takes back what the upgrade has changed.
         helm.run(&["rollback", "spotpool", "2"]);
         assert!(has(&agents_args(&client).await, &fast));
         stage.nodes_ready("charts", 2).await.unwrap();
@@ -314,7 +333,6 @@ fn a_release_lives_from_install_to_uninstall_and_its_programs_with_it() {
             .await
             .unwrap();
         }
-        let nodes: Api<Node> = Api::all(client.clone());
         for node in nodes.list(&ListParams::default()).await.unwrap() {
             assert_eq!(marks(&node), Vec::<String>::new(), "{}", node.name_any());
         }
