@@ -70,6 +70,8 @@ struct Recovery {
     /// Notices seen at the last look, by node and event.
     known: Option<BTreeSet<(String, String)>>,
     open: BTreeMap<(String, String), Eviction>,
+    /// Recovered from, while their drains go on: an agent may tell of them yet, or go with its VM.
+    draining: BTreeMap<(String, String), Eviction>,
     /// Of pods that were on these nodes.
     owners: BTreeSet<Owner>,
     /// Since when agent pools are at work for us.
@@ -131,6 +133,7 @@ impl Traces {
         let recovery = recoveries.entry(pass.uid.to_owned()).or_default();
         recovery.name = (pass.name.0.to_owned(), pass.name.1.to_owned());
         let is_new = recovery.meet(&self.tracer, pass);
+        recovery.see_drains_off(&self.tracer, pass);
         if recovery.open.is_empty() {
             recovery.serving = serving(pass);
             return;
@@ -191,7 +194,7 @@ impl Recovery {
                 continue;
             };
             let key = (name, notice.event_id.clone());
-            if let Some(eviction) = self.open.get_mut(&key) {
+            if let Some(eviction) = self.open.get_mut(&key).or(self.draining.get_mut(&key)) {
                 eviction.notice = notice.clone();
             } else if notice.is_active()
                 && !before.contains(&key)
@@ -210,6 +213,24 @@ impl Recovery {
         }
         self.known = Some(known);
         is_new
+    }
+
+    /// Tells the whole of evictions that nobody else will tell: drained by us, or by an agent that has gone.
+    fn see_drains_off(&mut self, tracer: &Tracer, pass: &Pass<'_>) {
+        let known = self.known.as_ref();
+        self.draining.retain(|key, eviction| {
+            let notice = &eviction.notice;
+            let is_there = known.is_some_and(|known| known.contains(key));
+            let is_agents = notice.by == Claimant::NodeAgent && notice.traceparent.is_some();
+            let is_over = end_of(notice).is_some();
+            if is_there && !is_over {
+                return true;
+            }
+            if !(is_agents && is_over) {
+                tracer.send(untold(&key.0, eviction, pass.began));
+            }
+            false
+        });
     }
 
     /// Has a span below each trace's first eviction.
@@ -373,12 +394,7 @@ impl Recovery {
                 None => span,
             }
         });
-        for ((node, _), eviction) in &self.open {
-            if let Some(span) = untold(node, eviction, now) {
-                tracer.send(span);
-            }
-        }
-        self.open.clear();
+        self.draining.append(&mut self.open);
         self.owners.clear();
         self.asked.clear();
         self.sent.clear();
@@ -386,19 +402,24 @@ impl Recovery {
     }
 }
 
-/// The span that all others hang on, where no agent has told it: it writes no traces, or it went with its VM.
-fn untold(node: &str, eviction: &Eviction, now: Timestamp) -> Option<Recorded> {
-    let notice = &eviction.notice;
+/// How a drain ended, if it is over.
+fn end_of(notice: &EvictionNotice) -> Option<Phase> {
     let is_over = matches!(notice.phase, Phase::Drained | Phase::Incomplete | Phase::Cancelled | Phase::Over);
-    let has_told = notice.by == Claimant::NodeAgent && notice.traceparent.is_some() && is_over;
-    let span = (!has_told).then(|| eviction.parent.itself("eviction"))?;
-    let span = span
+    is_over.then_some(notice.phase)
+}
+
+/// The span that all others hang on, which no agent has told: it writes no traces, or it went with its VM.
+fn untold(node: &str, eviction: &Eviction, now: Timestamp) -> Recorded {
+    let notice = &eviction.notice;
+    let span = eviction
+        .parent
+        .itself("eviction")
         .lasting(notice.observed_at, notice.deadline.min(now))
         .with("spotpool.event.id", &*notice.event_id)
         .with("spotpool.event.type", &*notice.event_type)
         .with("k8s.node.name", node)
         .with("spotpool.drain.phase", format!("{:?}", notice.phase));
-    Some(if is_over { span } else { span.failed("the node was gone before its drain was over") })
+    if end_of(notice).is_some() { span } else { span.failed("the node was gone before its drain was over") }
 }
 
 fn planned(span: Recorded, plan: &Plan) -> Recorded {

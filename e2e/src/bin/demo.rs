@@ -252,6 +252,11 @@ async fn evict(
         Ok::<_, anyhow::Error>(running)
     };
     let whole = async {
+        // Status still says what was before the notice for a moment.
+        within(times.limit, "the loss to show", async || {
+            Ok((stage.status("workers").await?.capacity.ready_spot < 4).then_some(()))
+        })
+        .await?;
         let whole = within(times.limit, "spot to be whole", async || {
             let status = stage.status("workers").await?;
             Ok((status.capacity.ready_spot == 4).then(Timestamp::now))

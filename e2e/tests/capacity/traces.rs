@@ -3,9 +3,12 @@
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::{Api, ResourceExt};
 use serde_json::json;
-use spotpool_azure_sim::api::PoolSpec;
+use spotpool_azure_sim::api::{PoolSpec, Targets};
+use spotpool_crds::names;
 use spotpool_e2e::objects::create;
 use spotpool_e2e::{OperatorOptions, Stage, eventually, run};
 
@@ -23,7 +26,8 @@ fn one_trace_tells_an_eviction_from_the_notice_until_the_pods_run_again() {
         };
         let operator = stage.operator(&options).await.unwrap();
         let pools = json!([{"name": "traceda", "maxNodes": 4}]);
-        stage.spot_pool("p", json!({"replicas": 2, "agentPools": pools})).await.unwrap();
+        let spec = json!({"replicas": 2, "agentPools": pools, "drain": {"escalateAfter": "1m"}});
+        stage.spot_pool("p", spec).await.unwrap();
         stage.status_is("p", "2 ready", |status| status.ready_replicas == 2).await.unwrap();
 
         // So large that there is one on each node, and none fits beside another.
@@ -104,6 +108,40 @@ fn one_trace_tells_an_eviction_from_the_notice_until_the_pods_run_again() {
                 |line: &str| line.starts_with(&name) && line.contains(&format!("trace_id=\"{id}\""));
             assert!(figures.lines().any(is_traced), "no exemplar of {id} in {name}: {figures}");
         }
+
+        // An agent that goes with its VM while it drains tells of the whole no more: the operator does.
+        let node = stage.nodes("traceda").await.unwrap().pop().unwrap().name_any();
+        let pods: Api<Pod> = Api::namespaced(stage.world.client.clone(), &stage.name);
+        let held = json!({"metadata": {"name": "held", "labels": {"app": "held"}},
+            "spec": {"nodeName": node, "containers": [{"name": "held", "image": "none"}]}});
+        create(&pods, held).await.unwrap();
+        let budgets: Api<PodDisruptionBudget> = Api::namespaced(stage.world.client.clone(), &stage.name);
+        let budget = json!({"metadata": {"name": "held"},
+            "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "held"}}}});
+        create(&budgets, budget).await.unwrap();
+        eventually("the budget to know its pod", async || {
+            let known = budgets.get("held").await?.status.is_some_and(|status| status.expected_pods == 1);
+            Ok(known.then_some(()))
+        })
+        .await
+        .unwrap();
+        let events = stage.world.sim.evict(&[node.as_str()], Duration::from_mins(5)).await.unwrap();
+        eventually("the drain to go on", async || {
+            let node = stage.nodes("traceda").await?.into_iter().find(|it| it.name_any() == node);
+            let notice = node.and_then(|node| node.annotations().get(names::EVICTION_ANNOTATION).cloned());
+            Ok(notice.is_some_and(|notice| notice.contains(r#""phase":"Draining""#)).then_some(()))
+        })
+        .await
+        .unwrap();
+        stage.world.sim.kill(&Targets::named(&[node.as_str()])).await.unwrap();
+        let told = eventually("the operator to tell what the agent could not", async || {
+            Ok(collector.trace(&events[0].event_id).span("eviction").cloned())
+        })
+        .await
+        .unwrap();
+        assert_eq!(told.program, "spotpool-operator");
+        let status = told.span.status.unwrap();
+        assert_eq!(status.message, "the node was gone before its drain was over");
         operator.stop().await.unwrap();
     });
 }

@@ -530,9 +530,9 @@ impl Caps {
                 cost.zip(price).map(|(cost, price)| cost + price.saturating_mul(Decimal::from(placed.new)));
             what.push(format!("{} of {}", placed.new, situation.snapshot.agent_pools[placed.pool].name));
         }
-        let cost = cost.map_or_else(|| "what nobody knows".to_owned(), |cost| said(cost).to_string());
-        let mut note =
-            format!("on-demand stands in for spot from now on: {}, for {cost} an hour", what.join(", "));
+        let cost = cost.map(|cost| format!("for {} an hour", said(cost)));
+        let cost = cost.unwrap_or_else(|| "at a price that is not known".to_owned());
+        let mut note = format!("on-demand stands in for spot from now on: {}, {cost}", what.join(", "));
         if let Some(budget) = self.given.hourly {
             let _ = write!(note, "; fallback.hourlyBudget is {}", said(budget));
         }
