@@ -13,6 +13,7 @@ use spotpool_drain::Terms;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use crate::condition::Told;
 use crate::context::Context;
@@ -79,7 +80,9 @@ pub fn run(
 ) -> impl Future<Output = ()> + use<> {
     let (notice, mut ended) = (running.notice.subscribe(), running.ended.subscribe());
     let (settled, acknowledged) = (running.settled.clone(), running.acknowledged.clone());
-    async move {
+    // Shared code knows of no events: what it logs is found by the span. At the highest level, so that no filter takes it out.
+    let about = tracing::error_span!("event", event_id = notice.borrow().event_id);
+    let flow = async move {
         let first = notice.borrow().clone();
         let last = context.node.latest().and_then(|node| node.notice());
         let resumed = last.filter(|last| last.is_active() && last.event_id == first.event_id);
@@ -153,7 +156,8 @@ pub fn run(
         give_back(&flow.context, phase.unwrap_or(Phase::Cancelled)).await;
         flow.relay.send_replace(None);
         flow.settled.send_replace(true);
-    }
+    };
+    flow.instrument(about)
 }
 
 impl Flow {

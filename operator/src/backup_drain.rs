@@ -24,6 +24,7 @@ use spotpool_drain::pods::watch_pods;
 use spotpool_drain::{Answer, Budget, Drain, Holds, Observer, Pod, Pods, Progress, Terms, marks, noted};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use crate::metrics::Metrics;
 use crate::pool::doomed::Notices;
@@ -290,14 +291,16 @@ impl BackupDrains {
                 );
                 self.tell(job, "BackupDrain/Claim", true, note);
                 if claimed.response == EventResponse::Drain {
-                    self.drain(job, &handle, claimed, stop).await;
+                    let about = about(&claimed);
+                    self.drain(job, &handle, claimed, stop).instrument(about).await;
                 }
             }
             Task::GoOn => {
                 let active = node.notice().filter(|it| it.is_active() && it.by == Claimant::Operator);
                 let Some(claimed) = active.filter(|it| it.response == EventResponse::Drain) else { return };
                 tracing::info!(node = job.node, event_id = claimed.event_id, "goes on with the drain");
-                self.drain(job, &handle, claimed, stop).await;
+                let about = about(&claimed);
+                self.drain(job, &handle, claimed, stop).instrument(about).await;
             }
         }
     }
@@ -437,6 +440,11 @@ fn ours(node: &Node, event_id: &str) -> Option<EvictionNotice> {
 /// How far the drain is; nothing once an agent has taken it over.
 fn progress(node: &Node, wanted: &EvictionNotice) -> Edit {
     if ours(node, &wanted.event_id).is_some() { marks::progress(node, wanted) } else { Edit::default() }
+}
+
+/// Shared code knows of no events: what it logs is found by the span.
+fn about(claimed: &EvictionNotice) -> tracing::Span {
+    tracing::error_span!("event", event_id = claimed.event_id)
 }
 
 fn noticed(claim: Claim, response: EventResponse, boot_id: &str) -> EvictionNotice {

@@ -26,7 +26,7 @@ use spotpool_runtime::catalogue::Catalogue;
 use crate::{seen, world_with_agents};
 
 /// Families that show themselves only once something has happened that does not happen here.
-const RARE: [(&str, &str); 10] = [
+const RARE: [(&str, &str); 9] = [
     ("spotpool_agent_documents_not_understood_total", "a document that makes no sense"),
     ("spotpool_agent_hooks_total", "a pod with a hook"),
     ("spotpool_agent_deadline_annotations_total", "a pod that wants its deadline"),
@@ -35,7 +35,6 @@ const RARE: [(&str, &str); 10] = [
     ("spotpool_operator_budget_left", "a budget in money"),
     ("spotpool_operator_workload_hourly_cost", "--cost-label"),
     ("spotpool_operator_workload_month_spend", "--cost-label"),
-    ("spotpool_operator_signals", "early signals"),
     ("spotpool_operator_floor_hourly_cost", "a floor that costs something"),
 ];
 

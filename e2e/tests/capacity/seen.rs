@@ -34,7 +34,8 @@ fn lines(log: &Path) -> Vec<Line> {
 }
 
 fn is_of(line: &Line, event_id: &str) -> bool {
-    line.get("event_id").and_then(Value::as_str).is_some_and(|ids| ids.split(' ').any(|id| id == event_id))
+    let own = line.get("event_id").or(line.get("span").and_then(|span| span.get("event_id")));
+    own.and_then(Value::as_str).is_some_and(|ids| ids.split(' ').any(|id| id == event_id))
 }
 
 /// What is left of lines that are said twice, whatever the time.

@@ -1,18 +1,46 @@
 //! Row M: one trace tells an eviction from the notice until the pods run again, by agent and operator, without a gap.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use axum::Router;
+use axum::http::HeaderMap;
+use axum::routing::post;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::api::{Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use serde_json::json;
 use spotpool_azure_sim::api::{PoolSpec, Targets};
 use spotpool_crds::names;
-use spotpool_e2e::objects::create;
+use spotpool_e2e::objects::{create, is_ready};
 use spotpool_e2e::{OperatorOptions, Stage, eventually, run};
+use tokio::net::TcpListener;
 
 use crate::{collector, world_with_agents};
+
+/// A pod's hook that answers at once.
+struct Hook {
+    port: u16,
+    traceparents: Arc<Mutex<Vec<String>>>,
+}
+
+impl Hook {
+    async fn listen() -> Self {
+        let traceparents: Arc<Mutex<Vec<String>>> = Arc::default();
+        let told = traceparents.clone();
+        let answer = async move |headers: HeaderMap| {
+            let traceparent = headers.get("traceparent").and_then(|it| it.to_str().ok()).unwrap_or_default();
+            told.lock().unwrap().push(traceparent.to_owned());
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let app = Router::new().route("/going", post(answer));
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        Self { port, traceparents }
+    }
+}
 
 #[test]
 fn one_trace_tells_an_eviction_from_the_notice_until_the_pods_run_again() {
@@ -112,9 +140,17 @@ fn one_trace_tells_an_eviction_from_the_notice_until_the_pods_run_again() {
         // An agent that goes with its VM while it drains tells of the whole no more: the operator does.
         let node = stage.nodes("traceda").await.unwrap().pop().unwrap().name_any();
         let pods: Api<Pod> = Api::namespaced(stage.world.client.clone(), &stage.name);
-        let held = json!({"metadata": {"name": "held", "labels": {"app": "held"}},
+        let hook = Hook::listen().await;
+        let annotations = json!({names::HOOK_ANNOTATION: format!(":{}/going", hook.port)});
+        let held = json!({"metadata": {"name": "held", "labels": {"app": "held"}, "annotations": annotations},
             "spec": {"nodeName": node, "containers": [{"name": "held", "image": "none"}]}});
         create(&pods, held).await.unwrap();
+        eventually("the pod to run", async || Ok(is_ready(&pods.get("held").await?).then_some(())))
+            .await
+            .unwrap();
+        // Pods of fake nodes have addresses that lead nowhere.
+        let status = Patch::Merge(json!({"status": {"podIP": "127.0.0.1", "podIPs": [{"ip": "127.0.0.1"}]}}));
+        pods.patch_status("held", &PatchParams::default(), &status).await.unwrap();
         let budgets: Api<PodDisruptionBudget> = Api::namespaced(stage.world.client.clone(), &stage.name);
         let budget = json!({"metadata": {"name": "held"},
             "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "held"}}}});
@@ -133,6 +169,22 @@ fn one_trace_tells_an_eviction_from_the_notice_until_the_pods_run_again() {
         })
         .await
         .unwrap();
+        // Its hook is asked, and can go on with the trace.
+        let trace = eventually("the hook to be told of", async || {
+            let trace = collector.trace(&events[0].event_id);
+            Ok(trace.span("hook").is_some().then_some(trace))
+        })
+        .await
+        .unwrap();
+        let asked = trace.span("hook").unwrap();
+        assert_eq!(
+            (asked.text("k8s.pod.name"), asked.text("spotpool.hook.outcome")),
+            (Some("held"), Some("answered"))
+        );
+        let given = hook.traceparents.lock().unwrap().clone();
+        let id = events[0].event_id.replace('-', "").to_lowercase();
+        assert!(given.len() == 1 && given[0].starts_with(&format!("00-{id}-")), "{given:?}");
+
         stage.world.sim.kill(&Targets::named(&[node.as_str()])).await.unwrap();
         let told = eventually("the operator to tell what the agent could not", async || {
             Ok(collector.trace(&events[0].event_id).span("eviction").cloned())

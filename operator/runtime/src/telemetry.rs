@@ -15,7 +15,8 @@ pub fn init(args: &CommonArgs) -> Result<(), ConfigError> {
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match args.log_format {
         LogFormat::Json => {
-            logs.json().flatten_event(true).with_current_span(false).with_span_list(false).init();
+            // The span says which event a line of shared code is about.
+            logs.json().flatten_event(true).with_current_span(true).with_span_list(false).init();
         }
         LogFormat::Text => logs.with_ansi(std::io::stderr().is_terminal()).init(),
     }
