@@ -201,6 +201,12 @@ pub const TOLD: &[Told] = &[
         "CostTagsPresent",
         "which tags of which agent pool; when `CostTagsPresent` becomes False",
     ),
+    operator(
+        Reason::AgentsNotReady,
+        "Warning",
+        "AgentsHealthy",
+        "how many nodes have no ready agent, and the first of them; when `AgentsHealthy` becomes False",
+    ),
     operator(Reason::AgentPoolNotFound, "Warning", GUARD, STALLED),
     operator(Reason::AgentPoolClaimed, "Warning", GUARD, STALLED),
     operator(Reason::AgentPoolUnsuitable, "Warning", GUARD, STALLED),

@@ -169,21 +169,30 @@ fn timeseries(svg: &mut String, at: &Frame, panel: &Panel, lines: &[Drawn<'_>]) 
         let _ = write!(svg, r##"<path d="M{left} {y}h{w}" stroke="#2f3338" fill="none"/>"##);
         text(svg, at.x, y + 4.0, "#999999", 10, &said(panel, low + (high - low) * share));
     }
-    let (mut x, mut y) = (at.x, bottom + 14.0);
-    for (index, (line, points)) in lines.iter().zip(&raised).enumerate() {
+    // The highest of a stack first: what is painted over it is what it stands on.
+    for (index, (line, points)) in lines.iter().zip(&raised).enumerate().rev() {
         let colour = COLOURS[index % COLOURS.len()];
         let mut path = String::new();
         let mut is_gap = true;
+        let across = |time: f64| left + w * (time - from) / (to - from).max(1.0);
         for (time, value) in points {
             if value.is_finite() {
-                let px = left + w * (time - from) / (to - from).max(1.0);
+                let px = across(*time);
                 let py = bottom - h * (value - low) / (high - low);
                 let _ = write!(path, "{}{px:.1} {py:.1}", if is_gap { "M" } else { "L" });
             }
             is_gap = !value.is_finite();
         }
         let dash = if line.query.dashed { r#" stroke-dasharray="6 4""# } else { "" };
+        if let (true, Some((first, _)), Some((last, _))) = (line.query.stack, points.first(), points.last()) {
+            let down = format!("L{:.1} {bottom}L{:.1} {bottom}Z", across(*last), across(*first));
+            let _ = write!(svg, r#"<path d="{path}{down}" fill="{colour}"/>"#);
+        }
         let _ = write!(svg, r#"<path d="{path}" stroke="{colour}" stroke-width="1.5" fill="none"{dash}/>"#);
+    }
+    let (mut x, mut y) = (at.x, bottom + 14.0);
+    for (index, line) in lines.iter().enumerate() {
+        let colour = COLOURS[index % COLOURS.len()];
         let name = if line.name.is_empty() { "(no name)" } else { &line.name };
         let wide = 22.0 + 6.2 * name.chars().count() as f64;
         if x + wide > at.x + at.w && x > at.x {
