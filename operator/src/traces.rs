@@ -133,7 +133,7 @@ impl Traces {
         let recovery = recoveries.entry(pass.uid.to_owned()).or_default();
         recovery.name = (pass.name.0.to_owned(), pass.name.1.to_owned());
         let is_new = recovery.meet(&self.tracer, pass);
-        recovery.see_drains_off(&self.tracer, pass);
+        recovery.see_drains_off(&self.tracer, pass.began);
         if recovery.open.is_empty() {
             recovery.serving = serving(pass);
             return;
@@ -216,7 +216,7 @@ impl Recovery {
     }
 
     /// Tells the whole of evictions that nobody else will tell: drained by us, or by an agent that has gone.
-    fn see_drains_off(&mut self, tracer: &Tracer, pass: &Pass<'_>) {
+    fn see_drains_off(&mut self, tracer: &Tracer, now: Timestamp) {
         let known = self.known.as_ref();
         self.draining.retain(|key, eviction| {
             let notice = &eviction.notice;
@@ -227,7 +227,7 @@ impl Recovery {
                 return true;
             }
             if !(is_agents && is_over) {
-                tracer.send(untold(&key.0, eviction, pass.began));
+                tracer.send(untold(&key.0, eviction, now));
             }
             false
         });
@@ -395,6 +395,7 @@ impl Recovery {
             }
         });
         self.draining.append(&mut self.open);
+        self.see_drains_off(tracer, now);
         self.owners.clear();
         self.asked.clear();
         self.sent.clear();

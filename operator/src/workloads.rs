@@ -358,10 +358,14 @@ impl Workloads {
         pods.map(|it| (it.pod.namespace.clone(), it.pod.owner.clone())).collect()
     }
 
-    /// How many pods of these owners do not run, or still run on these nodes.
+    /// How many pods of these owners do not run, or are still on these nodes: while one ends, its successor may not be there.
     pub fn waiting(&self, owners: &BTreeSet<Owner>, nodes: &BTreeSet<&str>) -> usize {
         let is_left = |pod: &Running| pod.node.as_deref().is_some_and(|node| nodes.contains(node));
-        let waits = |pod: &&Running| pod.stays == Stays::No && (!pod.runs || is_left(pod));
+        let waits = |pod: &&Running| match pod.stays {
+            Stays::No => !pod.runs || is_left(pod),
+            Stays::Ending => is_left(pod),
+            Stays::WithNode => false,
+        };
         let is_owned = |it: &&Running| owners.contains(&(it.pod.namespace.clone(), it.pod.owner.clone()));
         self.known().pods.known.values().filter(waits).filter(is_owned).count()
     }
