@@ -29,6 +29,8 @@ const MOST_TOLD: usize = 64;
 const OLD: SignedDuration = SignedDuration::from_mins(10);
 /// What has not come back in so long is told as it is.
 const GIVEN_UP: SignedDuration = SignedDuration::from_hours(1);
+/// A Job brings a pod back after a pause; a workload that was made smaller never does.
+const COMES_BACK: SignedDuration = SignedDuration::from_mins(1);
 /// How often pods are looked at once the capacity is there.
 const LOOK: Duration = Duration::from_millis(250);
 /// Pauses that are not worth a span.
@@ -72,8 +74,10 @@ struct Recovery {
     open: BTreeMap<(String, String), Eviction>,
     /// Recovered from, while their drains go on: an agent may tell of them yet, or go with its VM.
     draining: BTreeMap<(String, String), Eviction>,
-    /// Of pods that were on these nodes.
-    owners: BTreeSet<Owner>,
+    /// Of pods that were on these nodes, and how many each had.
+    owners: BTreeMap<Owner, usize>,
+    /// Since when no pod of theirs that is there waits.
+    runs_since: Option<Timestamp>,
     /// Since when agent pools are at work for us.
     asked: BTreeMap<String, (Operation, Timestamp)>,
     /// When agent pools were asked for machines at last.
@@ -140,7 +144,9 @@ impl Traces {
         }
         let nodes: BTreeSet<&str> = recovery.open.keys().map(|(node, _)| node.as_str()).collect();
         let owners = self.workloads.owners_on(&nodes);
-        recovery.owners.extend(owners);
+        for (owner, count) in owners {
+            recovery.owners.entry(owner).or_insert(count);
+        }
         recovery.tell(&self.tracer, pass, is_new);
         let is_cancelled = |eviction: &Eviction| !eviction.notice.is_active();
         if recovery.open.values().all(is_cancelled) {
@@ -163,11 +169,21 @@ impl Traces {
                 let nodes = recovery.open.keys().map(|(node, _)| node.as_str()).collect();
                 let waiting = self.workloads.waiting(&recovery.owners, &nodes);
                 if waiting == 0 {
+                    let runs_since = *recovery.runs_since.get_or_insert(now);
+                    let lacking = self.workloads.lacking(&recovery.owners);
+                    if lacking > 0 && now.duration_since(runs_since) < COMES_BACK {
+                        continue;
+                    }
+                    // What has not come back by then is not wanted any more.
+                    let end = if lacking > 0 { runs_since } else { now };
                     recovery.each(&self.tracer, "pods run", &[&since.to_string()], |span| {
-                        span.lasting(since, now)
+                        span.lasting(since, end)
                     });
-                    recovery.end(&self.tracer, now, None);
-                } else if recovery.is_old(now) {
+                    recovery.end(&self.tracer, end, None);
+                    continue;
+                }
+                recovery.runs_since = None;
+                if recovery.is_old(now) {
                     let why = format!("{waiting} pods of what ran on lost nodes do not run");
                     recovery.end(&self.tracer, now, Some(&why));
                 }
@@ -399,7 +415,7 @@ impl Recovery {
         self.owners.clear();
         self.asked.clear();
         self.sent.clear();
-        (self.idle_since, self.whole_since) = (None, None);
+        (self.idle_since, self.whole_since, self.runs_since) = (None, None, None);
     }
 }
 

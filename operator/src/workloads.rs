@@ -346,8 +346,8 @@ impl Workloads {
         gathered.survey = survey;
     }
 
-    /// Who owns the pods on these nodes that come back elsewhere.
-    pub fn owners_on(&self, nodes: &BTreeSet<&str>) -> BTreeSet<Owner> {
+    /// Who owns the pods on these nodes that come back elsewhere, and how many pods each has.
+    pub fn owners_on(&self, nodes: &BTreeSet<&str>) -> BTreeMap<Owner, usize> {
         let is_there = |pod: &&Running| pod.node.as_deref().is_some_and(|node| nodes.contains(node));
         let moves = |pod: &&Running| {
             let owner = &*pod.pod.owner;
@@ -355,18 +355,39 @@ impl Workloads {
         };
         let known = self.known();
         let pods = known.pods.known.values().filter(is_there).filter(moves);
-        pods.map(|it| (it.pod.namespace.clone(), it.pod.owner.clone())).collect()
+        let mut owners: BTreeMap<Owner, usize> = pods.map(|it| (owner(it), 0)).collect();
+        if owners.is_empty() {
+            return owners;
+        }
+        // Those that end still run; what comes in their place does not yet.
+        for pod in known.pods.known.values().filter(|pod| pod.runs) {
+            if let Some(count) = owners.get_mut(&owner(pod)) {
+                *count += 1;
+            }
+        }
+        owners
+    }
+
+    /// How many pods owners lack that run, of those that each had.
+    pub fn lacking(&self, owners: &BTreeMap<Owner, usize>) -> usize {
+        let mut lacking = owners.clone();
+        for pod in self.known().pods.known.values().filter(|it| it.runs && it.stays == Stays::No) {
+            if let Some(count) = lacking.get_mut(&owner(pod)) {
+                *count = count.saturating_sub(1);
+            }
+        }
+        lacking.values().sum()
     }
 
     /// How many pods of these owners do not run, or are still on these nodes: while one ends, its successor may not be there.
-    pub fn waiting(&self, owners: &BTreeSet<Owner>, nodes: &BTreeSet<&str>) -> usize {
+    pub fn waiting(&self, owners: &BTreeMap<Owner, usize>, nodes: &BTreeSet<&str>) -> usize {
         let is_left = |pod: &Running| pod.node.as_deref().is_some_and(|node| nodes.contains(node));
         let waits = |pod: &&Running| match pod.stays {
             Stays::No => !pod.runs || is_left(pod),
             Stays::Ending => is_left(pod),
             Stays::WithNode => false,
         };
-        let is_owned = |it: &&Running| owners.contains(&(it.pod.namespace.clone(), it.pod.owner.clone()));
+        let is_owned = |it: &&Running| owners.contains_key(&owner(it));
         self.known().pods.known.values().filter(waits).filter(is_owned).count()
     }
 
@@ -450,6 +471,10 @@ impl Workloads {
         }
         news
     }
+}
+
+fn owner(pod: &Running) -> Owner {
+    (pod.pod.namespace.clone(), pod.pod.owner.clone())
 }
 
 /// What of a SpotPool a survey depends on.
