@@ -11,14 +11,16 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use kube::ResourceExt;
 use spotpool_core::{Action, Plan};
-use spotpool_crds::EvictionNotice;
 use spotpool_crds::eviction::{Claimant, PREEMPT, Phase};
 use spotpool_crds::spot_pool::{Operation, OperationKind};
+use spotpool_crds::{EvictionNotice, SpotPool};
 use spotpool_runtime::trace::{Parent, Recorded, TraceId, TraceLabel, Tracer};
 
 use crate::pool::act::Outcome;
 use crate::pool::gather::Gathered;
+use crate::pool::is_short;
 use crate::workloads::{Owner, Workloads};
 
 /// Traces that one SpotPool's recovery is told in at most: each has all of its spans.
@@ -38,14 +40,14 @@ const SHORT: SignedDuration = SignedDuration::from_millis(5);
 
 /// A reconciliation, once it has acted.
 pub struct Pass<'a> {
-    /// The SpotPool's UID.
-    pub uid: &'a str,
-    /// Its namespace and name.
-    pub name: (&'a str, &'a str),
+    /// The SpotPool.
+    pub pool: &'a SpotPool,
     /// What was known.
     pub gathered: &'a Gathered,
     /// What was planned.
     pub plan: &'a Plan,
+    /// What was to be asked of agent pools.
+    pub intentions: &'a BTreeMap<String, Operation>,
     /// What came of it.
     pub outcome: &'a Outcome,
     /// When it began, …
@@ -134,8 +136,8 @@ impl Traces {
             return;
         }
         let mut recoveries = self.recoveries();
-        let recovery = recoveries.entry(pass.uid.to_owned()).or_default();
-        recovery.name = (pass.name.0.to_owned(), pass.name.1.to_owned());
+        let recovery = recoveries.entry(pass.pool.uid().unwrap_or_default()).or_default();
+        recovery.name = (pass.pool.namespace().unwrap_or_default(), pass.pool.name_any());
         let is_new = recovery.meet(&self.tracer, pass);
         recovery.see_drains_off(&self.tracer, pass.began);
         if recovery.open.is_empty() {
@@ -238,7 +240,7 @@ impl Recovery {
             let notice = &eviction.notice;
             let is_there = known.is_some_and(|known| known.contains(key));
             let is_agents = notice.by == Claimant::NodeAgent && notice.traceparent.is_some();
-            let is_over = end_of(notice).is_some();
+            let is_over = is_over(notice);
             if is_there && !is_over {
                 return true;
             }
@@ -308,8 +310,7 @@ impl Recovery {
         self.operations(tracer, pass);
         self.nodes(tracer, pass);
         let is_under_way = !self.asked.is_empty();
-        let capacity = &pass.plan.capacity;
-        let is_whole = capacity.ready_spot + capacity.ready_on_demand >= capacity.established;
+        let is_whole = !is_short(pass.plan);
         match (is_whole, self.whole_since) {
             (true, None) => self.whole_since = Some(pass.acted),
             (false, _) => self.whole_since = None,
@@ -333,12 +334,11 @@ impl Recovery {
                 self.operation(tracer, &pool.name, &operation, since, pass.began);
             }
         }
-        let intended = crate::pool::act::intentions(pass.plan, pass.began);
-        for (agent_pool, operation) in intended {
+        for (agent_pool, operation) in pass.intentions {
             if asked.contains(agent_pool.as_str()) && operation.kind == OperationKind::ScaleUp {
-                let from = pass.outcome.took.get(&agent_pool).map_or(pass.acted, |(_, to)| *to);
+                let from = pass.outcome.took.get(agent_pool).map_or(pass.acted, |(_, to)| *to);
                 self.sent.insert(agent_pool.clone(), from);
-                self.asked.insert(agent_pool, (operation, from));
+                self.asked.insert(agent_pool.clone(), (operation.clone(), from));
             }
         }
     }
@@ -419,10 +419,9 @@ impl Recovery {
     }
 }
 
-/// How a drain ended, if it is over.
-fn end_of(notice: &EvictionNotice) -> Option<Phase> {
-    let is_over = matches!(notice.phase, Phase::Drained | Phase::Incomplete | Phase::Cancelled | Phase::Over);
-    is_over.then_some(notice.phase)
+/// Whether the drain has ended, however it did.
+fn is_over(notice: &EvictionNotice) -> bool {
+    matches!(notice.phase, Phase::Drained | Phase::Incomplete | Phase::Cancelled | Phase::Over)
 }
 
 /// The span that all others hang on, which no agent has told: it writes no traces, or it went with its VM.
@@ -436,7 +435,7 @@ fn untold(node: &str, eviction: &Eviction, now: Timestamp) -> Recorded {
         .with("spotpool.event.type", &*notice.event_type)
         .with("k8s.node.name", node)
         .with("spotpool.drain.phase", format!("{:?}", notice.phase));
-    if end_of(notice).is_some() { span } else { span.failed("the node was gone before its drain was over") }
+    if is_over(notice) { span } else { span.failed("the node was gone before its drain was over") }
 }
 
 fn planned(span: Recorded, plan: &Plan) -> Recorded {

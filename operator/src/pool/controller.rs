@@ -207,10 +207,10 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
     let noted = Timestamp::now();
     let outcome = act(&context, &pool, &gathered, &plan, now).await;
     context.parts.traces.passed(&Pass {
-        uid: &pool.uid().unwrap_or_default(),
-        name: (&pool.namespace().unwrap_or_default(), &pool.name_any()),
+        pool: &pool,
         gathered: &gathered,
         plan: &plan,
+        intentions: &intentions,
         outcome: &outcome,
         began: now,
         planned,

@@ -19,6 +19,7 @@ pub mod signals;
 pub mod tags;
 
 pub use controller::{Parts, run};
+pub(crate) use pace::is_short;
 
 use spotpool_azure::Class;
 

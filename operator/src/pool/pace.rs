@@ -45,12 +45,16 @@ pub(super) struct Come {
     pub allocated: Vec<(String, SignedDuration)>,
 }
 
+/// Whether less is ready than once was.
+pub(crate) fn is_short(plan: &Plan) -> bool {
+    let capacity = &plan.capacity;
+    capacity.ready_spot + capacity.ready_on_demand < capacity.established
+}
+
 impl Pace {
     /// Looks again.
     pub fn look(&mut self, snapshot: &Snapshot, plan: &Plan, now: Timestamp) -> Come {
-        let capacity = &plan.capacity;
-        let is_short = capacity.ready_spot + capacity.ready_on_demand < capacity.established;
-        let (next, replaced_after) = match (self.short, is_short) {
+        let (next, replaced_after) = match (self.short, is_short(plan)) {
             (Short::Unknown, true) => (Short::Unknown, None),
             (Short::Not, true) => (Short::Since(now), None),
             (Short::Since(since), true) => (Short::Since(since), None),
