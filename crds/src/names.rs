@@ -52,6 +52,12 @@ pub const DRAIN_ORDER_LABEL: &str = "spotpool.dev/drain-order";
 /// Its value.
 pub const DRAIN_ORDER_LAST: &str = "last";
 
+/// Label of a workload, set by whoever owns it: `spot` says that its pods are meant for spot nodes. Nothing is done by it;
+/// lint and the chart's `workloadPolicies` hold the workload to it.
+pub const WORKLOAD_LABEL: &str = "spotpool.dev/workload";
+/// Its value.
+pub const WORKLOAD_SPOT: &str = "spot";
+
 /// Well-known taint of a cordoned node, effect `NoSchedule`. Kubernetes' node controller keeps it in step with the cordon.
 pub const UNSCHEDULABLE_TAINT: &str = "node.kubernetes.io/unschedulable";
 

@@ -6,6 +6,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use spotpool_crds::Duration;
 
+use crate::lint::Rule;
+
 /// What SpotPools do, why, and what to do about it.
 #[derive(Debug, Parser)]
 #[command(name = "kubectl-spotpool", bin_name = "kubectl spotpool", version)]
@@ -103,6 +105,16 @@ pub enum Command {
         /// What it always is; for those who want to see it said.
         #[arg(long)]
         dry_run: bool,
+    },
+    /// Look in manifests for what pods lose on spot nodes, and say what to change. Needs no cluster; exit code 1 if
+    /// there is an error in them, 0 if there are warnings alone.
+    Lint {
+        /// Manifest, or a folder of manifests; `-` is standard input.
+        #[arg(short = 'f', long = "filename", value_name = "FILE")]
+        file: PathBuf,
+        /// Rules that are not to be looked at.
+        #[arg(long, value_name = "RULE", value_delimiter = ',')]
+        ignore: Vec<Rule>,
     },
     /// Look for what is set up wrongly, and say how to mend it.
     Doctor,

@@ -10,6 +10,7 @@ pub mod cluster;
 pub mod doctor;
 pub mod error;
 pub mod explain;
+pub mod lint;
 pub mod output;
 pub mod plan;
 pub mod reference;
@@ -18,5 +19,6 @@ pub mod table;
 pub mod timeline;
 pub mod watch;
 pub mod wish;
+mod workload;
 
 pub use error::Error;

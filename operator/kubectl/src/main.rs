@@ -6,7 +6,7 @@ use clap::{CommandFactory, Parser};
 use spotpool_kubectl::args::{Args, Command};
 use spotpool_kubectl::cluster::Cluster;
 use spotpool_kubectl::output::Printer;
-use spotpool_kubectl::{Error, doctor, explain, plan, status, timeline, watch, wish};
+use spotpool_kubectl::{Error, doctor, explain, lint, plan, status, timeline, watch, wish};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
@@ -30,6 +30,9 @@ async fn run(args: Args) -> Result<(), Error> {
         clap_complete::generate(shell, &mut command, "kubectl-spotpool", &mut script);
         return printer.text(&String::from_utf8_lossy(&script));
     }
+    if let Command::Lint { file, ignore } = &args.command {
+        return lint::run(&printer, file, ignore);
+    }
     let cluster = Cluster::connect(&args.cluster).await?;
     match args.command {
         Command::Status { pool } => status::run(&cluster, &printer, pool.as_deref()).await,
@@ -42,6 +45,6 @@ async fn run(args: Args) -> Result<(), Error> {
         Command::Failback { pool, now: _, wish } => wish::failback(&cluster, &printer, &pool, &wish).await,
         Command::Plan { file, dry_run: _ } => plan::run(&cluster, &printer, &file).await,
         Command::Doctor => doctor::run(&cluster, &printer).await,
-        Command::Completion { .. } => Ok(()),
+        Command::Completion { .. } | Command::Lint { .. } => Ok(()),
     }
 }

@@ -13,6 +13,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ("drain", &[include_str!("../examples/drain.txt")]),
     ("failback", &[include_str!("../examples/failback.txt")]),
     ("plan", &[include_str!("../examples/plan.txt")]),
+    ("lint", &[include_str!("../examples/lint.txt")]),
     (
         "doctor",
         &[include_str!("../examples/doctor-of-a-right-cluster.txt"), include_str!("../examples/doctor.txt")],
@@ -27,6 +28,7 @@ const NOTES: &[(&str, &str)] = &[
     ("drain", include_str!("../notes/drain.md")),
     ("failback", include_str!("../notes/failback.md")),
     ("plan", include_str!("../notes/plan.md")),
+    ("lint", include_str!("../notes/lint.md")),
     ("doctor", include_str!("../notes/doctor.md")),
     ("completion", include_str!("../notes/completion.md")),
 ];

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::api::core::v1::{Pod, Toleration};
+use k8s_openapi::api::core::v1::Pod;
 use kube::{CustomResourceExt, ResourceExt};
 use serde_json::Value;
 use spotpool_crds::{SpotPool, names};
@@ -12,11 +12,8 @@ use super::{Facts, Finding, Found, Level};
 use crate::cluster::complaint;
 use crate::explain::node::readiness;
 use crate::output::counted;
+use crate::workload::{SPOT_KEY, SPOT_VALUE, tolerates};
 
-/// AKS's label and taint of spot nodes.
-pub(super) const SPOT_KEY: &str = "kubernetes.azure.com/scalesetpriority";
-/// Its value.
-pub(super) const SPOT_VALUE: &str = "spot";
 /// A node that is Ready should have an agent after this many seconds.
 const AGENT_COMES: i64 = 60;
 /// Policies that hold programs to what is theirs; where several are installed, a name goes on after it.
@@ -160,16 +157,6 @@ pub(super) fn agents_installed(check: &'static str, facts: &Facts) -> Found {
         Finding::new(check, Level::Fail, "agents".into(), wrong, fix)
     });
     Some(found.into_iter().collect())
-}
-
-/// Whether one of `tolerations` fits a `NoSchedule` taint.
-pub(super) fn tolerates(tolerations: &[Toleration], key: &str, value: &str) -> bool {
-    tolerations.iter().any(|it| {
-        let is_key = it.key.as_deref().is_none_or(|it| it.is_empty() || it == key);
-        let is_value = it.operator.as_deref() == Some("Exists") || it.value.as_deref() == Some(value);
-        let is_effect = it.effect.as_deref().is_none_or(|effect| effect.is_empty() || effect == "NoSchedule");
-        is_key && is_value && is_effect
-    })
 }
 
 pub(super) fn agents_placed(check: &'static str, facts: &Facts) -> Found {

@@ -1,23 +1,24 @@
 //! Checks of what runs: disruption budgets, tolerations, autoscalers.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::{PodSpec, PodTemplateSpec};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
-use kube::core::{Selector, SelectorExt};
 use spotpool_crds::names;
 use spotpool_crds::spot_pool::Role;
 
-use super::installation::{SPOT_KEY, SPOT_VALUE, tolerates};
 use super::{Facts, Finding, Found, Level};
+use crate::workload::{
+    SPOT_KEY, SPOT_VALUE, Workload, never_lets_go, overlap, required, requires_spot, unsafe_metric,
+};
 
 /// A budget, and why it never lets a pod go, if it never does.
 fn never(budget: &PodDisruptionBudget) -> Option<(i32, i32)> {
     let status = budget.status.as_ref()?;
-    let is_stuck = status.expected_pods > 0
-        && status.disruptions_allowed == 0
-        && status.desired_healthy >= status.expected_pods;
+    let is_stuck =
+        status.disruptions_allowed == 0 && never_lets_go(status.desired_healthy, status.expected_pods);
     is_stuck.then_some((status.desired_healthy, status.expected_pods))
 }
 
@@ -44,78 +45,38 @@ pub(super) fn single(check: &'static str, facts: &Facts) -> Found {
     Some(stuck.collect())
 }
 
-/// What a workload would run.
-struct Workload<'a> {
-    about: String,
-    namespace: String,
-    labels: BTreeMap<String, String>,
-    spec: &'a PodSpec,
-}
-
-fn workload<'a>(
-    kind: &str,
-    object: &impl ResourceExt,
-    replicas: Option<i32>,
-    template: &'a PodTemplateSpec,
-) -> Option<Workload<'a>> {
-    if replicas == Some(0) {
-        return None;
-    }
-    let namespace = object.namespace().unwrap_or_default();
-    let labels = template.metadata.as_ref().and_then(|it| it.labels.clone()).unwrap_or_default();
-    let about = format!("{kind} {namespace}/{}", object.name_any());
-    Some(Workload { about, namespace, labels, spec: template.spec.as_ref()? })
-}
-
 fn workloads(facts: &Facts) -> Option<Vec<Workload<'_>>> {
     let deployments = facts.deployments.as_ref()?.iter().filter_map(|object| {
         let spec = object.spec.as_ref()?;
-        workload("Deployment", object, spec.replicas, &spec.template)
+        workload("Deployment", &object.metadata, spec.replicas, &spec.template)
     });
     let sets = facts.stateful_sets.as_ref()?.iter().filter_map(|object| {
         let spec = object.spec.as_ref()?;
-        workload("StatefulSet", object, spec.replicas, &spec.template)
+        workload("StatefulSet", &object.metadata, spec.replicas, &spec.template)
     });
-    Some(deployments.chain(sets).collect())
+    Some(deployments.chain(sets).filter(|workload| workload.replicas > 0).collect())
+}
+
+fn workload<'a>(
+    kind: &'static str,
+    meta: &ObjectMeta,
+    replicas: Option<i32>,
+    template: &'a PodTemplateSpec,
+) -> Option<Workload<'a>> {
+    Some(Workload::of(kind, meta, replicas, template.metadata.as_ref(), template.spec.as_ref()?))
 }
 
 pub(super) fn overlapping(check: &'static str, facts: &Facts) -> Found {
     let budgets = facts.budgets.as_ref()?;
-    let selector = |budget: &PodDisruptionBudget| -> Option<Selector> {
-        budget.spec.as_ref()?.selector.clone()?.try_into().ok()
-    };
     let found = workloads(facts)?.into_iter().filter_map(|workload| {
-        let its = budgets.iter().filter(|budget| {
-            budget.namespace().as_ref() == Some(&workload.namespace)
-                && selector(budget).is_some_and(|selector| selector.matches(&workload.labels))
-        });
+        let its = budgets.iter().filter(|budget| workload.is_under(budget));
         let names: Vec<String> = its.map(ResourceExt::name_any).collect();
         (names.len() > 1).then(|| {
-            let wrong = format!("budgets {} all select its pods: Kubernetes refuses every eviction of a pod with more than one", names.join(" and "));
-            Finding::new(check, Level::Fail, workload.about, wrong, "leave one budget for these pods")
+            let wrong = overlap(names.iter().map(String::as_str));
+            Finding::new(check, Level::Fail, workload.about(), wrong, "leave one budget for these pods")
         })
     });
     Some(found.collect())
-}
-
-/// Values that a pod must find in a node's label, by node selector or a required affinity without alternatives.
-fn required(spec: &PodSpec, key: &str) -> BTreeSet<String> {
-    let mut values: BTreeSet<String> = spec
-        .node_selector
-        .iter()
-        .flatten()
-        .filter(|(it, _)| *it == key)
-        .map(|(_, value)| value.clone())
-        .collect();
-    let required = spec.affinity.as_ref().and_then(|affinity| {
-        affinity.node_affinity.as_ref()?.required_during_scheduling_ignored_during_execution.as_ref()
-    });
-    if let Some([term]) = required.map(|required| required.node_selector_terms.as_slice()) {
-        let expressions = term.match_expressions.iter().flatten();
-        let its = expressions.filter(|it| it.key == key && it.operator == "In");
-        values.extend(its.flat_map(|it| it.values.clone().unwrap_or_default()));
-    }
-    values
 }
 
 /// Spot agent pools, and SpotPools whose ready units are spot for the most part, by name.
@@ -134,8 +95,8 @@ fn spot(facts: &Facts) -> (BTreeSet<String>, BTreeSet<String>) {
 
 /// How a workload says that it wants spot nodes, if it does.
 fn wants_spot(spec: &PodSpec, agent_pools: &BTreeSet<String>) -> Option<String> {
-    if required(spec, SPOT_KEY).contains(SPOT_VALUE) {
-        return Some(format!("label {SPOT_KEY}={SPOT_VALUE}"));
+    if let Some(key) = requires_spot(spec) {
+        return Some(format!("label {key}={SPOT_VALUE}"));
     }
     let named = required(spec, names::AGENT_POOL_LABEL);
     let is_spot = !named.is_empty() && named.is_subset(agent_pools);
@@ -146,7 +107,7 @@ pub(super) fn tolerations(check: &'static str, facts: &Facts) -> Found {
     let (agent_pools, pools) = spot(facts);
     let found = workloads(facts)?.into_iter().filter_map(|workload| {
         let spec = workload.spec;
-        if tolerates(spec.tolerations.as_deref().unwrap_or_default(), SPOT_KEY, SPOT_VALUE) {
+        if workload.tolerates_spot() {
             return None;
         }
         let named = required(spec, names::POOL_LABEL);
@@ -162,7 +123,7 @@ pub(super) fn tolerations(check: &'static str, facts: &Facts) -> Found {
             (None, None) => return None,
         };
         let fix = format!("add the toleration {{key: {SPOT_KEY}, operator: Equal, value: {SPOT_VALUE}, effect: NoSchedule}}");
-        Some(Finding::new(check, level, workload.about, wrong, fix))
+        Some(Finding::new(check, level, workload.about(), wrong, fix))
     });
     Some(found.collect())
 }
@@ -190,7 +151,7 @@ pub(super) fn spot_only(check: &'static str, facts: &Facts) -> Found {
                 "ask for label {}=NAME of the SpotPool instead, and prefer spot by affinity",
                 names::POOL_LABEL
             );
-            Finding::new(check, Level::Warn, workload.about, wrong, fix)
+            Finding::new(check, Level::Warn, workload.about(), wrong, fix)
         })
     });
     Some(found.collect())
@@ -210,15 +171,7 @@ pub(super) fn autoscalers(check: &'static str, facts: &Facts) -> Found {
             let wrong = format!("it scales SpotPool {}, which does not exist", spec.scale_target_ref.name);
             return Some(Finding::new(check, Level::Fail, about, wrong, "name a SpotPool of its namespace"));
         }
-        let is_safe = |metric: &k8s_openapi::api::autoscaling::v2::MetricSpec| {
-            let target = metric
-                .external
-                .as_ref()
-                .map(|it| it.target.type_.as_str())
-                .or_else(|| metric.object.as_ref().map(|it| it.target.type_.as_str()));
-            target == Some("AverageValue")
-        };
-        let unsafe_metric = spec.metrics.iter().flatten().find(|metric| !is_safe(metric))?;
+        let unsafe_metric = unsafe_metric(spec)?;
         let wrong = format!("its {} metric is no AverageValue of an external or object metric: the HPA multiplies it by pods that a SpotPool does not have", unsafe_metric.type_);
         Some(Finding::new(check, Level::Fail, about, wrong, "use a target of type AverageValue, see docs/how-to/demand.md"))
     });
