@@ -7,6 +7,7 @@ pub mod access;
 pub mod entra;
 pub mod managed_identity;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use axum::extract::State;
@@ -95,6 +96,16 @@ impl DeniedAction {
     }
 }
 
+/// An action that a role assignment allows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct GrantedAction {
+    /// Such as `Microsoft.ContainerService/managedClusters/agentPools/read`; case is ignored.
+    pub action: String,
+    /// Where, and below: a subscription, a resource group or a resource.
+    pub scope: String,
+}
+
 /// Who there is, what tokens are like, and what they are good for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -110,6 +121,8 @@ pub struct AuthSettings {
     pub token_lifetime: Duration,
     /// What ARM refuses although the token is good.
     pub denied: Vec<DeniedAction>,
+    /// All that ARM allows to anyone; everything when absent.
+    pub granted: Option<Vec<GrantedAction>>,
 }
 
 impl Default for AuthSettings {
@@ -120,6 +133,7 @@ impl Default for AuthSettings {
             require_token: false,
             token_lifetime: Duration::from_hours(24),
             denied: Vec::new(),
+            granted: None,
         }
     }
 }
@@ -143,6 +157,8 @@ pub struct AuthPatch {
     pub token_lifetime: Option<Duration>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub denied: Option<Vec<DeniedAction>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub granted: Option<Vec<GrantedAction>>,
 }
 
 /// A token that was issued.
@@ -189,6 +205,8 @@ pub struct AuthState {
     pub refused: Vec<AuthRefusal>,
     /// Assertions that the token endpoint was given.
     pub assertions: Vec<String>,
+    /// Every action that ARM was asked for, granted or not.
+    pub asked_for: BTreeSet<String>,
 }
 
 impl AuthState {
@@ -222,7 +240,13 @@ fn is_arm(resource: &str) -> bool {
 impl Tokens {
     /// A tenant in which nothing has happened yet.
     pub fn new(settings: AuthSettings) -> Self {
-        let state = AuthState { settings, issued: Vec::new(), refused: Vec::new(), assertions: Vec::new() };
+        let state = AuthState {
+            settings,
+            issued: Vec::new(),
+            refused: Vec::new(),
+            assertions: Vec::new(),
+            asked_for: BTreeSet::new(),
+        };
         // Guessing tokens is no part of the play: any seed will do.
         Self { state, ids: Ids::seeded(0x746f_6b65_6e73) }
     }
@@ -234,12 +258,13 @@ impl Tokens {
 
     /// Changes settings from now on; tokens that are out keep their expiry.
     pub fn patch(&mut self, patch: AuthPatch) {
-        let AuthPatch { clients, require_token, token_lifetime, denied } = patch;
+        let AuthPatch { clients, require_token, token_lifetime, denied, granted } = patch;
         let settings = &mut self.state.settings;
         settings.clients = clients.unwrap_or_else(|| std::mem::take(&mut settings.clients));
         settings.require_token = require_token.unwrap_or(settings.require_token);
         settings.token_lifetime = token_lifetime.unwrap_or(settings.token_lifetime);
         settings.denied = denied.unwrap_or_else(|| std::mem::take(&mut settings.denied));
+        settings.granted = granted.or_else(|| settings.granted.take());
     }
 
     /// Takes back every token that is out, and answers how many.

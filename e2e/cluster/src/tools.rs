@@ -72,6 +72,14 @@ const HELM: Module = Module {
     tags: "",
 };
 
+const TFLINT: Module = Module {
+    name: "tflint",
+    go_mod: include_str!("../tflint/go.mod"),
+    go_sum: include_str!("../tflint/go.sum"),
+    path: "github.com/terraform-linters/tflint",
+    tags: "",
+};
+
 /// Has the CustomResourceDefinitions of PodMonitor and PrometheusRule in its archive. No program of it is built.
 const PROMETHEUS_OPERATOR: &str = "github.com/prometheus-operator/prometheus-operator@v0.85.0";
 
@@ -150,6 +158,14 @@ impl Tools {
             return Ok(program);
         }
         Ok(ensure(&cache_dir()?, &HELM, &[("helm", "helm.sh/helm/v4/cmd/helm")]).await?.join("helm"))
+    }
+
+    /// A linter of Terraform with its own rules of the language; those of Azure's provider cannot be fetched as a module.
+    pub async fn tflint() -> Result<PathBuf> {
+        if let Some(program) = given("tflint") {
+            return Ok(program);
+        }
+        Ok(ensure(&cache_dir()?, &TFLINT, &[("tflint", TFLINT.path)]).await?.join("tflint"))
     }
 
     /// The folder of the Prometheus operator's CustomResourceDefinitions, in Go's own cache of modules.

@@ -4,7 +4,7 @@ use axum::response::Response;
 use http::{HeaderMap, Method, header};
 use jiff::Timestamp;
 
-use super::{AuthRefusal, IssuedToken, Tokens, is_arm};
+use super::{AuthRefusal, GrantedAction, IssuedToken, Tokens, is_arm};
 use crate::refusal::Refusal;
 use crate::reply;
 
@@ -37,6 +37,16 @@ impl Unauthorized {
     }
 }
 
+impl GrantedAction {
+    fn allows(&self, action: &str, scope: &str) -> bool {
+        let (theirs, scope) = (self.scope.trim_end_matches('/').to_lowercase(), scope.to_lowercase());
+        // What belongs to no subscription, such as a query of Resource Graph, names those it looks into in its body.
+        let is_below = !scope.starts_with("/subscriptions/")
+            || scope.strip_prefix(&theirs).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        self.action.eq_ignore_ascii_case(action) && is_below
+    }
+}
+
 impl Tokens {
     /// Whether ARM lets this request in; the refusal is on record.
     pub fn refuse(
@@ -46,7 +56,9 @@ impl Tokens {
         headers: &HeaderMap,
         now: Timestamp,
     ) -> Option<Unauthorized> {
-        let refused = self.judge(method, path, headers, now).err()?;
+        let asked = action(method, path);
+        self.state.asked_for.extend(asked.iter().map(|(action, _)| action.clone()));
+        let refused = self.judge(asked, headers, now).err()?;
         self.state.refused.push(AuthRefusal {
             at: now,
             code: refused.code.to_owned(),
@@ -57,8 +69,7 @@ impl Tokens {
 
     fn judge(
         &self,
-        method: &Method,
-        path: &str,
+        asked: Option<(String, String)>,
         headers: &HeaderMap,
         now: Timestamp,
     ) -> Result<(), Unauthorized> {
@@ -72,17 +83,18 @@ impl Tokens {
             Some(token) => self.client(&token.client_id),
             None => settings.clients.first(),
         };
-        if settings.denied.is_empty() {
-            return Ok(());
-        }
-        let Some((action, scope)) = action(method, path) else { return Ok(()) };
+        let Some((action, scope)) = asked else { return Ok(()) };
         let denied = settings.denied.iter().any(|denied| {
             let theirs = denied.client_id.as_deref();
             denied.action.eq_ignore_ascii_case(&action)
                 && theirs
                     .is_none_or(|id| client.is_some_and(|client| client.client_id.eq_ignore_ascii_case(id)))
         });
-        if !denied {
+        let granted = settings
+            .granted
+            .as_ref()
+            .is_none_or(|granted| granted.iter().any(|granted| granted.allows(&action, &scope)));
+        if granted && !denied {
             return Ok(());
         }
         let (client_id, object_id) =
@@ -201,5 +213,20 @@ mod tests {
             assert_eq!(action(&method, &path), Some((named, scope.to_owned())), "{method} {path}");
         }
         assert_eq!(action(&Method::GET, "/nonsense"), None);
+    }
+
+    #[test]
+    fn a_grant_holds_for_its_scope_and_below() {
+        let granted = |scope: &str| GrantedAction { action: "A/read".into(), scope: scope.into() };
+        for (scope, asked, allows) in [
+            ("/subscriptions/s", "/subscriptions/S/resourceGroups/g", true),
+            ("/subscriptions/s/resourceGroups/g/", "/subscriptions/s/resourceGroups/g", true),
+            ("/subscriptions/s/resourceGroups/g", "/subscriptions/s/resourceGroups/gg", false),
+            ("/subscriptions/s/resourceGroups/g", "/subscriptions/s", false),
+            ("/subscriptions/s", "/providers/Microsoft.ResourceGraph", true),
+        ] {
+            assert_eq!(granted(scope).allows("a/READ", asked), allows, "{scope} for {asked}");
+        }
+        assert!(!granted("/subscriptions/s").allows("a/write", "/subscriptions/s"));
     }
 }
