@@ -67,6 +67,8 @@ pub const EVICTING_TAINT: &str = "spotpool.dev/evicting";
 pub const EVICTION_NOTICED_CONDITION: &str = "EvictionNoticed";
 /// Well-known Kubernetes label that takes a node out of cloud load balancers.
 pub const EXCLUDE_FROM_LOAD_BALANCERS_LABEL: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
+/// Its value where we have put it: one that somebody else has set is not ours to take off.
+pub const EXCLUDE_FROM_LOAD_BALANCERS_VALUE: &str = "spotpool.dev";
 
 /// Taint by which AKS's own auto-drain closes a node.
 pub const AKS_REMEDIATOR_TAINT: &str = "remediator.kubernetes.azure.com/unschedulable";

@@ -66,3 +66,15 @@ pub fn is_ready(pod: &Pod) -> bool {
     conditions.into_iter().any(|it| it.type_ == "Ready" && it.status == "True")
         && pod.metadata.deletion_timestamp.is_none()
 }
+
+/// What stands on a node of ours, and its cordon.
+pub fn marks(node: &Node) -> Vec<String> {
+    let ours = |key: &&String| key.starts_with("spotpool.dev/");
+    let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten()).map(|taint| &taint.key);
+    let mut marks: Vec<String> =
+        node.labels().keys().chain(node.annotations().keys()).chain(taints).filter(ours).cloned().collect();
+    if node.spec.as_ref().is_some_and(|spec| spec.unschedulable == Some(true)) {
+        marks.push("unschedulable".to_owned());
+    }
+    marks
+}

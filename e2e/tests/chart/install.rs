@@ -14,7 +14,7 @@ use kube::{Api, Client, ResourceExt, discovery};
 use serde_json::{Value, json};
 use spotpool_azure_sim::api::{PoolSpec, Targets};
 use spotpool_crds::names;
-use spotpool_e2e::objects::{create, is_ready, object};
+use spotpool_e2e::objects::{create, is_ready, marks, object};
 use spotpool_e2e::world::SYSTEM_NAMESPACE;
 use spotpool_e2e::{Agents, Operator, Stage, World, WorldOptions, eventually, run};
 use spotpool_e2e_cluster::{Program, STOP_AFTER_ANNOTATION, Tools};
@@ -166,18 +166,6 @@ async fn versions(client: &Client, rendered: &str) -> Vec<(String, i64)> {
         versions.push((format!("{} {name}", value["kind"]), live.metadata.generation.unwrap_or_default()));
     }
     versions
-}
-
-/// Whether anything of ours stands on a node.
-fn marks(node: &Node) -> Vec<String> {
-    let ours = |key: &&String| key.starts_with("spotpool.dev/");
-    let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten()).map(|taint| &taint.key);
-    let mut marks: Vec<String> =
-        node.labels().keys().chain(node.annotations().keys()).chain(taints).filter(ours).cloned().collect();
-    if node.spec.as_ref().is_some_and(|spec| spec.unschedulable == Some(true)) {
-        marks.push("unschedulable".to_owned());
-    }
-    marks
 }
 
 #[test]

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod bad_clusters;
+mod cleanup;
 mod doctor;
 mod journey;
 

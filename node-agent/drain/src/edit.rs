@@ -1,12 +1,10 @@
 //! What to change on a Node, and the one request that does it. Pure.
 
 use serde_json::{Map, Value, json};
-use spotpool_crds::names;
+use spotpool_crds::names::{self, EXCLUDE_FROM_LOAD_BALANCERS_VALUE as LABEL_VALUE};
 
 use crate::node::Node;
 
-/// Value of our load balancer label: one that somebody else has set is not ours to take off.
-const LABEL_VALUE: &str = "spotpool.dev";
 const EFFECT: &str = "NoSchedule";
 
 /// A set of changes to a Node. Empty by default.

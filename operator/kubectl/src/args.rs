@@ -118,6 +118,12 @@ pub enum Command {
     },
     /// Look for what is set up wrongly, and say how to mend it.
     Doctor,
+    /// Take off nodes and SpotPools what SpotPool has left there. Refuses while it is still installed.
+    Cleanup {
+        /// Say what would be taken off, and write nothing.
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Print a completion script.
     Completion {
         /// For which shell.

@@ -6,7 +6,7 @@ use clap::{CommandFactory, Parser};
 use spotpool_kubectl::args::{Args, Command};
 use spotpool_kubectl::cluster::Cluster;
 use spotpool_kubectl::output::Printer;
-use spotpool_kubectl::{Error, doctor, explain, lint, plan, status, timeline, watch, wish};
+use spotpool_kubectl::{Error, cleanup, doctor, explain, lint, plan, status, timeline, watch, wish};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
@@ -45,6 +45,7 @@ async fn run(args: Args) -> Result<(), Error> {
         Command::Failback { pool, now: _, wish } => wish::failback(&cluster, &printer, &pool, &wish).await,
         Command::Plan { file, dry_run: _ } => plan::run(&cluster, &printer, &file).await,
         Command::Doctor => doctor::run(&cluster, &printer).await,
+        Command::Cleanup { dry_run } => cleanup::run(&cluster, &printer, dry_run).await,
         Command::Completion { .. } | Command::Lint { .. } => Ok(()),
     }
 }

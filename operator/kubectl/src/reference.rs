@@ -18,6 +18,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         "doctor",
         &[include_str!("../examples/doctor-of-a-right-cluster.txt"), include_str!("../examples/doctor.txt")],
     ),
+    ("cleanup", &[include_str!("../examples/cleanup.txt")]),
 ];
 
 /// What is to be said of a command beyond its help.
@@ -30,6 +31,7 @@ const NOTES: &[(&str, &str)] = &[
     ("plan", include_str!("../notes/plan.md")),
     ("lint", include_str!("../notes/lint.md")),
     ("doctor", include_str!("../notes/doctor.md")),
+    ("cleanup", include_str!("../notes/cleanup.md")),
     ("completion", include_str!("../notes/completion.md")),
 ];
 
