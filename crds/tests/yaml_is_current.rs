@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
-use kube::CustomResourceExt;
-
 /// Compares a file with what it should be, or writes it.
 fn is_current(path: &str, wanted: &str) {
     let path = format!("{}/{path}", env!("CARGO_MANIFEST_DIR"));
@@ -16,14 +14,14 @@ fn is_current(path: &str, wanted: &str) {
 
 #[test]
 fn yaml_is_current() {
-    let crd = spotpool_crds::SpotPool::crd();
+    let crd = spotpool_crds::definition();
     let path = format!("yaml/{}.yaml", crd.spec.names.plural);
     is_current(&path, &spotpool_crds::manifest(&crd).unwrap());
 }
 
 #[test]
 fn the_chart_of_the_crds_is_current() {
-    let mut crd = spotpool_crds::SpotPool::crd();
+    let mut crd = spotpool_crds::definition();
     let path = format!("../charts/spotpool-crds/templates/{}.yaml", crd.spec.names.plural);
     // Whoever uninstalls the chart keeps their SpotPools: deleting the definition would delete every one of them.
     let keep = ("helm.sh/resource-policy".to_owned(), "keep".to_owned());

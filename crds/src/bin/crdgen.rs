@@ -2,11 +2,8 @@
 //!
 //! `crdgen` prints; `crdgen DIR` writes `DIR/<plural>.yaml`.
 
-use kube::CustomResourceExt;
-use spotpool_crds::SpotPool;
-
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let crd = SpotPool::crd();
+    let crd = spotpool_crds::definition();
     let yaml = spotpool_crds::manifest(&crd)?;
     match std::env::args().nth(1) {
         None => print!("{yaml}"),

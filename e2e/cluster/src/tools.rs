@@ -1,7 +1,7 @@
 //! The programs of a control plane, built from source once and kept in a cache outside `target`.
 //!
 //! Versions are those of `tools/go.mod`, `kwok/go.mod` (two modules, because no KWOK release builds with the
-//! Kubernetes release that we test against), `prometheus/go.mod` and `helm/go.mod`.
+//! Kubernetes release that we test against), `prometheus/go.mod`, `helm/go.mod` and `gitops/go.mod`.
 
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -38,6 +38,8 @@ struct Module {
     path: &'static str,
     /// Build tags, with commas between them.
     tags: &'static str,
+    /// The program itself, where it is one of ours.
+    main_go: &'static str,
 }
 
 const KUBERNETES: Module = Module {
@@ -46,6 +48,7 @@ const KUBERNETES: Module = Module {
     go_sum: include_str!("../tools/go.sum"),
     path: "k8s.io/kubernetes",
     tags: "",
+    main_go: "",
 };
 
 const KWOK: Module = Module {
@@ -54,6 +57,7 @@ const KWOK: Module = Module {
     go_sum: include_str!("../kwok/go.sum"),
     path: "sigs.k8s.io/kwok",
     tags: "",
+    main_go: "",
 };
 
 const PROMETHEUS: Module = Module {
@@ -62,6 +66,17 @@ const PROMETHEUS: Module = Module {
     go_sum: include_str!("../prometheus/go.sum"),
     path: "github.com/prometheus/prometheus",
     tags: "remove_all_sd",
+    main_go: "",
+};
+
+/// What GitOps tools make of objects: ours, around their libraries.
+const GITOPS: Module = Module {
+    name: "gitops",
+    go_mod: include_str!("../gitops/go.mod"),
+    go_sum: include_str!("../gitops/go.sum"),
+    path: "github.com/fluxcd/cli-utils",
+    tags: "",
+    main_go: include_str!("../gitops/main.go"),
 };
 
 const HELM: Module = Module {
@@ -70,6 +85,7 @@ const HELM: Module = Module {
     go_sum: include_str!("../helm/go.sum"),
     path: "helm.sh/helm/v4",
     tags: "",
+    main_go: "",
 };
 
 const TFLINT: Module = Module {
@@ -78,6 +94,7 @@ const TFLINT: Module = Module {
     go_sum: include_str!("../tflint/go.sum"),
     path: "github.com/terraform-linters/tflint",
     tags: "",
+    main_go: "",
 };
 
 /// Has the CustomResourceDefinitions of PodMonitor and PrometheusRule in its archive. No program of it is built.
@@ -168,6 +185,11 @@ impl Tools {
         Ok(ensure(&cache_dir()?, &TFLINT, &[("tflint", TFLINT.path)]).await?.join("tflint"))
     }
 
+    /// Says how Flux and Argo CD see objects, see `gitops/main.go`.
+    pub async fn gitops() -> Result<PathBuf> {
+        Ok(ensure(&cache_dir()?, &GITOPS, &[("gitops", ".")]).await?.join("gitops"))
+    }
+
     /// The folder of the Prometheus operator's CustomResourceDefinitions, in Go's own cache of modules.
     pub fn monitoring_crds() -> Result<PathBuf> {
         let _progress = Progress::new(format!("fetching {PROMETHEUS_OPERATOR}"));
@@ -220,7 +242,8 @@ async fn ensure(cache: &Path, module: &Module, programs: &[(&str, &str)]) -> Res
     let platform = [std::env::consts::OS, std::env::consts::ARCH];
     let inputs = [RECIPE, module.go_mod, module.go_sum].into_iter().chain(platform);
     let tags = (!module.tags.is_empty()).then_some(module.tags);
-    for input in inputs.chain(names.iter().copied()).chain(STAGES).chain(tags) {
+    let main_go = (!module.main_go.is_empty()).then_some(module.main_go);
+    for input in inputs.chain(names.iter().copied()).chain(STAGES).chain(tags).chain(main_go) {
         hash.update(input);
         hash.update([0]);
     }
@@ -287,6 +310,9 @@ async fn build(module: &Module, programs: &[(&str, &str)], dir: &Path) -> Result
     std::fs::create_dir(&source)?;
     std::fs::write(source.join("go.mod"), module.go_mod)?;
     std::fs::write(source.join("go.sum"), module.go_sum)?;
+    if !module.main_go.is_empty() {
+        std::fs::write(source.join("main.go"), module.main_go)?;
+    }
 
     let list = |what: &str| {
         let _progress = Progress::new(format!("fetching {}", module.path));
