@@ -5,6 +5,7 @@
 
 mod applied;
 mod seen;
+mod workloads;
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;

@@ -11,7 +11,9 @@ use super::manifests::{Manifests, Runner};
 use super::{Finding, Rule, Severity};
 use crate::workload::{PRIORITY_KEY, SPOT_KEY, SPOT_VALUE, Workload, avoids_spot, requires_spot, tolerates};
 
-/// Azure's notice for a spot VM, less the drain's `reserve`: what a pod gets at best, in seconds.
+/// Azure's notice for a spot VM at best, in seconds. Kubernetes' own grace is as long: who writes it out means no more by it.
+const NOTICE: i64 = 30;
+/// The same less the drain's `reserve`: what a pod gets.
 const ROOM: i64 = 28;
 /// As long as a hook can be waited for under such a notice: a pod is left 5 s for its own end.
 const HOOK_ROOM: Duration = Duration::from_secs(23);
@@ -241,8 +243,8 @@ fn hard_spread(it: &Subject<'_>) -> Option<Finding> {
 fn grace(it: &Subject<'_>) -> Option<Finding> {
     let grace = it.workload.spec.termination_grace_period_seconds?;
     let has_hook = it.workload.annotations.contains_key(names::HOOK_ANNOTATION);
-    (grace > ROOM && !has_hook && it.workload.may_run_on_spot()).then(|| {
-        let wrong = format!("it wants {grace} s to end: of Azure's notice of 30 s it gets {ROOM} s at best, and is killed then");
+    (grace > NOTICE && !has_hook && it.workload.may_run_on_spot()).then(|| {
+        let wrong = format!("it wants {grace} s to end: of Azure's notice of {NOTICE} s it gets {ROOM} s at best, and is killed then");
         let fix = format!(
             "set terminationGracePeriodSeconds to at most {ROOM}, or save its work by a hook: docs/how-to/checkpoint.md"
         );

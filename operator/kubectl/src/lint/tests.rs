@@ -132,7 +132,7 @@ fn each_rule_finds_what_it_is_for() {
                 |it| pods(it)["topologySpreadConstraints"].as_array_mut().unwrap().push(more)
             }),
         ),
-        ("grace", Severity::Warning, Box::new(|it| pods(it)["terminationGracePeriodSeconds"] = json!(60))),
+        ("grace", Severity::Warning, Box::new(|it| pods(it)["terminationGracePeriodSeconds"] = json!(31))),
         (
             "pre-stop",
             Severity::Error,
@@ -213,16 +213,15 @@ fn what_only_looks_wrong_is_let_be() {
             pods(it)["terminationGracePeriodSeconds"] = json!(600);
             it["spec"]["template"]["metadata"]["annotations"] = json!({"spotpool.dev/hook": ":8080/save"});
         }),
-        // Kubernetes' own 30 s, which nobody has asked for.
+        // Kubernetes' own 30 s.
         Box::new(|it| pods(it)["terminationGracePeriodSeconds"] = Value::Null),
+        Box::new(|it| pods(it)["terminationGracePeriodSeconds"] = json!(30)),
         Box::new(|it| pods(it)["volumes"] = json!([{"name": "m", "emptyDir": {"medium": "Memory"}}])),
         // A limit is a request.
         Box::new(|it| {
             let limits = json!({"limits": {"cpu": 1, "memory": "1Gi"}});
             pods(it)["containers"][0]["resources"] = limits;
         }),
-        // It scales to none by night.
-        Box::new(|it| it["metadata"]["annotations"] = json!({"team": "web"})),
     ];
     for (at, change) in table.into_iter().enumerate() {
         assert_eq!(wrong(SHARE, "Deployment", "web-spot", change), none, "{at}");
