@@ -69,8 +69,9 @@ impl Manifests {
     /// Adds the objects of a text.
     pub fn add(&mut self, text: &str, file: &str) -> Result<(), Error> {
         for document in serde_yaml_ng::Deserializer::from_str(text) {
-            let value = Value::deserialize(document)
-                .map_err(|error| Error::File(format!("{file}: this is no YAML: {error}")))?;
+            let value = Value::deserialize(document).map_err(|error| {
+                Error::File(format!("{file}: this is no YAML that can be applied: {error}"))
+            })?;
             self.add_value(value, file)?;
         }
         Ok(())
