@@ -19,7 +19,11 @@ use crate::objects::{apply, object, takes_pods};
 use crate::{World, eventually};
 
 const OPERATOR_RBAC: &str = include_str!("../../charts/rendered/operator/rbac.yaml");
-const OPERATOR_OWN_FINALIZER: &str = include_str!("../../charts/rendered/operator/own-finalizer.yaml");
+const OPERATOR_POLICIES: [&str; 3] = [
+    include_str!("../../charts/rendered/operator/own-finalizer.yaml"),
+    include_str!("../../charts/rendered/operator/own-nodes.yaml"),
+    include_str!("../../charts/rendered/operator/own-pods.yaml"),
+];
 
 /// A namespace with what an operator needs there.
 pub struct Stage<'a> {
@@ -73,10 +77,16 @@ impl<'a> Stage<'a> {
             }
         })
         .await?;
-        let own_finalizer = OPERATOR_OWN_FINALIZER
-            .replace("spotpool-system", name)
-            .replace("spotpool-operator-own-finalizer", &format!("spotpool-operator-own-finalizer-{name}"));
-        apply(&world.client, &own_finalizer, |_| ()).await?;
+        for policies in OPERATOR_POLICIES {
+            apply(&world.client, &policies.replace("spotpool-system", name), |document| {
+                for path in ["/metadata/name", "/spec/policyName"] {
+                    if let Some(Value::String(policy)) = document.pointer_mut(path) {
+                        *policy = format!("{policy}-{name}");
+                    }
+                }
+            })
+            .await?;
+        }
         Ok(Self { world, name: name.to_owned() })
     }
 

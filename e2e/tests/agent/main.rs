@@ -17,5 +17,6 @@ mod oracle;
 mod planned;
 mod restarts;
 mod rights;
+mod stolen;
 mod telling;
 mod voluntary;

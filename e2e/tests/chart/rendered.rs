@@ -6,12 +6,14 @@ use std::collections::BTreeMap;
 use crate::helm::{charts, example, template};
 
 /// Templates whose result is kept.
-const KEPT: [&str; 6] = [
+const KEPT: [&str; 8] = [
     "agent/rbac.yaml",
     "agent/own-node.yaml",
     "agent/own-pods.yaml",
     "operator/rbac.yaml",
     "operator/own-finalizer.yaml",
+    "operator/own-nodes.yaml",
+    "operator/own-pods.yaml",
     "flow-control.yaml",
 ];
 

@@ -17,8 +17,13 @@ use crate::workload::{SPOT_KEY, SPOT_VALUE, tolerates};
 /// A node that is Ready should have an agent after this many seconds.
 const AGENT_COMES: i64 = 60;
 /// Policies that hold programs to what is theirs; where several are installed, a name goes on after it.
-const POLICIES: [&str; 3] =
-    ["spotpool-agent-own-node", "spotpool-agent-own-pods", "spotpool-operator-own-finalizer"];
+pub(super) const POLICIES: [&str; 5] = [
+    "spotpool-agent-own-node",
+    "spotpool-agent-own-pods",
+    "spotpool-operator-own-finalizer",
+    "spotpool-operator-own-nodes",
+    "spotpool-operator-own-pods",
+];
 /// Flow schemas and priority levels, named alike.
 const FLOWS: [&str; 2] = ["spotpool-agent-marks", "spotpool-agent-drains"];
 

@@ -60,7 +60,7 @@ fn budget(name: &str, app: &str, desired: i32, expected: i32) -> Value {
 fn right() -> Facts {
     let flows = ["spotpool-agent-marks", "spotpool-agent-drains"];
     let named = |name: &str| json!({"metadata": {"name": name}});
-    let policies = ["spotpool-agent-own-node", "spotpool-agent-own-pods", "spotpool-operator-own-finalizer"];
+    let policies = super::installation::POLICIES;
     let binding = |name: &str| json!({"metadata": {"name": name}, "spec": {"policyName": name, "validationActions": ["Deny"]}});
     let tolerant = json!({"containers": [], "tolerations": [{"key": "kubernetes.azure.com/scalesetpriority",
         "operator": "Equal", "value": "spot", "effect": "NoSchedule"}], "nodeSelector": {"spotpool.dev/pool": "workers"}});
