@@ -84,6 +84,9 @@ pub enum BadHook {
     /// No duration, or one out of range.
     #[error("annotation {}: want a duration such as 10s, 1s to 10m", names::HOOK_TIMEOUT_ANNOTATION)]
     Timeout,
+    /// Its address is its node's, where others listen too.
+    #[error("hooks of pods on the host's network are not asked")]
+    HostNetwork,
     /// Not an address of a pod.
     #[error("hooks at address {0} are not asked")]
     Address(IpAddr),
@@ -96,6 +99,9 @@ impl Hook {
         let (port, path) = parse(target).ok_or(BadHook::Target)?;
         let timeout = pod.hook_timeout.as_deref().map_or(Some(DEFAULT_TIMEOUT), timeout);
         let timeout = timeout.ok_or(BadHook::Timeout)?;
+        if pod.host_network {
+            return Err(BadHook::HostNetwork);
+        }
         let Some(ip) = pod.ip else { return Ok(None) };
         if !reach.includes(ip) {
             return Err(BadHook::Address(ip));
@@ -360,6 +366,14 @@ mod tests {
             Hook::of(&imds, Reach::PodsAndLoopback),
             Err(BadHook::Address("169.254.169.254".parse().unwrap()))
         );
+    }
+
+    #[test]
+    fn a_pod_on_the_hosts_network_cannot_have_what_listens_on_its_node_asked() {
+        let kubelet = Pod { host_network: true, ..pod(":10255/run", None, "10.1.2.3") };
+        for reach in [Reach::Pods, Reach::PodsAndLoopback] {
+            assert_eq!(Hook::of(&kubelet, reach), Err(BadHook::HostNetwork));
+        }
     }
 
     #[test]

@@ -43,6 +43,7 @@ const CRITICAL_PRIORITY: i32 = 2_000_000_000;
 
 /// A pod, as far as a drain cares.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, as the object says it")]
 pub struct Pod {
     /// Its namespace.
     pub namespace: String,
@@ -76,6 +77,8 @@ pub struct Pod {
     pub hook_timeout: Option<String>,
     /// Its address, once it has one.
     pub ip: Option<IpAddr>,
+    /// Whether that is its node's address.
+    pub host_network: bool,
     /// What of its annotations could not be read, in words; it counts as not said.
     pub unreadable: Option<String>,
     /// When its kubelet took it on.
@@ -123,6 +126,7 @@ struct Facts<'a> {
     local_storage: bool,
     phase: Option<&'a str>,
     ip: Option<&'a str>,
+    host_network: bool,
     started: Option<Timestamp>,
 }
 
@@ -177,6 +181,7 @@ impl Pod {
             hook: annotation(names::HOOK_ANNOTATION).cloned(),
             hook_timeout: annotation(names::HOOK_TIMEOUT_ANNOTATION).cloned(),
             ip: facts.ip.and_then(|ip| ip.parse().ok()),
+            host_network: facts.host_network,
             unreadable,
             started: facts.started,
         })
@@ -197,6 +202,7 @@ impl Pod {
                 local_storage: spec.is_some_and(|spec| spec.volumes.iter().flatten().any(on_disk)),
                 phase: status.and_then(|status| status.phase.as_deref()),
                 ip: status.and_then(|status| status.pod_ip.as_deref()),
+                host_network: spec.is_some_and(|spec| spec.host_network == Some(true)),
                 started: status.and_then(|status| status.start_time.as_ref()).map(|time| time.0),
             },
         )
@@ -318,6 +324,7 @@ struct WatchedSpec {
     priority: Option<i32>,
     priority_class_name: Option<String>,
     volumes: Vec<WatchedVolume>,
+    host_network: bool,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -353,6 +360,7 @@ impl WatchedPod {
             local_storage: spec.volumes.iter().any(on_disk),
             phase: status.phase.as_deref(),
             ip: status.pod_ip.as_deref(),
+            host_network: spec.host_network,
             started: status.start_time.as_ref().map(|time| time.0),
         };
         Pod::read(&self.metadata, &facts)

@@ -52,7 +52,7 @@ fn reads_what_its_owner_wants_of_a_drain() {
             "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "o", "uid": "u", "controller": true}],
             "annotations": {"spotpool.dev/notify": "true", "spotpool.dev/deadline": "soon", "spotpool.dev/hook": ":8080/x", "spotpool.dev/hook-timeout": "5s",
                 "spotpool.dev/blocked-by-pdb": "Leave", "kubectl.kubernetes.io/last-applied-configuration": "{}"}},
-        "spec": {"containers": [], "priorityClassName": "system-cluster-critical"},
+        "spec": {"containers": [], "priorityClassName": "system-cluster-critical", "hostNetwork": true},
         "status": {"podIP": "10.1.2.3", "startTime": "2026-01-01T00:00:00Z"},
     }));
     assert_eq!(pod.controller, Some(Controller { kind: "ReplicaSet".into(), uid: "u".into() }));
@@ -63,6 +63,7 @@ fn reads_what_its_owner_wants_of_a_drain() {
     assert_eq!((pod.hook.as_deref(), pod.hook_timeout.as_deref()), (Some(":8080/x"), Some("5s")));
     assert_eq!(pod.blocked_by_pdb, Some(BlockedByPdb::Leave));
     assert_eq!(pod.ip, Some(IpAddr::from([10, 1, 2, 3])));
+    assert!(pod.host_network);
     assert_eq!(pod.started, Some("2026-01-01T00:00:00Z".parse().unwrap()));
     assert!(!pod.is_of_job());
 }
