@@ -66,6 +66,8 @@ fn a_node_agent_with_a_wrong_flag_says_which() {
                 (&["--blocked-by-pdb=Maybe"], "--blocked-by-pdb"),
                 (&["--log-format=xml"], "--log-format"),
                 (&["--log-level=!loud"], "--log-level"),
+                (&["--tls-cert-file=/nonexistent/crt", "--tls-key-file=/nonexistent/key"], "--tls-cert-file"),
+                (&["--tls-cert-file=/nonexistent/crt"], "--tls-key-file"),
                 (&["--kubeconfig=/nonexistent/config"], "--kubeconfig"),
                 // Not in a cluster: it says what to give.
                 (&[], "--kubeconfig"),
@@ -112,6 +114,7 @@ fn an_operator_with_a_wrong_flag_says_which() {
             (&["--agent-grace=never"], "--agent-grace"),
             (&["--log-format=xml"], "--log-format"),
             (&["--log-level=!loud"], "--log-level"),
+            (&["--tls-cert-file=/nonexistent/crt", "--tls-key-file=/nonexistent/key"], "--tls-cert-file"),
             (&["--kubeconfig=/nonexistent/config"], "--kubeconfig"),
             (&["--replicas=2"], "--replicas"),
         ];

@@ -19,11 +19,11 @@ use spotpool_drain::pods::watch_pods;
 use spotpool_runtime::admin::{self, Readiness};
 use spotpool_runtime::catalogue::Catalogue;
 use spotpool_runtime::exit::{self, ConfigError, Exit};
+use spotpool_runtime::tls::Tls;
 use spotpool_runtime::{args as flags, client, otlp, shutdown, telemetry};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 
 use spotpool_node_agent::agent::{Agent, Inputs, Listening, Outputs};
 use spotpool_node_agent::announce::Announcer;
@@ -64,6 +64,7 @@ async fn run(args: Args, slots: TimerSlots) -> Result<(), Exit> {
     let imds =
         Imds::new(&args.imds_endpoint).map_err(|error| ConfigError(format!("--imds-endpoint: {error}")))?;
     let (pulse, approver) = (imds.pulse(), imds.approver());
+    let tls = Tls::load(&args.common)?;
     let admin_listener = bind("--listen", args.listen).await?;
     let relay_listener = bind("--notice-listen", args.notice_listen).await?;
     let client =
@@ -102,21 +103,10 @@ async fn run(args: Args, slots: TimerSlots) -> Result<(), Exit> {
     });
     tasks.spawn(async move { match send_spans.await {} });
     // Probes and scrapes go on while a drain is finished, so these do not end with the signal.
-    let admin = admin::serve(
-        admin_listener,
-        readiness,
-        Arc::new(catalogue.into_registry()),
-        CancellationToken::new(),
-    );
-    tasks.spawn(async move {
-        let _ = admin.await;
-        "the admin server"
-    });
+    let admin = admin::serve(admin_listener, readiness, Arc::new(catalogue.into_registry()), tls);
+    tasks.spawn(async move { match admin.await {} });
     let relaying = relay::serve(relay_listener, relayed);
-    tasks.spawn(async move {
-        let _ = relaying.await;
-        "the relay of the notice"
-    });
+    tasks.spawn(async move { match relaying.await {} });
     let mut listed = known_pods.clone();
     tokio::spawn(async move {
         if listed.wait_for(|pods| pods.complete).await.is_ok() {

@@ -1,10 +1,9 @@
 //! The relay: lets pods, which may be cut off from the metadata service, read the notice that the node is under.
 //! It changes nothing, and nobody can use it up: who waits is counted in all and by source.
 
-use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::extract::{ConnectInfo, Query, State};
@@ -14,6 +13,8 @@ use axum::routing::get;
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use spotpool_crds::EvictionNotice;
+use spotpool_runtime::places::Places;
+use spotpool_runtime::serve;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -24,17 +25,17 @@ const LONGEST_WAIT: Duration = Duration::from_mins(5);
 #[derive(Clone)]
 struct Relay {
     notice: watch::Receiver<Option<EvictionNotice>>,
-    waiters: Waiters,
+    waiters: Places,
 }
 
-/// Serves `GET /v1/notice[?wait=30s]`.
-pub async fn serve(
-    listener: TcpListener,
-    notice: watch::Receiver<Option<EvictionNotice>>,
-) -> std::io::Result<()> {
-    let relay = Relay { notice, waiters: Waiters::default() };
-    let app = Router::new().route("/v1/notice", get(answer)).with_state(relay);
-    axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>()).await
+/// Serves `GET /v1/notice[?wait=30s]`, in plain text: pods reach it at their own node's address, which no certificate names.
+pub async fn serve(listener: TcpListener, notice: watch::Receiver<Option<EvictionNotice>>) -> Infallible {
+    serve::serve(listener, app(notice), None).await
+}
+
+fn app(notice: watch::Receiver<Option<EvictionNotice>>) -> Router {
+    let relay = Relay { notice, waiters: Places::new(MOST_WAITERS, MOST_WAITERS_OF_ONE) };
+    Router::new().route("/v1/notice", get(answer)).with_state(relay)
 }
 
 #[derive(Deserialize)]
@@ -75,60 +76,46 @@ fn patience(text: &str) -> Result<Duration, spotpool_crds::duration::ParseError>
     Ok(Duration::from(wait).min(LONGEST_WAIT))
 }
 
-/// Who waits, by source.
-#[derive(Clone, Default)]
-struct Waiters(Arc<Mutex<HashMap<IpAddr, usize>>>);
-
-impl Waiters {
-    fn enter(&self, source: IpAddr) -> Option<Place> {
-        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let all: usize = waiting.values().sum();
-        let of_one = waiting.get(&source).copied().unwrap_or_default();
-        if all >= MOST_WAITERS || of_one >= MOST_WAITERS_OF_ONE {
-            return None;
-        }
-        waiting.insert(source, of_one + 1);
-        Some(Place { waiters: self.clone(), source })
-    }
-}
-
-/// One waiter's place, given back when it goes.
-struct Place {
-    waiters: Waiters,
-    source: IpAddr,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut waiting = self.waiters.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(of_one) = waiting.get_mut(&self.source) {
-            *of_one -= 1;
-            if *of_one == 0 {
-                waiting.remove(&self.source);
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use axum::body::Body;
+    use http::{Method, Request};
+    use tower::ServiceExt;
 
-    #[test]
-    fn places_are_counted_in_all_and_by_source() {
-        let waiters = Waiters::default();
-        let ip = |last: u8| IpAddr::from([10, 0, 0, last]);
-        let mut places: Vec<_> = (0..16).map(|_| waiters.enter(ip(1)).unwrap()).collect();
-        assert!(waiters.enter(ip(1)).is_none());
-        places.pop();
-        places.push(waiters.enter(ip(1)).unwrap());
-        places.extend(
-            (2..17).flat_map(|last| (0..16).map(move |_| last)).map(|last| waiters.enter(ip(last)).unwrap()),
-        );
-        assert_eq!(places.len(), MOST_WAITERS);
-        assert!(waiters.enter(ip(99)).is_none());
-        places.clear();
-        assert!(waiters.0.lock().unwrap().is_empty());
+    /// What the relay answers to `source`; `None` if it has not after a while.
+    async fn asked(app: &Router, source: u8, method: Method, path: &str) -> Option<StatusCode> {
+        let mut request = Request::builder().method(method).uri(path).body(Body::empty()).unwrap();
+        request.extensions_mut().insert(ConnectInfo(SocketAddr::from(([10, 0, 0, source], 1))));
+        let answer = tokio::time::timeout(Duration::from_secs(1), app.clone().oneshot(request)).await;
+        answer.ok().map(|answer| answer.unwrap().status())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_pod_that_waits_too_often_does_not_keep_others_from_waiting() {
+        let (_notice, told) = watch::channel(None);
+        let app = app(told);
+        let wait = |source| asked(&app, source, Method::GET, "/v1/notice?wait=30s");
+        let waiting = futures::future::join_all((0..MOST_WAITERS_OF_ONE + 4).map(|_| wait(1)));
+        let (greedy, other) = tokio::join!(waiting, wait(2));
+        let refused = greedy.iter().filter(|answer| **answer == Some(StatusCode::TOO_MANY_REQUESTS)).count();
+        assert_eq!((refused, other), (4, None), "{greedy:?}");
+        // A look is no wait.
+        assert_eq!(asked(&app, 1, Method::GET, "/v1/notice").await, Some(StatusCode::OK));
+    }
+
+    #[tokio::test]
+    async fn nothing_can_be_changed_here() {
+        let (_notice, told) = watch::channel(None);
+        let app = app(told);
+        for method in [Method::POST, Method::PUT, Method::PATCH, Method::DELETE] {
+            let answer = asked(&app, 1, method.clone(), "/v1/notice").await;
+            assert_eq!(answer, Some(StatusCode::METHOD_NOT_ALLOWED), "{method}");
+        }
+        for path in ["/", "/v1", "/v1/notice/", "/metrics"] {
+            assert_eq!(asked(&app, 1, Method::GET, path).await, Some(StatusCode::NOT_FOUND), "{path}");
+        }
+        assert_eq!(asked(&app, 1, Method::GET, "/v1/notice?wait=soon").await, Some(StatusCode::BAD_REQUEST));
     }
 
     #[test]

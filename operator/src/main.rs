@@ -26,6 +26,7 @@ use spotpool_runtime::admin::{self, Readiness};
 use spotpool_runtime::args::{self, CommonArgs};
 use spotpool_runtime::catalogue::Catalogue;
 use spotpool_runtime::exit::{self, ConfigError, Exit};
+use spotpool_runtime::tls::Tls;
 use spotpool_runtime::{client, otlp, shutdown, telemetry};
 use tokio::net::TcpListener;
 
@@ -92,6 +93,7 @@ async fn main() -> ExitCode {
 async fn run(args: Args) -> Result<(), Exit> {
     telemetry::init(&args.common)?;
     let shutdown = shutdown::on_signal().map_err(|error| Exit::Died(format!("no signals: {error}")))?;
+    let tls = Tls::load(&args.common)?;
     let listener = TcpListener::bind(&args.listen)
         .await
         .map_err(|error| ConfigError(format!("--listen {}: {error}", args.listen)))?;
@@ -151,8 +153,7 @@ async fn run(args: Args) -> Result<(), Exit> {
         leadership,
     );
 
-    let serve = admin::serve(listener, readiness, Arc::new(catalogue.into_registry()), shutdown.clone());
-    let serve = async { serve.await.map_err(|error| Exit::Died(format!("the admin server died: {error}"))) };
+    let serve = admin::serve(listener, readiness, Arc::new(catalogue.into_registry()), tls);
     let watch = async {
         node_stream.collect::<()>().await;
         Err(Exit::Died("the watch of Nodes has ended".into()))
@@ -210,7 +211,7 @@ async fn run(args: Args) -> Result<(), Exit> {
         ended = lead => ended,
         ended = watch => ended,
         never = workload_watches => match never {},
-        ended = serve => ended,
+        never = serve => match never {},
     };
     tracer.flush(LAST_SPANS).await;
     end

@@ -31,6 +31,40 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- if .Values.caBundle.configMap }}
 {{- include "spotpool.arg" (list "--ca-bundle" (printf "/etc/spotpool/ca/%s" .Values.caBundle.key)) }}
 {{- end }}
+{{- if .Values.tls.secret }}
+{{- include "spotpool.arg" (list "--tls-cert-file" "/etc/spotpool/tls/tls.crt") }}
+{{- include "spotpool.arg" (list "--tls-key-file" "/etc/spotpool/tls/tls.key") }}
+{{- end }}
+{{- end }}
+
+{{/* Files that both programs read. */}}
+{{- define "spotpool.volumeMounts" -}}
+{{- if or .Values.caBundle.configMap .Values.tls.secret -}}
+volumeMounts:
+{{- if .Values.caBundle.configMap }}
+- {name: ca, mountPath: /etc/spotpool/ca, readOnly: true}
+{{- end }}
+{{- if .Values.tls.secret }}
+- {name: tls, mountPath: /etc/spotpool/tls, readOnly: true}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "spotpool.volumes" -}}
+{{- if or .Values.caBundle.configMap .Values.tls.secret -}}
+volumes:
+{{- if .Values.caBundle.configMap }}
+- {name: ca, configMap: {name: {{ .Values.caBundle.configMap }}}}
+{{- end }}
+{{- if .Values.tls.secret }}
+- {name: tls, secret: {secretName: {{ .Values.tls.secret }}}}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* A probe of the admin server: (list $ "/livez") */}}
+{{- define "spotpool.probe" -}}
+{path: {{ index . 1 }}, port: metrics{{ if (index . 0).Values.tls.secret }}, scheme: HTTPS{{ end }}}
 {{- end }}
 
 {{/* What each container may do: nothing but run its program */}}

@@ -122,6 +122,28 @@ fn values_become_what_they_say() {
             "~/containers/0/volumeMounts/0/mountPath",
             json!("/etc/spotpool/ca"),
         ),
+        // TLS: whoever asks must ask by HTTPS then.
+        (&["tls.secret=cert"], AGENT, "~/volumes/0/secret/secretName", json!("cert")),
+        (&["tls.secret=cert"], AGENT, "~/containers/0/livenessProbe/httpGet/scheme", json!("HTTPS")),
+        (&["tls.secret=cert"], OPERATOR, "~/containers/0/readinessProbe/httpGet/scheme", json!("HTTPS")),
+        (
+            &[],
+            OPERATOR,
+            "~/containers/0/readinessProbe/httpGet",
+            json!({"path": "/readyz", "port": "metrics"}),
+        ),
+        (
+            &["tls.secret=cert", "caBundle.configMap=ca"],
+            OPERATOR,
+            "~/containers/0/volumeMounts/1/mountPath",
+            json!("/etc/spotpool/tls"),
+        ),
+        (
+            &["tls.secret=cert", "monitoring.podMonitors.enabled=true"],
+            "PodMonitor spotpool-operator",
+            "/spec/podMetricsEndpoints/0/scheme",
+            json!("https"),
+        ),
         // Monitoring: without honorLabels no alert names the right SpotPool.
         (
             &["monitoring.podMonitors.enabled=true"],
@@ -174,6 +196,8 @@ fn parts_can_be_left_out() {
                 "ClusterRole spotpool-operator",
                 "NetworkPolicy spotpool-operator",
                 "PodDisruptionBudget spotpool-operator",
+                "ValidatingAdmissionPolicy spotpool-operator-own-nodes",
+                "ValidatingAdmissionPolicyBinding spotpool-operator-own-pods",
             ][..],
         ),
         (
@@ -201,6 +225,8 @@ fn parts_can_be_left_out() {
                 "ValidatingAdmissionPolicy spotpool-agent-own-node",
                 "ValidatingAdmissionPolicy spotpool-agent-own-pods",
                 "ValidatingAdmissionPolicy spotpool-operator-own-finalizer",
+                "ValidatingAdmissionPolicy spotpool-operator-own-nodes",
+                "ValidatingAdmissionPolicyBinding spotpool-operator-own-pods",
             ],
         ),
         (
@@ -347,4 +373,22 @@ fn the_harness_has_the_agents_pods_that_the_chart_makes() {
         assert_eq!(harness[0].pointer(POD).unwrap()[key], chart.pointer(POD).unwrap()[key], "{key}");
     }
     assert_eq!(harness[0]["spec"]["selector"], chart["spec"]["selector"]);
+}
+
+/// Whoever may write a SpotPool spends money, so an editor of a namespace must be given that right by name.
+#[test]
+fn no_role_gives_rights_on_spot_pools_to_those_who_may_edit_or_view_namespaces() {
+    let everything = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/chart/everything.yaml");
+    let objects = objects(&template(&everything, &[]).unwrap());
+    let roles: Vec<_> = objects.iter().filter(|object| object["kind"] == "ClusterRole").collect();
+    for role in &roles {
+        assert!(role["aggregationRule"].is_null(), "{role}");
+        let labels = role["metadata"]["labels"].as_object().unwrap();
+        let aggregates = |label: &String| label.starts_with("rbac.authorization.k8s.io/");
+        assert!(!labels.keys().any(aggregates), "{role}");
+    }
+    for role in ["spotpool-viewer", "spotpool-editor"] {
+        assert!(roles.iter().any(|object| object["metadata"]["name"] == role), "{role}");
+        assert!(objects.iter().all(|object| object["roleRef"]["name"] != role), "{role} is bound");
+    }
 }

@@ -1,6 +1,7 @@
 //! The admin server: `/livez`, `/readyz`, `/metrics`. It changes nothing.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::fmt::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -11,7 +12,8 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
+
+use crate::tls::Tls;
 
 /// What readiness waits for. Cheap to clone; all clones are one.
 #[derive(Clone, Default)]
@@ -70,19 +72,22 @@ struct Admin {
     registry: Arc<Registry>,
 }
 
-/// Serves until `shutdown`.
+/// Serves for as long as it is polled: probes and scrapes go on until the program has ended.
 pub async fn serve(
     listener: TcpListener,
     readiness: Readiness,
     registry: Arc<Registry>,
-    shutdown: CancellationToken,
-) -> std::io::Result<()> {
-    let app = Router::new()
+    tls: Option<Tls>,
+) -> Infallible {
+    crate::serve::serve(listener, app(readiness, registry), tls).await
+}
+
+fn app(readiness: Readiness, registry: Arc<Registry>) -> Router {
+    Router::new()
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
-        .with_state(Admin { readiness, registry });
-    axum::serve(listener, app).with_graceful_shutdown(shutdown.cancelled_owned()).await
+        .with_state(Admin { readiness, registry })
 }
 
 async fn readyz(State(admin): State<Admin>) -> impl IntoResponse {
@@ -150,6 +155,25 @@ fn prometheus_text(open_metrics: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use axum::body::Body;
+    use http::Request;
+    use tower::ServiceExt;
+
+    #[tokio::test]
+    async fn nothing_can_be_changed_here() {
+        let app = app(Readiness::default(), Arc::default());
+        for path in ["/livez", "/readyz", "/metrics"] {
+            for method in ["POST", "PUT", "PATCH", "DELETE"] {
+                let request = Request::builder().method(method).uri(path).body(Body::empty()).unwrap();
+                let answer = app.clone().oneshot(request).await.unwrap();
+                assert_eq!(answer.status(), StatusCode::METHOD_NOT_ALLOWED, "{method} {path}");
+            }
+        }
+        for path in ["/", "/debug/pprof", "/config", "/metrics/", "/../livez"] {
+            let request = Request::get(path).body(Body::empty()).unwrap();
+            assert_eq!(app.clone().oneshot(request).await.unwrap().status(), StatusCode::NOT_FOUND, "{path}");
+        }
+    }
 
     #[test]
     fn readiness_names_what_it_waits_for() {

@@ -19,6 +19,15 @@ pub struct CommonArgs {
     #[arg(long, env = "CA_BUNDLE", value_name = "FILE")]
     pub ca_bundle: Option<PathBuf>,
 
+    /// PEM file with the certificate, and those between it and its authority, that the admin server speaks TLS with. It
+    /// is read again when it changes. Plain HTTP without it.
+    #[arg(long, env = "TLS_CERT_FILE", value_name = "FILE", requires = "tls_key_file")]
+    pub tls_cert_file: Option<PathBuf>,
+
+    /// PEM file with the key of `--tls-cert-file`.
+    #[arg(long, env = "TLS_KEY_FILE", value_name = "FILE", requires = "tls_cert_file")]
+    pub tls_key_file: Option<PathBuf>,
+
     /// How log lines look.
     #[arg(long, env = "LOG_FORMAT", value_enum, default_value = "json")]
     pub log_format: LogFormat,

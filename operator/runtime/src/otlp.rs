@@ -224,9 +224,17 @@ mod tests {
     use crate::trace::Parent;
 
     fn args(endpoint: Option<Uri>) -> CommonArgs {
-        let (kubeconfig, ca_bundle) = (None, None);
-        let (log_format, log_level) = (LogFormat::Json, String::new());
-        CommonArgs { kubeconfig, ca_bundle, log_format, log_level, otlp_endpoint: endpoint }
+        let (kubeconfig, ca_bundle, tls_cert_file, tls_key_file) = (None, None, None, None);
+        let (log_format, log_level, otlp_endpoint) = (LogFormat::Json, String::new(), endpoint);
+        CommonArgs {
+            kubeconfig,
+            ca_bundle,
+            tls_cert_file,
+            tls_key_file,
+            log_format,
+            log_level,
+            otlp_endpoint,
+        }
     }
 
     #[test]
