@@ -1,9 +1,10 @@
 //! The notice on the Node: where agent and operator meet in an eviction.
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::instances::InstanceRanges;
+use crate::skew::known_or;
 use crate::spot_pool::EventResponse;
 
 /// Value of annotation `spotpool.dev/eviction`: the Azure event that a node is under and how far its
@@ -12,6 +13,7 @@ use crate::spot_pool::EventResponse;
 #[serde(rename_all = "camelCase")]
 pub struct EvictionNotice {
     /// Who claimed the notice and drains.
+    #[serde(deserialize_with = "claimant")]
     pub by: Claimant,
     /// Azure's `EventId`.
     pub event_id: String,
@@ -19,9 +21,10 @@ pub struct EvictionNotice {
     #[serde(rename = "type")]
     pub event_type: String,
     /// Where it was seen.
+    #[serde(deserialize_with = "source")]
     pub source: Source,
     /// What the node does about it. Absent in what older agents wrote, who only ever drained.
-    #[serde(default = "drain")]
+    #[serde(default = "drain", deserialize_with = "response")]
     pub response: EventResponse,
     /// When it was first seen (agent's clock).
     pub observed_at: Timestamp,
@@ -31,6 +34,7 @@ pub struct EvictionNotice {
     /// The time by which the drain must be over.
     pub deadline: Timestamp,
     /// How far it is.
+    #[serde(deserialize_with = "phase")]
     pub phase: Phase,
     /// What became of the pods so far.
     #[serde(default)]
@@ -55,6 +59,20 @@ pub struct EvictionNotice {
 
 fn drain() -> EventResponse {
     EventResponse::Drain
+}
+
+// Words of a newer program: whatever they mean, the node is under notice and its agent is at it.
+fn claimant<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Claimant, D::Error> {
+    known_or(deserializer, Claimant::NodeAgent)
+}
+fn source<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Source, D::Error> {
+    known_or(deserializer, Source::Imds)
+}
+fn response<'de, D: Deserializer<'de>>(deserializer: D) -> Result<EventResponse, D::Error> {
+    known_or(deserializer, EventResponse::Drain)
+}
+fn phase<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Phase, D::Error> {
+    known_or(deserializer, Phase::Draining)
 }
 
 /// Azure's `EventType` of a spot eviction.

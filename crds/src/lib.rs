@@ -8,6 +8,7 @@ pub mod names;
 pub mod node_policy;
 pub mod provider_id;
 pub mod reason;
+mod skew;
 pub mod spot_pool;
 pub mod told;
 pub mod voluntary_drain;

@@ -1,7 +1,9 @@
 //! The exchange on the Node by which the operator has a node drained without hurry.
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::skew::known_or;
 
 /// Value of annotation `spotpool.dev/drain-request`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -10,6 +12,7 @@ pub struct DrainRequest {
     /// Names this request; the answer carries it.
     pub id: String,
     /// Why.
+    #[serde(deserialize_with = "reason")]
     pub reason: DrainReason,
     /// A voluntary drain never deletes a pod past its disruption budget.
     pub voluntary: bool,
@@ -18,6 +21,14 @@ pub struct DrainRequest {
     /// Uid of the SpotPool that asks: another one that finds the request takes it back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spot_pool: Option<String>,
+}
+
+// Words of a newer program: a drain that is asked for is made, and one that is not known to have ended goes on.
+fn reason<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DrainReason, D::Error> {
+    known_or(deserializer, DrainReason::Repair)
+}
+fn phase<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DrainPhase, D::Error> {
+    known_or(deserializer, DrainPhase::Draining)
 }
 
 /// Why a drain is asked for.
@@ -42,6 +53,7 @@ pub struct DrainStatus {
     /// Id of the request.
     pub id: String,
     /// How far it is.
+    #[serde(deserialize_with = "phase")]
     pub phase: DrainPhase,
     /// Pods that still have to go.
     pub pods_left: u32,
