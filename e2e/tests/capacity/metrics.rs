@@ -12,31 +12,43 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use serde_json::json;
-use spotpool_azure_sim::api::PoolSpec;
-use spotpool_crds::SpotPoolStatus;
+use spotpool_azure_sim::api::{Fault, FaultAction, FaultTarget, PoolSpec, Priority};
 use spotpool_crds::spot_pool::Drains;
+use spotpool_crds::{SpotPoolStatus, names};
 use spotpool_e2e::dashboards::{Dashboard, NAMES};
 use spotpool_e2e::drawing::{View, draw};
 use spotpool_e2e::objects::{create, is_ready};
 use spotpool_e2e::prometheus::Prometheus;
+use spotpool_e2e::wait::within;
 use spotpool_e2e::{OperatorOptions, Stage, eventually, run};
-use spotpool_e2e_cluster::{RUN_FOR_ANNOTATION, Tools};
+use spotpool_e2e_cluster::{RUN_FOR_ANNOTATION, Signal, Tools};
 use spotpool_runtime::catalogue::Catalogue;
 
 use crate::{seen, world_with_agents};
 
-/// Families that show themselves only once something has happened that does not happen here.
-const RARE: [(&str, &str); 9] = [
-    ("spotpool_agent_documents_not_understood_total", "a document that makes no sense"),
-    ("spotpool_agent_hooks_total", "a pod with a hook"),
-    ("spotpool_agent_deadline_annotations_total", "a pod that wants its deadline"),
-    ("spotpool_operator_backup_drains_total", "a silent agent"),
-    ("spotpool_operator_budget", "a budget in money"),
-    ("spotpool_operator_budget_left", "a budget in money"),
-    ("spotpool_operator_workload_hourly_cost", "--cost-label"),
-    ("spotpool_operator_workload_month_spend", "--cost-label"),
-    ("spotpool_operator_floor_hourly_cost", "a floor that costs something"),
+/// Families that show themselves only once something has happened that happens in
+/// [`what_happens_rarely_is_in_a_scrape_too`] alone: whose program has each, and the labels of the sample looked for.
+const RARE: [(Whose, &str, Labels); 9] = [
+    (Whose::FirstAgent, "spotpool_agent_documents_not_understood_total", &[("what", "type")]),
+    (Whose::FirstAgent, "spotpool_agent_hooks_total", &[]),
+    (Whose::FirstAgent, "spotpool_agent_deadline_annotations_total", &[]),
+    (Whose::Operator, "spotpool_operator_backup_drains_total", &[("result", "Claimed")]),
+    (Whose::Operator, "spotpool_operator_budget", &[("period", "hour")]),
+    (Whose::Operator, "spotpool_operator_budget_left", &[("period", "month")]),
+    (Whose::Operator, "spotpool_operator_workload_hourly_cost", &[("workload", "red")]),
+    (Whose::Operator, "spotpool_operator_workload_month_spend", &[("workload", "red")]),
+    (Whose::Operator, "spotpool_operator_floor_hourly_cost", &RARE_POOL),
 ];
+const RARE_POOL: [(&str, &str); 2] = [("namespace", "rare"), ("pool", "p")];
+
+/// Labels that a sample has.
+type Labels = &'static [(&'static str, &'static str)];
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    Operator,
+    FirstAgent,
+}
 
 /// One sample of a scrape.
 #[derive(Debug)]
@@ -284,7 +296,7 @@ fn every_metric_of_the_reference_is_in_a_scrape_and_moves_and_no_other_is_there(
             let seen = held_against(catalogue, samples);
             let unseen = catalogue.families().iter().filter(|family| !seen.contains(&family.name));
             for family in unseen {
-                let rare = RARE.iter().any(|(name, _)| *name == family.name);
+                let rare = RARE.iter().any(|(_, name, _)| *name == family.name);
                 assert!(rare, "{} is in the reference and in no scrape", family.name);
             }
         }
@@ -315,5 +327,98 @@ fn every_metric_of_the_reference_is_in_a_scrape_and_moves_and_no_other_is_there(
         prometheus.stop().await.unwrap();
         seen::the_agent_said(&stage.world.agents.as_ref().unwrap().log(&node), event_id);
         seen::the_operator_said(&stage.log("operator"), event_id);
+    });
+}
+
+/// A pod that a budget counts, with what lets it be told of its end, and what it is billed to.
+async fn red_pod(stage: &Stage<'_>, name: &str, node: &str) {
+    let pods: Api<Pod> = Api::namespaced(stage.world.client.clone(), &stage.name);
+    let annotations = json!({names::NOTIFY_ANNOTATION: "true", names::HOOK_ANNOTATION: ":8080/checkpoint",
+        names::HOOK_TIMEOUT_ANNOTATION: "1s"});
+    let container = json!({"name": "main", "image": "none", "resources": {"requests": {"cpu": "1"}}});
+    let pod = json!({"metadata": {"name": name, "labels": {"team": "red"}, "annotations": annotations},
+        "spec": {"nodeName": node, "terminationGracePeriodSeconds": 1, "containers": [container]}});
+    eventually("a pod to be accepted", async || create(&pods, pod.clone()).await.map(Some)).await.unwrap();
+    eventually("a pod to run", async || Ok(Some(pods.get(name).await?).filter(is_ready))).await.unwrap();
+}
+
+#[test]
+fn what_happens_rarely_is_in_a_scrape_too() {
+    run(async {
+        let stage = Stage::set(world_with_agents().await, "rare").await.unwrap();
+        // Sizes that no other test sets a price of.
+        for (size, priority, price) in
+            [("Standard_E2s_v5", Priority::Spot, "36"), ("Standard_E2s_v5", Priority::Regular, "90")]
+        {
+            stage.world.sim.set_price(size, priority, Some(price)).await.unwrap();
+        }
+        stage
+            .agent_pools(&[
+                PoolSpec::spot("rarea", "Standard_E2s_v5", 2),
+                PoolSpec::regular("rarer", "Standard_E2s_v5", 0),
+            ])
+            .await
+            .unwrap();
+        let nodes: Vec<String> =
+            stage.nodes("rarea").await.unwrap().iter().map(ResourceExt::name_any).collect();
+        for (name, node) in ["first", "second"].iter().zip(&nodes) {
+            red_pod(&stage, name, node).await;
+        }
+        let options =
+            OperatorOptions { args: vec!["--cost-label=team".into()], ..OperatorOptions::default() };
+        let operator = stage.operator(&options).await.unwrap();
+        let agents = stage.world.agents.as_ref().unwrap();
+        let first_agent = agents.admin_url(&nodes[0]).unwrap();
+        let scraped = async |whose| match whose {
+            Whose::Operator => scrape(&operator.admin_url).await,
+            Whose::FirstAgent => scrape(&first_agent).await,
+        };
+        let before = eventually("both to answer", async || {
+            Ok(Some([scraped(Whose::Operator).await?, scraped(Whose::FirstAgent).await?]))
+        })
+        .await
+        .unwrap();
+        let pools = json!([{"name": "rarea", "maxNodes": 4}, {"name": "rarer", "maxNodes": 3}]);
+        let spec = json!({"replicas": 2, "agentPools": pools,
+            "fallback": {"maxNodes": 2, "hourlyBudget": "200", "monthlyBudget": "9000"},
+            "onDemand": {"pdbFloor": {"enabled": true, "maxUnits": 1,
+                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "rare"}}}}});
+        stage.spot_pool("p", spec).await.unwrap();
+        stage.status_is("p", "2 ready", |status| status.ready_replicas == 2).await.unwrap();
+
+        // A budget that both pods must stay for: a node on demand, after a minute.
+        let budgets: Api<PodDisruptionBudget> = Api::namespaced(stage.world.client.clone(), &stage.name);
+        let budget = json!({"metadata": {"name": "red"},
+            "spec": {"minAvailable": 2, "selector": {"matchLabels": {"team": "red"}}}});
+        create(&budgets, budget).await.unwrap();
+        // A document that tells of what is not known.
+        let unknown = json!({"EventId": "rare", "EventType": "Teleport", "EventStatus": "Scheduled",
+            "ResourceType": "VirtualMachine", "Resources": [nodes[0]], "NotBefore": "", "EventSource": "Platform"});
+        let document = json!({"DocumentIncarnation": 1_000, "Events": [unknown]}).to_string();
+        let target = FaultTarget::scheduled_events(Some(&nodes[0]));
+        let fault = Fault { target, times: Some(1), action: FaultAction::body(document) };
+        stage.world.sim.add_fault(&fault).await.unwrap();
+        within(Duration::from_mins(3), "the floor to cost something", async || {
+            let told = scraped(Whose::Operator).await?;
+            Ok((sum(&told, "spotpool_operator_floor_hourly_cost", &RARE_POOL) > 0.0).then_some(()))
+        })
+        .await
+        .unwrap();
+        // Both nodes go, and the agent of the second is silent.
+        agents.signal(&nodes[1], Signal::SIGSTOP).unwrap();
+        stage.world.sim.evict(&nodes, Duration::from_mins(1)).await.unwrap();
+
+        for (whose, name, labels) in RARE {
+            let before = &before[usize::from(whose == Whose::FirstAgent)];
+            eventually(&format!("{name} to move"), async || {
+                let now = scraped(whose).await?;
+                Ok(((sum(&now, name, labels) - sum(before, name, labels)).abs() > 0.0).then_some(()))
+            })
+            .await
+            .unwrap();
+        }
+        held_against(&spotpool_operator::metrics::catalogue(), &scraped(Whose::Operator).await.unwrap());
+        held_against(&spotpool_node_agent::metrics::catalogue(), &scraped(Whose::FirstAgent).await.unwrap());
+        operator.stop().await.unwrap();
     });
 }
