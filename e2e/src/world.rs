@@ -1,5 +1,6 @@
 //! Everything that the programs live in: a control plane, the simulator, and agents on every node.
 
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -76,13 +77,15 @@ impl World {
     /// Builds and starts everything, showing what takes time on stderr.
     pub async fn start(options: WorldOptions) -> Result<Self> {
         let programs = Programs::build(options.profile).await?;
+        // Whoever can reach the API server is to reach the simulator, too.
+        let address = options.cluster.bind_address;
         let cluster = Arc::new(match &options.kubeconfig {
             Some(kubeconfig) => Cluster::attach(kubeconfig).await?,
             None => Cluster::start(options.cluster).await?,
         });
         let client = cluster.client().await?;
         let (sim, sim_said, sim_process) =
-            simulator(&programs.azure_sim, &cluster, options.boot_time).await?;
+            simulator(&programs.azure_sim, &cluster, address, options.boot_time).await?;
         if options.install {
             install(&client).await?;
         }
@@ -126,11 +129,14 @@ async fn install(client: &Client) -> Result<()> {
 async fn simulator(
     program: &Path,
     cluster: &Cluster,
+    address: IpAddr,
     boot_time: Duration,
 ) -> Result<(SimClient, Value, Supervised)> {
     let log = cluster.dir().join("log/azure-sim.log");
     let process = Program::new("azure-sim", program)
-        .args(["serve", "--listen", "127.0.0.1:0", "--boot-time", &format!("{}ms", boot_time.as_millis())])
+        .args(["serve", "--boot-time", &format!("{}ms", boot_time.as_millis())])
+        .arg(format!("--listen={}", SocketAddr::new(address, 0)))
+        .arg(format!("--tls-listen={}", SocketAddr::new(address, 0)))
         .arg("--kubeconfig")
         .arg(cluster.admin_kubeconfig())
         .log(&log)

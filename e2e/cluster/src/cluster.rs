@@ -95,6 +95,7 @@ pub struct Cluster {
 #[derive(Debug)]
 struct Own {
     layout: Layout,
+    authority: Authority,
     processes: Mutex<Processes>,
     /// Held for as long as the folder is in use.
     _lock: File,
@@ -293,8 +294,8 @@ impl Layout {
             .spawn()
     }
 
-    /// Certificates, kubeconfigs and other files that the programs read. Returns the CA's certificate.
-    fn write_files(&self) -> Result<String> {
+    /// Certificates, kubeconfigs and other files that the programs read. Returns the certificate authority.
+    fn write_files(&self) -> Result<Authority> {
         let pki = self.dir.join("pki");
         for dir in [&pki, &self.dir.join("log"), &self.dir.join("kwok")] {
             std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
@@ -329,7 +330,7 @@ impl Layout {
             let target = self.file("kwok-stages.yaml");
             kwok::write_stages(&self.tools.kwok_stages, &self.options.kwok_stages, &target)?;
         }
-        Ok(ca.cert)
+        Ok(authority)
     }
 
     /// Whether one of our servers ended because somebody else has its port.
@@ -405,10 +406,11 @@ impl Cluster {
         let server_url = format!("https://{}", SocketAddr::new(options.bind_address, ports.apiserver));
         let kubectl = tools.kubectl.clone();
         let layout = Layout { options, tools, ports, dir: dir.clone(), server_url: server_url.clone() };
-        let ca_pem = layout.write_files()?;
+        let authority = layout.write_files()?;
+        let ca_pem = authority.identity().cert;
         let kubeconfig = layout.kubeconfig("admin");
         let config = read_kubeconfig(&kubeconfig)?;
-        let own = Some(Own { layout, processes: Mutex::default(), _lock: lock });
+        let own = Some(Own { layout, authority, processes: Mutex::default(), _lock: lock });
         Ok(Self { kubeconfig, config, server_url, ca_pem, kubectl, dir, own })
     }
 
@@ -564,6 +566,13 @@ impl Cluster {
         pki::write_kubeconfig(&path, &self.server_url, &self.ca_pem, &user, namespace)
             .with_context(|| format!("the kubeconfig of {namespace}/{service_account}"))?;
         Ok(token_file)
+    }
+
+    /// Writes a kubeconfig (0600) that signs in as the kubelet of a node.
+    pub(crate) fn kubelet_kubeconfig(&self, node: &str, path: &Path) -> Result<()> {
+        let identity = self.own()?.authority.client(&format!("system:node:{node}"), Some("system:nodes"))?;
+        let user = pki::certificate_user(&identity);
+        pki::write_kubeconfig(path, &self.server_url, &self.ca_pem, &user, "default")
     }
 
     /// Ends the cluster and removes its folder, unless that is to be kept.

@@ -15,9 +15,12 @@
 //!
 //! Every process that is started here, see [`Program`] and [`Supervised`], ends with the process that started it,
 //! even if that one is killed.
+//!
+//! Where there is root and a container runtime, [`RealNode`] adds nodes that run containers.
 
 mod cluster;
 mod kwok;
+mod nodes;
 mod pki;
 mod progress;
 mod supervise;
@@ -25,5 +28,6 @@ mod tools;
 
 pub use cluster::{Cluster, ClusterOptions};
 pub use kwok::{NODE_AGENT_NAME, NODE_LABEL, RUN_FOR_ANNOTATION, STOP_AFTER_ANNOTATION};
+pub use nodes::{Network, PAUSE_IMAGE, RealNode, RealNodeOptions};
 pub use supervise::{Program, Signal, Supervised};
 pub use tools::{ASSETS_ENV, TOOLS_DIR_ENV, Tools};

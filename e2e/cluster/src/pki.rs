@@ -29,6 +29,7 @@ impl Identity {
 }
 
 /// The cluster's own certificate authority.
+#[derive(Debug)]
 pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {

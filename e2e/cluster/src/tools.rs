@@ -190,6 +190,15 @@ impl Tools {
         Ok(ensure(&cache_dir()?, &GITOPS, &[("gitops", ".")]).await?.join("gitops"))
     }
 
+    /// The kubelet, for nodes that are no fakes. It is built apart: few need it.
+    pub async fn kubelet() -> Result<PathBuf> {
+        if let Some(program) = given("kubelet") {
+            return Ok(program);
+        }
+        let package = "k8s.io/kubernetes/cmd/kubelet";
+        Ok(ensure(&cache_dir()?, &KUBERNETES, &[("kubelet", package)]).await?.join("kubelet"))
+    }
+
     /// The folder of the Prometheus operator's CustomResourceDefinitions, in Go's own cache of modules.
     pub fn monitoring_crds() -> Result<PathBuf> {
         let _progress = Progress::new(format!("fetching {PROMETHEUS_OPERATOR}"));
