@@ -13,12 +13,9 @@ use spotpool_crds::voluntary_drain::DrainStatus;
 use spotpool_crds::{EvictionNotice, SpotPool, names};
 
 use crate::Error;
-use crate::cluster::{Cluster, SPOT_POOLS};
+use crate::cluster::{Cluster, SPOT_POOLS, patch_params};
 use crate::output::Printer;
 use crate::table::{Column, Table, Tone};
-
-/// Who writes.
-const FIELD_MANAGER: &str = "kubectl-spotpool";
 
 const ANNOTATIONS: [&str; 5] = [
     names::EVICTION_ANNOTATION,
@@ -142,7 +139,7 @@ impl Leftovers {
 /// Cleans up.
 pub async fn run(cluster: &Cluster, printer: &Printer, dry_run: bool) -> Result<(), Error> {
     nobody_is_there(cluster).await?;
-    let params = PatchParams { dry_run, field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+    let params = patch_params(dry_run);
     let mut objects = nodes(cluster, &params).await?;
     objects.extend(spot_pools(cluster, &params).await?);
     let told = Told { objects, dry_run };

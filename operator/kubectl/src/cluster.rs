@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::Lease;
-use kube::api::ListParams;
+use kube::api::{ListParams, PatchParams};
 use kube::client::Body;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config, ResourceExt};
@@ -20,6 +20,8 @@ const USER_AGENT: &str = concat!("kubectl-spotpool/", env!("CARGO_PKG_VERSION"))
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the first answer may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+/// Who writes, on the objects.
+pub const FIELD_MANAGER: &str = "kubectl-spotpool";
 /// The resource that everything is about.
 pub const SPOT_POOLS: &str = "spotpools.spotpool.dev";
 /// What the operator's Lease is called.
@@ -129,6 +131,11 @@ impl Cluster {
             None => Ok(()),
         }
     }
+}
+
+/// How this program writes; a dry run is checked by the API server and changes nothing.
+pub fn patch_params(dry_run: bool) -> PatchParams {
+    PatchParams { dry_run, field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() }
 }
 
 /// How far we are behind the API server, by the date in its answer. That is whole seconds, so less than two is nothing.

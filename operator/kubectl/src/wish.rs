@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
-use kube::api::{ListParams, Patch, PatchParams};
+use kube::api::{ListParams, Patch};
 use kube::{Api, ResourceExt};
 use serde::Serialize;
 use serde_json::json;
@@ -15,11 +15,9 @@ use spotpool_crds::{Reason, SpotPool, names};
 
 use crate::Error;
 use crate::args::WishArgs;
-use crate::cluster::{Cluster, SPOT_POOLS, find, hint, pool_of};
+use crate::cluster::{Cluster, FIELD_MANAGER, SPOT_POOLS, find, hint, patch_params, pool_of};
 use crate::output::{Printer, wrap};
 
-/// Who writes wishes.
-const FIELD_MANAGER: &str = "kubectl-spotpool";
 /// What follows where no operator is at work.
 const NOBODY: &str = "nothing was written, because nobody would answer";
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
@@ -181,12 +179,7 @@ where
     K: Clone + serde::de::DeserializeOwned + std::fmt::Debug,
 {
     let patch = json!({"metadata": {"annotations": {key: wish}}});
-    let params = PatchParams {
-        dry_run: args.dry_run,
-        field_manager: Some(FIELD_MANAGER.into()),
-        ..PatchParams::default()
-    };
-    let written = api.patch(name, &params, &Patch::Merge(patch)).await;
+    let written = api.patch(name, &patch_params(args.dry_run), &Patch::Merge(patch)).await;
     written.map(|_| ()).map_err(|error| Error::of(error, &cluster.server, "patch", resource, None))
 }
 
