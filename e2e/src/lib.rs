@@ -6,6 +6,7 @@ pub mod collector;
 pub mod dashboards;
 pub mod drawing;
 pub mod gateway;
+pub mod installed;
 pub mod objects;
 pub mod programs;
 pub mod prometheus;

@@ -2,7 +2,6 @@
 //! the real programs in its Pods' place.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
@@ -16,8 +15,8 @@ use spotpool_azure_sim::api::{PoolSpec, Targets};
 use spotpool_crds::names;
 use spotpool_e2e::objects::{create, is_ready, marks, object};
 use spotpool_e2e::world::SYSTEM_NAMESPACE;
-use spotpool_e2e::{Agents, Operator, Stage, World, WorldOptions, eventually, run};
-use spotpool_e2e_cluster::{Program, STOP_AFTER_ANNOTATION, Tools};
+use spotpool_e2e::{Agents, Stage, World, WorldOptions, eventually, installed, run};
+use spotpool_e2e_cluster::{STOP_AFTER_ANNOTATION, Tools};
 
 use crate::helm::{charts, example, examples, helm_at, objects, template};
 
@@ -98,45 +97,6 @@ async fn are_valid(client: &Client, objects: &[(String, Value)]) {
         "date": {"typing": "error"}});
     let refused = api(client, &odd).await.unwrap().patch("odd", &params, &Patch::Apply(&odd)).await;
     assert!(refused.is_err(), "strictly validated");
-}
-
-/// Starts the operator with the arguments of the installed Deployment: only where things are differs.
-async fn operator(stage: &Stage<'_>) -> Operator {
-    let port = free_port();
-    let kubeconfig = stage.operator_kubeconfig().await.unwrap();
-    let deployment = json!({"apiVersion": "apps/v1", "kind": "Deployment",
-        "metadata": {"name": "spotpool-operator", "namespace": SYSTEM_NAMESPACE}});
-    let deployments = api(&stage.world.client, &deployment).await.unwrap();
-    let deployment = deployments.get("spotpool-operator").await.unwrap();
-    let args =
-        deployment.data["spec"]["template"]["spec"]["containers"][0]["args"].as_array().unwrap().clone();
-    let args = args.iter().map(|arg| arg.as_str().unwrap()).map(|arg| match arg.split_once('=').unwrap().0 {
-        "--listen" => format!("--listen=127.0.0.1:{port}"),
-        // Nobody signs in to the simulator here; tests of azure_access do.
-        "--azure-credential" => "--azure-credential=none".to_owned(),
-        _ => arg.to_owned(),
-    });
-    let process = Program::new("operator of the chart", &stage.world.programs.operator)
-        .arg("--kubeconfig")
-        .arg(kubeconfig)
-        .args(args)
-        .env("POD_NAME", "chart")
-        .env("POD_NAMESPACE", SYSTEM_NAMESPACE)
-        .log(stage.log("chart"))
-        .spawn()
-        .unwrap();
-    let operator = Operator { process: Arc::new(process), admin_url: format!("http://127.0.0.1:{port}") };
-    eventually("the operator to be ready", async || {
-        operator.process.check_running()?;
-        Ok(operator.is_ready().await.then_some(()))
-    })
-    .await
-    .unwrap();
-    operator
-}
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// Requests of the chart's two ServiceAccounts that were refused for want of a right or a sign-in.
@@ -249,7 +209,9 @@ fn a_release_lives_from_install_to_uninstall_and_its_programs_with_it() {
         assert!(on.len() == 2 && on.iter().all(|node| node.contains("chartr")), "{on:?}");
 
         // Its programs do their work with the rights that it gives them.
-        let operator = operator(&stage).await;
+        // Nobody signs in to the simulator here; tests of azure_access do.
+        let unsigned = ["--azure-credential=none".to_owned()];
+        let operator = installed::operator(&stage, &unsigned, &[]).await.unwrap();
         let agent_pools = json!([{"name": "charts", "maxNodes": 4}, {"name": "chartr", "maxNodes": 2}]);
         stage.spot_pool("workers", json!({"replicas": 4, "agentPools": agent_pools})).await.unwrap();
         stage.status_is("workers", "4 ready", |status| status.ready_replicas == 4).await.unwrap();
