@@ -11,6 +11,7 @@ pub mod objects;
 pub mod programs;
 pub mod prometheus;
 pub mod proxy;
+pub mod rights;
 pub mod runtime;
 pub mod simulation;
 pub mod stage;

@@ -16,6 +16,7 @@ use spotpool_e2e_cluster::{Program, Supervised};
 
 use crate::agents::free_port;
 use crate::objects::{apply, object, takes_pods};
+use crate::rights;
 use crate::{World, eventually};
 
 const OPERATOR_RBAC: &str = include_str!("../../charts/rendered/operator/rbac.yaml");
@@ -65,6 +66,7 @@ impl<'a> Stage<'a> {
         apply(&world.client, &namespace.to_string(), |_| ()).await?;
         // The manifests as they are shipped, for another namespace and beside those of other stages.
         apply(&world.client, OPERATOR_RBAC, |document| {
+            rights::take_away(document);
             let metadata = &mut document["metadata"];
             if metadata.get("namespace").is_some() {
                 metadata["namespace"] = name.into();

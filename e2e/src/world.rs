@@ -12,6 +12,7 @@ use spotpool_azure_sim::client::SimClient;
 use spotpool_e2e_cluster::{Cluster, ClusterOptions, Program, Supervised};
 
 use crate::objects::apply;
+use crate::rights;
 use crate::{Agents, Profile, Programs, eventually};
 
 const CRD: &str = include_str!("../../crds/yaml/spotpools.yaml");
@@ -121,7 +122,7 @@ async fn install(client: &Client) -> Result<()> {
     let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SYSTEM_NAMESPACE}});
     apply(client, &namespace.to_string(), |_| ()).await?;
     for manifest in [CRD, AGENT_RBAC, AGENT_OWN_NODE, AGENT_OWN_PODS, FLOW_CONTROL] {
-        apply(client, manifest, |_| ()).await?;
+        apply(client, manifest, rights::take_away).await?;
     }
     Ok(())
 }
