@@ -52,7 +52,7 @@ pub fn granted(manifests: &str) -> Result<Rights> {
 /// Takes the right that the environment names off a role.
 pub(crate) fn take_away(document: &mut Value) {
     let Ok(without) = std::env::var(WITHOUT) else { return };
-    let Some(rules) = document["rules"].as_array_mut() else { return };
+    let Some(Value::Array(rules)) = document.get_mut("rules") else { return };
     let kept = rules.iter().flat_map(|rule| {
         if of_rule(rule).iter().all(|(right, _)| *right != without) {
             return vec![rule.clone()];
@@ -70,7 +70,8 @@ pub(crate) fn take_away(document: &mut Value) {
     *rules = kept.collect();
 }
 
-/// Runs a test of this very program once for each right, without it: the test must fail.
+/// Runs a test of this very program once for each right, without it: the test must fail, and say that it was denied that
+/// right or that something never came.
 pub fn each_is_missed(manifests: &str, test: &str) -> Result<()> {
     let mut needless = Vec::new();
     for right in granted(manifests)? {
@@ -79,16 +80,19 @@ pub fn each_is_missed(manifests: &str, test: &str) -> Result<()> {
             .env(WITHOUT, &right)
             .output()
             .context("cannot run this program again")?;
-        let said = String::from_utf8_lossy(&output.stdout);
+        let said =
+            [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
         ensure!(said.contains("running 1 test\n"), "no test {test}: {said}");
-        let why = said.lines().find(|line| line.starts_with("denied: ") || line.starts_with("waited "));
+        if output.status.success() {
+            eprintln!("without `{right}`: PASSES");
+            needless.push(right);
+            continue;
+        }
+        let why = said.lines().find(|line| line.contains("denied: ") || line.contains(" in vain for "));
         eprintln!(
             "without `{right}`: {}",
-            if output.status.success() { "passes" } else { why.unwrap_or("fails") }
+            why.with_context(|| format!("fails without `{right}`, but: {said}"))?
         );
-        if output.status.success() {
-            needless.push(right);
-        }
     }
     ensure!(needless.is_empty(), "nothing fails without {needless:?}");
     Ok(())

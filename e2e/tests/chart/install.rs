@@ -209,7 +209,7 @@ fn a_release_lives_from_install_to_uninstall_and_its_programs_with_it() {
         assert!(on.len() == 2 && on.iter().all(|node| node.contains("chartr")), "{on:?}");
 
         // Its programs do their work with the rights that it gives them.
-        // Nobody signs in to the simulator here; tests of azure_access do.
+        // Nobody signs in to the simulator here; tests of operator/access do.
         let unsigned = ["--azure-credential=none".to_owned()];
         let operator = installed::operator(&stage, &unsigned, &[]).await.unwrap();
         let agent_pools = json!([{"name": "charts", "maxNodes": 4}, {"name": "chartr", "maxNodes": 2}]);

@@ -1,7 +1,5 @@
 //! Two operators and one lease: one acts, and one that has lost the lease writes nothing any more.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
-
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::Api;
 use serde_json::json;

@@ -1,8 +1,6 @@
 //! Signing in to Azure, and what happens when that, or a right, is missing: on a real control plane, against a
 //! tenant that speaks TLS.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
-
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 

@@ -1,7 +1,5 @@
 //! A SpotPool that cannot be meant is refused where it enters, with a sentence that says what to change.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
-
 use kube::api::{Patch, PatchParams, ValidationDirective};
 use kube::{Api, Client};
 use serde_json::{Value, json};

@@ -1,7 +1,5 @@
 //! The operator uses every right that its manifests give it, and asks for none that they do not.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
-
 use std::convert::Infallible;
 use std::time::Duration;
 
@@ -17,7 +15,7 @@ use spotpool_e2e::proxy::{Proxy, Spring};
 use spotpool_e2e::rights::{Rights, each_is_missed, granted, right};
 use spotpool_e2e::{OperatorOptions, Stage, World, WorldOptions, eventually, run};
 
-const RBAC: &str = include_str!("../../charts/rendered/operator/rbac.yaml");
+const RBAC: &str = include_str!("../../../charts/rendered/operator/rbac.yaml");
 
 /// What the operator of a namespace has asked for, and what of it was denied.
 fn asked(world: &World, namespace: &str) -> (Rights, Rights) {
@@ -58,7 +56,7 @@ fn the_operator_needs_every_right_that_the_chart_gives_it() {
 #[test]
 #[ignore = "an hour; run it after a change of the rights"]
 fn each_right_is_missed() {
-    each_is_missed(RBAC, "the_operator_needs_every_right_that_the_chart_gives_it").unwrap();
+    each_is_missed(RBAC, "rights::the_operator_needs_every_right_that_the_chart_gives_it").unwrap();
 }
 
 /// Ends with the first right that was missing.

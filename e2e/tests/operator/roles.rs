@@ -1,8 +1,6 @@
 //! Row L: what the operator's identity may do is what the roles of the docs say, at the scopes they are for. They are
 //! enough for all that it does, and nothing in them is left unused.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
-
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
