@@ -139,7 +139,7 @@ fn an_agent_needs_every_right_that_the_chart_gives_it_and_others_may_write_taint
         assert!(beyond.is_empty(), "asked for, not granted: {beyond:?}");
         let refused: Vec<_> =
             corner.asked(node).into_iter().filter(|asked| matches!(asked.code, 401 | 403)).collect();
-        assert!(refused.is_empty(), "{refused:?}");
+        assert!(refused.is_empty(), "denied: {refused:?}");
         history.marked_in_one_write().await;
         let spot = |keys: &[String]| keys.iter().filter(|key| key.contains("scalesetpriority")).count();
         assert!(
@@ -149,9 +149,9 @@ fn an_agent_needs_every_right_that_the_chart_gives_it_and_others_may_write_taint
     });
 }
 
-/// An hour: without any one of the rights the test above fails.
+/// Ten minutes: without any one of the rights the test above fails.
 #[test]
-#[ignore = "an hour; run it after a change of the rights"]
+#[ignore = "ten minutes: run it after a change of the rights"]
 fn each_right_is_missed() {
     let test = "rights::an_agent_needs_every_right_that_the_chart_gives_it_and_others_may_write_taints_at_the_same_time";
     each_is_missed(AGENT_RBAC, test).unwrap();

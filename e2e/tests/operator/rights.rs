@@ -52,9 +52,9 @@ fn the_operator_needs_every_right_that_the_chart_gives_it() {
     });
 }
 
-/// An hour: without any one of the rights the test above fails.
+/// Ten minutes: without any one of the rights the test above fails.
 #[test]
-#[ignore = "an hour; run it after a change of the rights"]
+#[ignore = "ten minutes: run it after a change of the rights"]
 fn each_right_is_missed() {
     each_is_missed(RBAC, "rights::the_operator_needs_every_right_that_the_chart_gives_it").unwrap();
 }
