@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod audit;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -193,7 +195,11 @@ fn left(shell: &Shell) -> Vec<String> {
 #[test]
 fn the_page_from_top_to_bottom_installs_upgrades_and_leaves_nothing() {
     run(async {
-        let options = WorldOptions { agents: false, install: false, ..WorldOptions::default() };
+        let mut options = WorldOptions { agents: false, install: false, ..WorldOptions::default() };
+        let folder = tempfile::tempdir().unwrap();
+        options.cluster.audit_log = true;
+        options.cluster.apiserver_args =
+            vec![format!("--audit-policy-file={}", audit::policy(&folder).display())];
         let mut world = World::start(options).await.unwrap();
         let identity = world.sim.state().await.unwrap().identity;
         let endpoints = [
@@ -220,7 +226,9 @@ fn the_page_from_top_to_bottom_installs_upgrades_and_leaves_nothing() {
                 block.replace("my-group", &identity.resource_group).replace("my-cluster", &identity.cluster);
             if heading == "Uninstall" {
                 // What there is to take off: an operator that acts, and has marked its nodes.
-                acts(&Stage { world: &world, name: SYSTEM_NAMESPACE.to_owned() }, &shell).await;
+                let stage = Stage { world: &world, name: SYSTEM_NAMESPACE.to_owned() };
+                acts(&stage, &shell).await;
+                audit::tells_who_did_it(&stage).await;
             }
             let said = shell.paste(&block).unwrap_or_else(|said| panic!("{heading}:\n{block}\n{said}"));
             eprintln!("== {heading}\n{block}{said}");
