@@ -2,6 +2,7 @@
 //! simulator in Azure's place.
 
 pub mod agents;
+pub mod benchmarks;
 pub mod collector;
 pub mod dashboards;
 pub mod drawing;

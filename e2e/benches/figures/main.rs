@@ -39,6 +39,9 @@ struct Args {
     /// End with 1 when a goal is missed.
     #[arg(long)]
     check: bool,
+    /// Write the figures down in docs/benchmarks.json.
+    #[arg(long)]
+    keep: bool,
     /// Given by cargo.
     #[arg(long, hide = true)]
     bench: bool,
@@ -67,7 +70,7 @@ fn main() -> ExitCode {
 }
 
 fn all(args: &Args) -> Result<bool> {
-    let mut report = Report::new(args.filter.clone());
+    let mut report = Report::new(args.filter.clone(), args.keep);
     plan::measure(&mut report)?;
     arm::measure(&mut report)?;
     fallback::measure(&mut report)?;

@@ -64,13 +64,14 @@ struct Line {
 /// Prints the figures that are asked for, and counts the goals that are missed.
 pub struct Report {
     filter: Option<String>,
+    keep: bool,
     missed: u32,
 }
 
 impl Report {
-    /// A report of the figures whose names contain `filter`.
-    pub fn new(filter: Option<String>) -> Self {
-        Self { filter, missed: 0 }
+    /// A report of the figures whose names contain `filter`; `keep` has them written down for the docs.
+    pub fn new(filter: Option<String>, keep: bool) -> Self {
+        Self { filter, keep, missed: 0 }
     }
 
     /// Whether any of these figures is asked for.
@@ -109,7 +110,13 @@ impl Report {
             more: figure.more,
         };
         // Numbers and texts always have a JSON form.
-        println!("{}", serde_json::to_string(&line).unwrap_or_default());
+        let line = serde_json::to_value(&line).unwrap_or_default();
+        println!("{line}");
+        if self.keep
+            && let Err(error) = spotpool_e2e::benchmarks::keep(&line, jiff::Zoned::now().date())
+        {
+            eprintln!("  {} cannot be kept: {error:#}", figure.name);
+        }
         if !met {
             self.missed += 1;
             eprintln!("  {} misses its goal", figure.name);
