@@ -156,20 +156,3 @@ fn every_query_on_a_page_is_one() {
     let (good, said) = promtool(&["check", "rules"], &[file.path().to_owned()]);
     assert!(good, "{said}");
 }
-
-/// Links of runbooks and playbooks to other pages.
-#[test]
-fn links_of_pages_lead_somewhere() {
-    for file in PAGES.into_iter().flat_map(|folder| files(folder, ".md")) {
-        let text = std::fs::read_to_string(root().join(&file)).unwrap();
-        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
-            let target = link.split('#').next().unwrap_or_default();
-            let path = root().join(file.parent().unwrap()).join(target);
-            assert!(
-                target.is_empty() || target.contains("://") || path.exists(),
-                "{}: {link}",
-                file.display()
-            );
-        }
-    }
-}
