@@ -234,6 +234,8 @@ pub(crate) fn return_drained(situation: &Situation<'_>, drains: &Drains<'_>, dra
             .filter(|(node, ..)| {
                 node.drain.as_ref().is_some_and(|drain| drain.phase == Some(DrainPhase::Drained))
             })
+            // Its machine may be gone for minutes before its Node is: Azure refuses to delete it twice.
+            .filter(|(node, ..)| pool.machines.contains(&node.name))
             .map(|(node, ..)| node.name.clone())
             .collect();
         if nodes.is_empty() {

@@ -5,7 +5,7 @@
 mod world;
 
 use proptest::prelude::*;
-use spotpool_core::{Action, Plan};
+use spotpool_core::{Action, Plan, Snapshot};
 use spotpool_crds::Reason;
 use spotpool_crds::spot_pool::Role::{OnDemand, Spot};
 use spotpool_crds::spot_pool::{Adoption, Mode, Window};
@@ -100,6 +100,22 @@ fn spot_that_breaks_after_the_first_has_gone_starts_the_wait_anew() {
     let (plan, minutes) = until_asked(&mut world, 30);
     assert!(minutes >= 9, "after {minutes} minutes");
     assert_eq!(asked_to_drain(&plan).len(), 1, "the next goes alone, too");
+}
+
+/// Asked again and again while its Node lingers, Azure would refuse each time, and emergencies would lack the requests.
+#[test]
+fn a_machine_that_is_gone_is_not_deleted_again_while_its_node_lingers() {
+    let mut world = surplus(1);
+    until_asked(&mut world, 12);
+    world.pass(10);
+    let mut snapshot = world.snapshot();
+    let deletes = |snapshot: &Snapshot| {
+        let plan = spotpool_core::plan(&world.spec, snapshot, world.now);
+        plan.actions.iter().any(|action| matches!(action, Action::DeleteMachines { .. }))
+    };
+    assert!(deletes(&snapshot), "it is drained");
+    snapshot.agent_pools[2].machines.clear();
+    assert!(!deletes(&snapshot), "Azure does not list it any more");
 }
 
 #[test]
