@@ -264,6 +264,11 @@ impl AgentPools {
         Self { azure, operations, nodes, trigger, metrics, clock, state, refresh: Notify::new() }
     }
 
+    /// The time that everything here goes by.
+    pub fn now(&self) -> Timestamp {
+        (self.clock)()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -393,7 +398,7 @@ impl AgentPools {
     /// delete. Where ETags do not tell, or Nodes have gone since their machines were listed, both are read again. An
     /// autoscaled agent pool changes by itself, and Azure may refuse a count that is not its own. Returns it as it is.
     async fn confirm(&self, name: &str, pool: &AgentPool) -> Result<AgentPool, AzureError> {
-        let is_old = (self.clock)().duration_since(pool.read_at) > STILL_TRUE;
+        let is_old = self.now().duration_since(pool.read_at) > STILL_TRUE;
         let doubtful = {
             let state = self.state();
             let entry = state.entries.as_ref().and_then(|entries| entries.get(name));
@@ -426,7 +431,7 @@ impl AgentPools {
                 == (pool.autoscaled, pool.min_count, pool.max_count)
             && entry.machines.as_ref().is_some_and(same);
         // What took long to be answered is old by the time it is.
-        let age = (self.clock)().duration_since(fresh.read_at);
+        let age = self.now().duration_since(fresh.read_at);
         entry.machines = Some(Listed { names, at });
         entry.pool = fresh.clone();
         if unchanged && age <= STILL_TRUE { Ok(fresh) } else { Err(conflict(CHANGED, "it has changed")) }
@@ -678,7 +683,7 @@ impl AgentPools {
                         message = error.message,
                         "Azure's operation failed"
                     );
-                    (Written::Unknown, Some((error, (self.clock)())))
+                    (Written::Unknown, Some((error, self.now())))
                 }
                 // A URL that is refused is of no more use: a list will tell.
                 Err(error) if matches!(error.class, Class::Invalid | Class::Denied) => {
@@ -855,16 +860,15 @@ impl AgentPools {
         for (name, entry) in state.entries.iter_mut().flatten() {
             let its = nodes.get(name).unwrap_or(&none);
             let joining = self.existing(entry).filter(|machine| !its.contains(*machine));
-            let since =
-                |machine: &String| entry.joining.get(machine).copied().unwrap_or_else(|| (self.clock)());
+            let since = |machine: &String| entry.joining.get(machine).copied().unwrap_or_else(|| self.now());
             entry.joining = joining.map(|machine| (machine.clone(), since(machine))).collect();
             if let Some(listed) = &entry.machines {
-                let now = (self.clock)();
+                let now = self.now();
                 let vanished = self.nodes.vanished(name, &listed.names, listed.at);
                 entry.vanished.retain(|at| now.duration_since(*at) < TOLD_FOR);
                 entry.vanished.extend(std::iter::repeat_n(now, vanished));
             }
-            let since = entry.count_stale_since.unwrap_or_else(|| (self.clock)());
+            let since = entry.count_stale_since.unwrap_or_else(|| self.now());
             entry.count_stale_since = entry.is_count_stale().then_some(since);
         }
         let since = state.unsettled_since.unwrap_or_else(Instant::now);

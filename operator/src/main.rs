@@ -11,6 +11,7 @@ use futures::StreamExt;
 use futures::channel::mpsc;
 use jiff::{SignedDuration, Timestamp};
 use kube::Api;
+use spotpool_azure::Clock;
 use spotpool_operator::agent_pools::AgentPools;
 use spotpool_operator::azure::AzureArgs;
 use spotpool_operator::backup_drain::BackupDrains;
@@ -119,6 +120,7 @@ async fn run(args: Args) -> Result<(), Exit> {
     let pool_namespaces =
         if args.pool_namespaces.is_empty() { vec![namespace.clone()] } else { args.pool_namespaces };
 
+    let clock: Clock = Arc::new(Timestamp::now);
     let trigger = Trigger::default();
     let (nodes, node_stream) = Nodes::watch(client.clone(), trigger.clone());
     let options = Options {
@@ -126,22 +128,16 @@ async fn run(args: Args) -> Result<(), Exit> {
         agent_grace: args.agent_grace.try_into().unwrap_or(SignedDuration::MAX),
     };
     let (workloads, workload_watches) =
-        Workloads::watch(client.clone(), nodes.clone(), metrics.clone(), options);
+        Workloads::watch(client.clone(), nodes.clone(), metrics.clone(), options, clock.clone());
     let agent_pools = Arc::new(AgentPools::new(
         azure.clone(),
         azure,
         nodes.clone(),
         trigger.clone(),
         metrics.clone(),
-        Arc::new(Timestamp::now),
+        clock.clone(),
     ));
-    let vms = Arc::new(Vms::new(
-        Arc::new(instances),
-        nodes.clone(),
-        trigger.clone(),
-        metrics.clone(),
-        Arc::new(Timestamp::now),
-    ));
+    let vms = Arc::new(Vms::new(Arc::new(instances), nodes.clone(), trigger.clone(), metrics.clone(), clock));
     let backup_drains = BackupDrains::new(drain_client, trigger.clone(), metrics.clone());
     let traces = Arc::new(Traces::new(tracer.clone(), workloads.clone()));
     let neighbours = Arc::new(Neighbours::default());

@@ -25,6 +25,7 @@ use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
+use spotpool_azure::Clock;
 use spotpool_crds::SpotPool;
 
 use self::agents::Agents;
@@ -256,6 +257,7 @@ pub struct Workloads {
     nodes: Nodes,
     metrics: Metrics,
     options: Options,
+    clock: Clock,
 }
 
 /// What the operator is told of workloads.
@@ -274,8 +276,9 @@ impl Workloads {
         nodes: Nodes,
         metrics: Metrics,
         options: Options,
+        clock: Clock,
     ) -> (Self, impl Future<Output = Infallible> + Send) {
-        let workloads = Self { options, ..Self::unread(nodes, metrics) };
+        let workloads = Self { options, clock, ..Self::unread(nodes, metrics) };
         let config = watcher::Config::default().page_size(PAGE);
         let watches = {
             let pods = watcher(Api::<WirePod>::all(client.clone()), config.clone().fields(NOT_ENDED));
@@ -290,7 +293,8 @@ impl Workloads {
     /// Knows nothing yet.
     pub fn unread(nodes: Nodes, metrics: Metrics) -> Self {
         let options = Options { cost_label: None, agent_grace: AGENT_GRACE };
-        Self { known: Arc::default(), surveys: Arc::default(), nodes, metrics, options }
+        let clock = Arc::new(Timestamp::now);
+        Self { known: Arc::default(), surveys: Arc::default(), nodes, metrics, options, clock }
     }
 
     /// Takes events in, for ever.
@@ -300,9 +304,9 @@ impl Workloads {
         B: Stream<Item = watcher::Result<watcher::Event<WireBudget>>> + Send,
         N: Stream<Item = watcher::Result<watcher::Event<WireNamespace>>> + Send,
     {
-        let pods = each(pods, "Pods", |event| self.known().pod(event, Timestamp::now()));
+        let pods = each(pods, "Pods", |event| self.known().pod(event, (self.clock)()));
         let budgets = each(budgets, "PodDisruptionBudgets", |event| {
-            self.known().budget(event, Timestamp::now());
+            self.known().budget(event, (self.clock)());
         });
         let namespaces = each(namespaces, "Namespaces", |event| self.known().namespace(event));
         let (never, _, _) = futures::join!(pods, budgets, namespaces);
@@ -411,7 +415,7 @@ impl Workloads {
     }
 
     fn survey(&self, scope: &Scope) -> (Survey, (Timestamp, u64)) {
-        let (nodes, now) = (self.nodes.all(), Timestamp::now());
+        let (nodes, now) = (self.nodes.all(), (self.clock)());
         let known = self.known();
         let started = Instant::now();
         let mut survey = survey::survey(&known, &nodes, scope, now);
@@ -446,7 +450,7 @@ impl Workloads {
 
     /// Whether any survey has come out differently.
     fn survey_again(&self) -> bool {
-        let now = Timestamp::now();
+        let now = (self.clock)();
         let due: Vec<(String, Scope)> = {
             let mut surveys = self.surveys();
             surveys.retain(|_, surveyed| surveyed.asked.elapsed() < FORGOTTEN_AFTER);

@@ -84,7 +84,7 @@ pub async fn act(
     let mut outcome = write_agent_pools(&context.parts.agent_pools, pool, plan).await;
     for action in &outcome.done {
         if let (true, Some(noticed)) = (is_emergency(action), gathered.newest_notice) {
-            let since = Timestamp::now().duration_since(noticed);
+            let since = context.parts.agent_pools.now().duration_since(noticed);
             let trace = context.parts.traces.exemplar(&pool.uid().unwrap_or_default(), gathered);
             context.metrics.replacement_requested(since.as_secs_f64().max(0.0), trace);
         }
@@ -129,7 +129,7 @@ pub async fn write_agent_pools(agent_pools: &AgentPools, pool: &SpotPool, plan: 
     let writes = plan.actions.iter().filter_map(|action| {
         let agent_pool = action.agent_pool()?;
         Some(async move {
-            let began = Timestamp::now();
+            let began = agent_pools.now();
             let result = match action {
                 Action::ScaleUp { count, .. } => {
                     // Growth can wait; capacity that was there and is not cannot.
@@ -150,7 +150,7 @@ pub async fn write_agent_pools(agent_pools: &AgentPools, pool: &SpotPool, plan: 
                 | Action::RequestDrain { .. }
                 | Action::WithdrawDrain { .. } => Ok(()),
             };
-            (action, agent_pool, (began, Timestamp::now()), result)
+            (action, agent_pool, (began, agent_pools.now()), result)
         })
     });
     let mut outcome = Outcome::default();

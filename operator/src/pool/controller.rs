@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use futures::channel::mpsc;
 use futures::{Stream, StreamExt};
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::PostParams;
 use kube::runtime::controller::{Action, Config, Controller};
@@ -148,14 +147,14 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
     let pool = context.freshest(seen);
     if pool.metadata.deletion_timestamp.is_some() && !release::has_claims(&pool) {
         if release::is_held(&pool) {
-            if release::must_wait(&context.parts.agent_pools, &pool, Timestamp::now()).await {
+            if release::must_wait(&context.parts.agent_pools, &pool, context.parts.agent_pools.now()).await {
                 return Ok(Action::requeue(GOODBYE));
             }
             release::let_go(&context.client, &context.parts.nodes, &pool).await?;
         }
         return Ok(Action::await_change());
     }
-    let now = Timestamp::now();
+    let now = context.parts.agent_pools.now();
     let remembered = pool.status.iter().flat_map(|status| &status.agent_pools);
     let released = remembered.filter(|entry| entry.autoscaler.is_some()).map(|entry| entry.name.as_str());
     let wanted = pool.spec.agent_pools.iter().map(|pool| pool.name.as_str()).chain(released);
@@ -179,7 +178,7 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
     let started = Instant::now();
     let plan = plan(&pool.spec, &gathered.snapshot, now);
     context.metrics.planned(started.elapsed().as_secs_f64());
-    let planned = Timestamp::now();
+    let planned = context.parts.agent_pools.now();
     gathered.bills = context.parts.workloads.bills(&pool, &gathered, &plan);
 
     // Intentions first: whoever comes after a crash must know what may have been asked of Azure.
@@ -204,7 +203,7 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
             pool = pool.name_any(), reason = %step.reason, agent_pool = step.agent_pool, event_id, "{}", step.message
         );
     }
-    let noted = Timestamp::now();
+    let noted = context.parts.agent_pools.now();
     let outcome = act(&context, &pool, &gathered, &plan, now).await;
     context.parts.traces.passed(&Pass {
         pool: &pool,
@@ -215,7 +214,7 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
         began: now,
         planned,
         noted,
-        acted: Timestamp::now(),
+        acted: context.parts.agent_pools.now(),
     });
     let returned = gathered.snapshot.leaving
         || release::return_minimums(&context.parts.agent_pools, &gathered.minimums).await;
