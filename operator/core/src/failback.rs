@@ -26,8 +26,8 @@ const AGENT_SILENCE: SignedDuration = SignedDuration::from_secs(60);
 const RELAPSE: SignedDuration = SignedDuration::from_hours(1);
 /// A relapse is forgotten after this.
 const FORGIVEN: SignedDuration = SignedDuration::from_hours(6);
-/// Stabilization doubles this often at most.
-const MOST_DOUBLINGS: u32 = 5;
+/// Stabilization doubles this often at most: more of it bought next to nothing in the lab (`docs/design/policy.md`).
+pub const MOST_DOUBLINGS: u32 = 2;
 /// … and is never longer.
 const LONGEST_STABILIZATION: SignedDuration = SignedDuration::from_hours(24);
 

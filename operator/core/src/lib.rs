@@ -38,6 +38,7 @@ mod window;
 mod wishes;
 
 pub use autoscaler::Autoscaler;
+pub use failback::MOST_DOUBLINGS;
 pub use plan::{Action, Answered, Leaving, Memory, Plan, Probe, Relapses, plan};
 pub use snapshot::{AgentPoolView, DrainView, Losses, Market, NodeView, Score, Snapshot, arrived};
 pub use stall::Stall;

@@ -152,8 +152,9 @@ fn next(pool: &SpotPool, status: &SpotPoolStatus, now: Timestamp) -> Vec<String>
     let mut events: Vec<(Option<Timestamp>, String)> = Vec::new();
     let (fallback, capacity) = (&status.fallback, &status.capacity);
     if let Some(since) = &fallback.surplus_since {
-        let doublings = fallback.relapses.as_ref().map_or(0, |relapses| relapses.count.clamp(0, 8));
-        let wait = std::time::Duration::from(spec.failback.stabilization) * 2_u32.pow(doublings as u32);
+        let doublings = fallback.relapses.as_ref().map_or(0, |relapses| relapses.count.max(0) as u32);
+        let doublings = doublings.min(spotpool_core::MOST_DOUBLINGS);
+        let wait = std::time::Duration::from(spec.failback.stabilization) * 2_u32.pow(doublings);
         let why = match doublings {
             0 => String::new(),
             count => format!(", doubled {count} times because spot failed soon after"),
