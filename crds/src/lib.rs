@@ -1,6 +1,7 @@
 //! SpotPool's API: the types of group `spotpool.dev`, and every name that our programs and other
 //! people's scripts meet on Kubernetes objects. Nothing here decides or does anything.
 
+pub mod drill;
 pub mod duration;
 pub mod eviction;
 pub mod instances;
@@ -16,6 +17,7 @@ pub mod voluntary_drain;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{CustomResourceDefinition, JSON};
 use kube::CustomResourceExt;
 
+pub use drill::{EvictionDrill, EvictionDrillSpec, EvictionDrillStatus};
 pub use duration::Duration;
 pub use eviction::EvictionNotice;
 pub use instances::InstanceRanges;
@@ -24,12 +26,14 @@ pub use provider_id::ProviderId;
 pub use reason::Reason;
 pub use spot_pool::{SpotPool, SpotPoolSpec, SpotPoolStatus};
 
-/// The CustomResourceDefinition of SpotPools.
-///
-/// One that no operator has looked at says so by a generation of 0: GitOps tools (kstatus) take an object without any status
+/// The CustomResourceDefinitions.
+pub fn definitions() -> [CustomResourceDefinition; 2] {
+    [EvictionDrill::crd(), SpotPool::crd()].map(unseen)
+}
+
+/// An object that no operator has looked at says so by a generation of 0: GitOps tools (kstatus) take one without any status
 /// for one that is as it should be.
-pub fn definition() -> CustomResourceDefinition {
-    let mut definition = SpotPool::crd();
+fn unseen(mut definition: CustomResourceDefinition) -> CustomResourceDefinition {
     for version in &mut definition.spec.versions {
         let schema = version.schema.as_mut().and_then(|it| it.open_api_v3_schema.as_mut());
         let properties = schema.and_then(|schema| schema.properties.as_mut());

@@ -235,4 +235,20 @@ pub enum Reason {
     HookFailed,
     /// The metadata service sent something that could not be understood.
     MetadataNotUnderstood,
+    /// A drill waits: for its time, for another drill, or until what it must know is known.
+    DrillWaits,
+    /// A drill without a run would take these nodes.
+    DrillPlanned,
+    /// A drill has taken nothing, because it would have gone beyond a limit.
+    DrillRefused,
+    /// A drill takes nodes on purpose.
+    DrillStarted,
+    /// Of a drill, no more nodes are taken; what was begun ends, and capacity comes back.
+    DrillRecovering,
+    /// A drill was ended before its time.
+    DrillAborted,
+    /// A drill is over, and all that was expected held.
+    DrillSucceeded,
+    /// A drill is over, and something that was expected did not hold.
+    DrillFailed,
 }

@@ -44,6 +44,18 @@ const fn operator(reason: Reason, kind: &'static str, action: &'static str, note
     Told { author: Author::Operator, about: "SpotPool", reason, kind, note, related: "", action }
 }
 
+const fn drill(reason: Reason, kind: &'static str, note: &'static str) -> Told {
+    Told {
+        author: Author::Operator,
+        about: "EvictionDrill",
+        reason,
+        kind,
+        note,
+        related: "",
+        action: "Drill/<run>",
+    }
+}
+
 impl Told {
     const fn with(self, related: &'static str) -> Self {
         Self { related, ..self }
@@ -212,6 +224,12 @@ pub const TOLD: &[Told] = &[
     operator(Reason::AgentPoolUnsuitable, "Warning", GUARD, STALLED),
     operator(Reason::NoSpotAgentPool, "Warning", GUARD, STALLED),
     operator(Reason::WindowInvalid, "Warning", GUARD, STALLED),
+    drill(Reason::DrillPlanned, "Normal", "which nodes it would take, of how many"),
+    drill(Reason::DrillRefused, "Warning", "each limit that it would have gone beyond, with the numbers"),
+    drill(Reason::DrillStarted, "Normal", "which nodes it takes, of how many, and how"),
+    drill(Reason::DrillAborted, "Warning", "what ended it; once no more nodes are taken"),
+    drill(Reason::DrillSucceeded, "Normal", "what was expected, and measured"),
+    drill(Reason::DrillFailed, "Warning", "what was expected, and measured"),
 ];
 
 /// What the reference says of an Event, if it has it.

@@ -14,19 +14,21 @@ fn is_current(path: &str, wanted: &str) {
 
 #[test]
 fn yaml_is_current() {
-    let crd = spotpool_crds::definition();
-    let path = format!("yaml/{}.yaml", crd.spec.names.plural);
-    is_current(&path, &spotpool_crds::manifest(&crd).unwrap());
+    for crd in spotpool_crds::definitions() {
+        let path = format!("yaml/{}.yaml", crd.spec.names.plural);
+        is_current(&path, &spotpool_crds::manifest(&crd).unwrap());
+    }
 }
 
 #[test]
 fn the_chart_of_the_crds_is_current() {
-    let mut crd = spotpool_crds::definition();
-    let path = format!("../charts/spotpool-crds/templates/{}.yaml", crd.spec.names.plural);
-    // Whoever uninstalls the chart keeps their SpotPools: deleting the definition would delete every one of them.
-    let keep = ("helm.sh/resource-policy".to_owned(), "keep".to_owned());
-    crd.metadata.annotations.get_or_insert_default().extend([keep]);
-    let wanted = spotpool_crds::manifest(&crd).unwrap();
-    assert!(!wanted.contains("{{"), "helm would take a description for a template");
-    is_current(&path, &wanted);
+    for mut crd in spotpool_crds::definitions() {
+        let path = format!("../charts/spotpool-crds/templates/{}.yaml", crd.spec.names.plural);
+        // Whoever uninstalls the chart keeps their SpotPools: deleting the definition would delete every one of them.
+        let keep = ("helm.sh/resource-policy".to_owned(), "keep".to_owned());
+        crd.metadata.annotations.get_or_insert_default().extend([keep]);
+        let wanted = spotpool_crds::manifest(&crd).unwrap();
+        assert!(!wanted.contains("{{"), "helm would take a description for a template");
+        is_current(&path, &wanted);
+    }
 }

@@ -20,7 +20,7 @@ pub struct Window {
 
     /// How long it stays open, 1m to 168h.
     #[x_kube(validation = Rule::new("duration(self) >= duration('1m') && duration(self) <= duration('168h')")
-        .message("failback.window.duration must be 1m to 168h"))]
+        .message("the duration of a window must be 1m to 168h"))]
     pub duration: Duration,
 }
 

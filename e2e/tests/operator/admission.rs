@@ -174,7 +174,7 @@ fn what_cannot_be_meant_is_refused_with_what_to_change() {
         ),
         (
             "p",
-            "failback.window.duration must be 1m to 168h",
+            "the duration of a window must be 1m to 168h",
             window(&json!({"schedule": "0 22 * * *", "duration": "30s"})),
         ),
         ("p", "Unsupported value", spec(&[("deletionPolicy", json!("Delete"))])),
