@@ -166,6 +166,7 @@ fn situation(dice: &mut Dice, index: usize, now: Timestamp) -> Result<(SpotPoolS
                 agent_pool: pool.name.clone(),
                 created: ago(3_600 + dice.below(400_000)),
                 ready: !is_draining,
+                rehearsed: false,
                 cordoned: false,
                 noticed: is_lost.then(|| ago(dice.below(20))),
                 drain: is_draining.then(|| DrainView {

@@ -60,6 +60,9 @@ fn stabilization(situation: &Situation<'_>, memory: &Memory) -> SignedDuration {
     base.saturating_mul(1 << doublings).min(LONGEST_STABILIZATION.max(base))
 }
 
+/// Where the window stands in a spec.
+const FIELD: &str = "failback.window";
+
 /// The voluntary drains that are under way.
 pub(crate) struct Drains<'a> {
     /// Draining or drained, and still asked for.
@@ -269,7 +272,7 @@ pub(crate) fn return_drained(situation: &Situation<'_>, drains: &Drains<'_>, dra
 pub(crate) fn explain_hindrance(situation: &Situation<'_>, draft: &mut Draft) {
     let Situation { spec, snapshot, now, .. } = situation;
     if let Some(Opening::Invalid(what_to_change)) =
-        spec.failback.window.as_ref().map(|window| opening(window, *now))
+        spec.failback.window.as_ref().map(|window| opening(FIELD, window, *now))
     {
         draft.step(Reason::WindowInvalid, None, format!("no node is given back: {what_to_change}"));
     }
@@ -307,7 +310,7 @@ fn not_before(
         Pause::Until(_) => (from, Reason::Stabilizing, String::new()),
         Pause::Open(_) => return Some((Timestamp::MAX, Reason::FailbackPaused, String::new())),
     };
-    match spec.failback.window.as_ref().map(|window| opening(window, from)) {
+    match spec.failback.window.as_ref().map(|window| opening(FIELD, window, from)) {
         None | Some(Opening::Open) => (from > *now).then_some((from, reason, why)),
         Some(Opening::Opens(opens)) => {
             Some((opens, Reason::WindowClosed, ", when failback.window opens".to_owned()))

@@ -300,8 +300,8 @@ pub(crate) struct Tally {
     pub cautious: u32,
     /// Whether on-demand is not given back in favour of spot.
     pub keeps_on_demand: bool,
-    /// Of what counts as ready, what is not: AKS is at work on it. Spot, then on-demand.
-    in_upkeep: [u32; 2],
+    /// Of what counts as ready, what is not: AKS is at work on it, or a drill rehearses. Spot, then on-demand.
+    set_apart: [u32; 2],
 }
 
 impl Tally {
@@ -324,7 +324,7 @@ impl Tally {
             evicting: 0,
             cautious: 0,
             keeps_on_demand: false,
-            in_upkeep: [0, 0],
+            set_apart: [0, 0],
         };
         for pool in &snapshot.agent_pools {
             let (stay, creating) = match upkeep::carried(pool) {
@@ -332,13 +332,14 @@ impl Tally {
                 None => (pool.staying() * pool.units, pool.arriving(now) * pool.units),
             };
             let serving = pool.units_of(NodeView::serves);
-            let ready = if pool.upkeep.is_some() { stay } else { serving };
+            let counted = |node: &NodeView| node.serves() || (node.rehearsed && node.stays());
+            let ready = if pool.upkeep.is_some() { stay } else { pool.units_of(counted) };
             tally.evicting += pool.units_of(|node| node.noticed.is_some());
             match pool.role {
                 Ok(Role::Spot) => {
                     tally.spot_have += stay + creating;
                     tally.spot_ready += ready;
-                    tally.in_upkeep[0] += ready.saturating_sub(serving);
+                    tally.set_apart[0] += ready.saturating_sub(serving);
                 }
                 Ok(Role::OnDemand) => {
                     kept_units += kept(spec, pool).min(pool.staying()) * pool.units;
@@ -349,7 +350,7 @@ impl Tally {
                     tally.on_demand_coming += creating + booting;
                     tally.on_demand_have += stay + creating;
                     tally.on_demand_ready += ready;
-                    tally.in_upkeep[1] += ready.saturating_sub(serving);
+                    tally.set_apart[1] += ready.saturating_sub(serving);
                 }
                 Err(_) => continue,
             }
@@ -371,9 +372,9 @@ impl Tally {
         self.spot_ready + self.on_demand_ready
     }
 
-    /// What is ready in truth: what AKS is at work on is not.
+    /// What is ready in truth: what AKS is at work on, or a drill, is not.
     pub fn serving(&self) -> u32 {
-        self.ready().saturating_sub(self.in_upkeep.iter().sum())
+        self.ready().saturating_sub(self.set_apart.iter().sum())
     }
 }
 
@@ -730,8 +731,8 @@ pub(crate) fn capacity(tally: &Tally, memory: &Memory, asked_now: u32) -> Capaci
     let not_ready = (tally.spot_have + tally.on_demand_have).saturating_sub(tally.ready() + tally.creating);
     Capacity {
         wanted: tally.wanted as i32,
-        ready_spot: tally.spot_ready.saturating_sub(tally.in_upkeep[0]) as i32,
-        ready_on_demand: tally.on_demand_ready.saturating_sub(tally.in_upkeep[1]) as i32,
+        ready_spot: tally.spot_ready.saturating_sub(tally.set_apart[0]) as i32,
+        ready_on_demand: tally.on_demand_ready.saturating_sub(tally.set_apart[1]) as i32,
         on_the_way: (tally.creating + not_ready + asked_now) as i32,
         evicting: tally.evicting as i32,
         established: memory.established as i32,

@@ -195,6 +195,8 @@ pub struct NodeView {
     pub ready: bool,
     /// Whether it takes no new pods, although nothing is known to happen to its VM: somebody has cordoned it.
     pub cordoned: bool,
+    /// Whether a drill has closed it for a moment: it is not ready, and nothing is lost.
+    pub rehearsed: bool,
     /// Since when it is under notice, by its own agent's word or by a sibling's. Worth nothing from that moment.
     pub noticed: Option<Timestamp>,
     /// Its VM does not run, says Azure.

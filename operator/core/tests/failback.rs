@@ -460,7 +460,7 @@ proptest! {
         }
         for event in events {
             carry_on(&mut world, &event);
-            let open = spotpool_core::opening(world.spec.failback.window.as_ref().unwrap(), world.now);
+            let open = spotpool_core::opening("failback.window", world.spec.failback.window.as_ref().unwrap(), world.now);
             let probing = world.memory.probe.is_some();
             let plan = world.reconcile();
             let on_demand = asked_to_drain(&plan).iter().filter(|node| node.starts_with("reg")).count();

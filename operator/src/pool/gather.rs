@@ -25,7 +25,7 @@ use spotpool_crds::spot_pool::{
     AgentPoolStatus, AutoscalerStatus, AzureError as StatusError, FloorStatus, Operation, OperationKind,
     Readiness, Role,
 };
-use spotpool_crds::voluntary_drain::{DrainRequest, DrainStatus};
+use spotpool_crds::voluntary_drain::{DrainReason, DrainRequest, DrainStatus};
 use spotpool_crds::{Reason, SpotPool, names};
 
 use super::doomed::Notices;
@@ -476,12 +476,17 @@ fn node_view(
     let status: Option<DrainStatus> = annotation(node, names::DRAIN_STATUS_ANNOTATION);
     let cordoned = node.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or(false);
     let leaving = node.metadata.deletion_timestamp.is_some();
+    // A rehearsal is the drill's alone: the node is closed for a moment, and stays.
+    let is_drill = |request: &DrainRequest| request.reason == DrainReason::Drill;
+    let rehearsed = request.as_ref().is_some_and(is_drill) && is_warm && !leaving;
+    let request = request.filter(|request| !is_drill(request));
     Some(NodeView {
         name: node.name_any(),
         agent_pool: agent_pool_of(node)?.to_owned(),
         created: node.metadata.creation_timestamp.as_ref().map_or(Timestamp::MIN, |time| time.0),
         ready: is_warm && !cordoned && !leaving,
-        cordoned,
+        cordoned: cordoned && !rehearsed,
+        rehearsed,
         noticed: notices
             .on(node)
             .filter(|notice| notice.takes_capacity())

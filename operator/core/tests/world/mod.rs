@@ -269,6 +269,7 @@ impl World {
                     agent_pool: pool.name.clone(),
                     created: machine.node_at,
                     ready: machine.drain.is_none(),
+                    rehearsed: false,
                     cordoned: false,
                     noticed: machine.noticed_at,
                     drain: machine.drain.map(|(asked, not_after)| DrainView {

@@ -205,7 +205,7 @@ fn next(pool: &SpotPool, status: &SpotPoolStatus, now: Timestamp) -> Vec<String>
         ));
     }
     if let Some(window) = &spec.failback.window {
-        match opening(window, now) {
+        match opening("failback.window", window, now) {
             Opening::Opens(at) => events.push((Some(at), "failback.window opens".into())),
             Opening::Open => events.push((None, "failback.window is open".into())),
             Opening::Invalid(why) => events.push((None, why)),

@@ -16,7 +16,7 @@ use spotpool_core::{
 };
 use spotpool_crds::eviction::EvictionNotice;
 use spotpool_crds::spot_pool::{AgentPoolStatus, Role};
-use spotpool_crds::voluntary_drain::{DrainRequest, DrainStatus};
+use spotpool_crds::voluntary_drain::{DrainReason, DrainRequest, DrainStatus};
 use spotpool_crds::{Reason, SpotPool, SpotPoolStatus, names};
 
 use super::AGENT_POOL;
@@ -133,12 +133,17 @@ fn node_view(pool: &SpotPool, node: &Node, agent_pool: &str, now: Timestamp) -> 
     let cordoned = is_cordoned(node);
     let leaving = node.metadata.deletion_timestamp.is_some();
     let uid = pool.uid();
+    // A rehearsal is the drill's alone: the node is closed for a moment, and stays.
+    let is_drill = |request: &DrainRequest| request.reason == DrainReason::Drill;
+    let rehearsed = request.as_ref().is_some_and(is_drill) && is_warm && is_started && !leaving;
+    let request = request.filter(|request| !is_drill(request));
     NodeView {
         name: node.name_any(),
         agent_pool: agent_pool.to_owned(),
         created: node.metadata.creation_timestamp.as_ref().map_or(Timestamp::MIN, |time| time.0),
         ready: is_warm && is_started && !cordoned && !leaving,
-        cordoned,
+        cordoned: cordoned && !rehearsed,
+        rehearsed,
         noticed: notice.filter(EvictionNotice::takes_capacity).map(|notice| notice.observed_at),
         lost: None,
         out_of_service: taints.contains(&names::OUT_OF_SERVICE_TAINT),

@@ -1,0 +1,107 @@
+//! How far the nodes of a run are, and how many units are ready meanwhile.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use spotpool_crds::drill::{DrillMethod, DrillRun, Target};
+use spotpool_crds::eviction::Phase;
+use spotpool_crds::voluntary_drain::DrainPhase;
+
+use super::{Draft, Node, later, note, request_id};
+
+impl Draft<'_> {
+    /// Takes in what is seen of the nodes of `run`.
+    pub(super) fn observe(&self, run: &mut DrillRun) {
+        let now = Time(self.now);
+        let mut seen = Vec::new();
+        let (method, id, notice) = (run.method, run.id.clone(), self.spec.rehearsed_notice());
+        for target in run.targets.iter_mut().filter(|target| target.intended_at.is_some()) {
+            let node = self.snapshot.nodes.iter().find(|node| node.uid == target.uid);
+            let before = target.clone();
+            let mut at = |place: &mut Option<Time>, holds: bool, what: &str| {
+                if place.is_none() && holds {
+                    *place = Some(now.clone());
+                    seen.push(format!("{}: {what}", before.node));
+                }
+            };
+            match (method, node) {
+                (DrillMethod::SimulateEviction, node) => evicted(target, node, &mut at),
+                (DrillMethod::NoticeOnly, node) => {
+                    let until = target.intended_at.as_ref().map(|at| later(at.0, notice));
+                    rehearsed(target, node, &id, until.is_some_and(|until| until < self.now), &mut at);
+                }
+            }
+        }
+        self.measure(run);
+        for what in seen {
+            note(run, self.now, what);
+        }
+    }
+
+    /// Units that are ready, and which nodes have been replaced by that.
+    fn measure(&self, run: &mut DrillRun) {
+        let ready = self.ready_units() as i32;
+        let units = &mut run.units;
+        if ready != units.now {
+            let since = units.since.as_ref().map_or(self.now, |since| since.0);
+            let seconds = self.now.duration_since(since).as_secs().max(0);
+            units.short_unit_seconds += i64::from((units.wanted - units.now).max(0)) * seconds;
+            (units.now, units.since) = (ready, Some(Time(self.now)));
+            units.lowest = units.lowest.min(ready);
+        }
+        // What is ready again replaces those that were noticed first.
+        let mut noticed: Vec<&mut Target> =
+            run.targets.iter_mut().filter(|target| target.noticed_at.is_some()).collect();
+        noticed.sort_by_key(|target| target.noticed_at.as_ref().map(|at| at.0));
+        let gone: i32 = noticed.iter().map(|target| target.units).sum();
+        let mut back = gone - (units.before.min(units.wanted) - ready).max(0);
+        for target in noticed {
+            back -= target.units;
+            let is_gone = run.method == DrillMethod::SimulateEviction;
+            if back >= 0 && is_gone && target.replaced_at.is_none() && target.gone_at.is_some() {
+                target.replaced_at = Some(Time(self.now));
+            }
+        }
+    }
+}
+
+type See<'a> = dyn FnMut(&mut Option<Time>, bool, &str) + 'a;
+
+fn evicted(target: &mut Target, node: Option<&Node>, at: &mut See<'_>) {
+    if let Some((node, notice)) = node.and_then(|node| Some((node, node.notice?))) {
+        at(&mut target.noticed_at, true, "notice");
+        at(&mut target.cordoned_at, node.closed, "closed");
+        at(&mut target.drained_at, notice.phase == Phase::Drained, "drained");
+        target.pods.evicted = notice.pods.evicted as i32;
+        target.pods.escalated = notice.pods.escalated as i32;
+        target.pods.left = notice.pods.left as i32;
+    }
+    // A VM that Azure leaves deallocated keeps its Node.
+    let is_gone = node.is_none_or(|node| !node.alive && target.noticed_at.is_some());
+    if is_gone && target.noticed_at.is_none() {
+        // It went before its notice was seen.
+        at(&mut target.noticed_at, true, "went without a notice that was seen");
+    }
+    at(&mut target.gone_at, is_gone, "gone");
+}
+
+fn rehearsed(target: &mut Target, node: Option<&Node>, run: &str, is_late: bool, at: &mut See<'_>) {
+    let Some(node) = node else {
+        at(&mut target.gone_at, true, "gone in the middle of its rehearsal");
+        return;
+    };
+    let id = request_id(run, &target.node);
+    let is_asked = node.request.as_deref() == Some(id.as_str());
+    if is_asked {
+        at(&mut target.asked_at, true, "asked to drain");
+    }
+    if let Some((_, phase, left)) = node.drain.as_ref().filter(|(request, ..)| *request == id) {
+        at(&mut target.noticed_at, true, "its agent drains");
+        at(&mut target.cordoned_at, node.closed, "closed");
+        at(&mut target.drained_at, *phase == DrainPhase::Drained, "drained");
+        target.pods.left = *left as i32;
+        target.pods.evicted = target.pods.before.saturating_sub(target.pods.left).max(0);
+    }
+    // An ask that was just taken is not seen on the node yet.
+    let was_closed = target.noticed_at.is_some() || is_late;
+    let is_open = !is_asked && !node.closed;
+    at(&mut target.released_at, was_closed && target.asked_at.is_some() && is_open, "open again");
+}

@@ -1,0 +1,344 @@
+//! Drills in a world of a few nodes where anything may happen at any time: what they must never do, and how they end.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::{SignedDuration, Timestamp};
+use proptest::prelude::*;
+use serde_json::json;
+use spotpool_core::drill::{Ask, Node, Notice, Plan, Pool, Snapshot, plan};
+use spotpool_crds::drill::{DrillPhase, EvictionDrillSpec, EvictionDrillStatus};
+use spotpool_crds::eviction::{Phase, PodCounts};
+use spotpool_crds::voluntary_drain::DrainPhase;
+
+fn spec(more: &serde_json::Value) -> EvictionDrillSpec {
+    let mut spec = json!({"target": {"spotPool": "p"}, "amount": {"all": true}, "limits": {"maxNodes": 10}});
+    for (key, value) in more.as_object().unwrap() {
+        spec[key] = value.clone();
+    }
+    serde_json::from_value(spec).unwrap()
+}
+
+/// A cluster that does what it is asked, in its own time.
+struct World {
+    now: Timestamp,
+    snapshot: Snapshot,
+    status: EvictionDrillStatus,
+    /// VMs that go, and when.
+    doomed: BTreeMap<String, Timestamp>,
+    /// All that was asked for, in order.
+    evicted: Vec<String>,
+    born: usize,
+}
+
+impl World {
+    fn new(nodes: usize) -> Self {
+        let mut world = Self {
+            now: "2026-01-06T10:00:00Z".parse().unwrap(),
+            snapshot: Snapshot {
+                uid: "0123456789".into(),
+                generation: 1,
+                pool: Some(Pool { wanted: nodes as u32, ready: nodes as u32, ..Pool::default() }),
+                unready_budgets: Some(Vec::new()),
+                pods: Some(BTreeMap::new()),
+                ..Snapshot::default()
+            },
+            status: EvictionDrillStatus::default(),
+            doomed: BTreeMap::new(),
+            evicted: Vec::new(),
+            born: 0,
+        };
+        for _ in 0..nodes {
+            world.boot();
+        }
+        world.settle();
+        world
+    }
+
+    fn boot(&mut self) {
+        self.born += 1;
+        let name = format!("n{}", self.born);
+        self.snapshot.nodes.push(Node {
+            uid: format!("uid-{name}"),
+            vm: format!("vm-{name}"),
+            name,
+            agent_pool: "spota".into(),
+            zone: "z-1".into(),
+            units: 1,
+            is_spot: true,
+            selected: true,
+            ready: true,
+            alive: true,
+            ..Node::default()
+        });
+    }
+
+    /// What the SpotPool's operator would say of it.
+    fn settle(&mut self) {
+        let ready = self.ready();
+        if let Some(pool) = &mut self.snapshot.pool {
+            pool.ready = ready;
+        }
+        let noticed = self.snapshot.nodes.iter().filter(|node| node.notice.is_some());
+        self.snapshot.noticed = noticed.map(|node| node.name.clone()).collect();
+    }
+
+    fn ready(&self) -> u32 {
+        self.snapshot.nodes.iter().filter(|node| node.ready).count() as u32
+    }
+
+    /// A step; what it asks is done if `heard`.
+    fn step(&mut self, spec: &EvictionDrillSpec, heard: bool) -> Plan {
+        let plan = plan(spec, &self.snapshot, &self.status, self.now);
+        self.status = plan.status.clone();
+        for ask in &plan.asks {
+            if heard {
+                self.carry_out(ask);
+            }
+        }
+        self.settle();
+        plan
+    }
+
+    fn carry_out(&mut self, ask: &Ask) {
+        let now = self.now;
+        let find =
+            |world: &mut Self, name: &str| world.snapshot.nodes.iter().position(|node| node.name == name);
+        match ask {
+            Ask::Evict { node, vm } => {
+                let Some(at) = find(self, node) else { return };
+                assert_eq!(self.snapshot.nodes[at].vm, *vm, "another machine");
+                self.evicted.push(vm.clone());
+                self.doom(at, now + SignedDuration::from_secs(30));
+            }
+            Ask::Drain { node, uid, request, .. } => {
+                let Some(at) = find(self, node) else { return };
+                let node = &mut self.snapshot.nodes[at];
+                assert_eq!(node.uid, *uid, "another node");
+                (node.closed, node.ready) = (true, false);
+                node.request = Some(request.clone());
+                node.drain = Some((request.clone(), DrainPhase::Drained, 0));
+                self.evicted.push(node.vm.clone());
+            }
+            Ask::Withdraw { node, .. } => {
+                let Some(at) = find(self, node) else { return };
+                let node = &mut self.snapshot.nodes[at];
+                (node.closed, node.request, node.drain) = (false, None, None);
+                node.ready = node.alive && node.notice.is_none();
+            }
+        }
+    }
+
+    /// Azure will take this VM.
+    fn doom(&mut self, at: usize, then: Timestamp) {
+        let node = &mut self.snapshot.nodes[at];
+        if node.notice.is_none() {
+            node.notice = Some(Notice { phase: Phase::Drained, pods: PodCounts::default() });
+            (node.closed, node.ready) = (true, false);
+            self.doomed.insert(node.name.clone(), then);
+        }
+        self.settle();
+    }
+
+    /// Time goes on; what is gone is replaced.
+    fn pass(&mut self, seconds: i64) {
+        self.now += SignedDuration::from_secs(seconds);
+        let now = self.now;
+        let gone: BTreeSet<String> =
+            self.doomed.iter().filter(|(_, at)| **at <= now).map(|(name, _)| name.clone()).collect();
+        self.doomed.retain(|_, at| *at > now);
+        self.snapshot.nodes.retain(|node| !gone.contains(&node.name));
+        for _ in &gone {
+            self.boot();
+        }
+        self.settle();
+    }
+
+    fn asked(&self) -> usize {
+        let targets = self.status.run.iter().flat_map(|run| &run.targets);
+        targets.filter(|target| target.intended_at.is_some()).count()
+    }
+}
+
+/// What may happen between two steps.
+#[derive(Clone, Debug)]
+enum Happens {
+    Time(i64),
+    Unheard,
+    RealEviction(usize),
+    Budget(bool),
+    Burning(bool),
+    Suspended(bool),
+    Edited,
+    Crashed,
+    Other(bool),
+}
+
+fn happens() -> impl Strategy<Value = Happens> {
+    prop_oneof![
+        6 => (0_i64..40).prop_map(Happens::Time),
+        1 => Just(Happens::Unheard),
+        1 => (0_usize..6).prop_map(Happens::RealEviction),
+        1 => any::<bool>().prop_map(Happens::Budget),
+        1 => any::<bool>().prop_map(Happens::Burning),
+        1 => any::<bool>().prop_map(Happens::Suspended),
+        1 => Just(Happens::Edited),
+        1 => Just(Happens::Crashed),
+        1 => any::<bool>().prop_map(Happens::Other),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_drill_never_goes_beyond_its_limits_asks_each_machine_only_and_ends(
+        nodes in 1_usize..7,
+        most in 1_i32..7,
+        least in 0_i32..6,
+        stagger in prop_oneof![Just(0), 1_u32..40],
+        evicts in any::<bool>(),
+        script in prop::collection::vec(happens(), 1..60),
+    ) {
+        let method = if evicts { "SimulateEviction" } else { "NoticeOnly" };
+        let mut spec = spec(&json!({"method": method, "stagger": format!("{stagger}s"), "timeout": "10m",
+            "limits": {"maxNodes": most, "minReadyUnits": least,
+                "allowedHours": {"schedule": "0 10 * * *", "duration": "5m"}}}));
+        let closes = Timestamp::from_second(1_767_693_900).unwrap(); // 10:05
+        let mut world = World::new(nodes);
+        let mut aborted = None;
+        for what in script {
+            let mut heard = true;
+            match what {
+                Happens::Time(seconds) => world.pass(seconds),
+                Happens::Unheard => heard = false,
+                Happens::RealEviction(at) if at < world.snapshot.nodes.len() => {
+                    let then = world.now + SignedDuration::from_secs(20);
+                    world.doom(at, then);
+                }
+                Happens::RealEviction(_) => {}
+                Happens::Budget(bad) => {
+                    world.snapshot.unready_budgets = Some(if bad { vec!["a/b (1 of 2)".into()] } else { Vec::new() });
+                }
+                Happens::Burning(burns) => {
+                    world.snapshot.pool.as_mut().unwrap().burning = burns.then(|| "5 % left".into());
+                }
+                Happens::Suspended(idle) => {
+                    world.snapshot.pool.as_mut().unwrap().idle = idle.then(|| "suspended".into());
+                }
+                Happens::Edited => {
+                    world.snapshot.generation += 1;
+                    spec.limits.max_nodes = most;
+                }
+                // Status is written before anything is asked, and nothing else is remembered.
+                Happens::Crashed => {
+                    let text = serde_json::to_string(&world.status).unwrap();
+                    world.status = serde_json::from_str(&text).unwrap();
+                }
+                Happens::Other(runs) => world.snapshot.other = runs.then(|| "a/other".into()),
+            }
+            let (ready, before) = (world.ready(), world.status.clone());
+            let hindered = world.snapshot.other.is_some() && !before.is_under_way();
+            let troubled = world.snapshot.unready_budgets.as_ref().is_some_and(|it| !it.is_empty())
+                || world.snapshot.pool.as_ref().unwrap().burning.is_some()
+                || world.snapshot.pool.as_ref().unwrap().idle.is_some();
+            let plan = world.step(&spec, heard);
+            let taken = plan.asks.iter().filter(|ask| !matches!(ask, Ask::Withdraw { .. })).count();
+            if taken > 0 {
+                prop_assert!(ready - (taken as u32).min(ready) >= least as u32, "{ready} ready, {taken} taken");
+                prop_assert!(world.now < closes, "outside of its hours");
+                prop_assert!(!hindered && !troubled, "{hindered} {troubled}");
+                prop_assert!(plan.status.run.as_ref().unwrap().aborted_at.is_none());
+            }
+            prop_assert!(world.asked() <= most as usize, "more than maxNodes");
+            let run = plan.status.run.as_ref();
+            if let Some(run) = run.filter(|run| run.aborted_at.is_some()) {
+                let (id, asked) = aborted.get_or_insert((run.id.clone(), world.asked()));
+                if *id == run.id {
+                    prop_assert_eq!(*asked, world.asked(), "asked for after it was aborted");
+                } else {
+                    aborted = Some((run.id.clone(), world.asked()));
+                }
+            }
+            // What was intended is never taken back, and what has ended stays.
+            if let (Some(old), Some(new)) = (&before.run, run)
+                && old.id == new.id
+            {
+                for (old, new) in old.targets.iter().zip(&new.targets) {
+                    prop_assert_eq!((&old.uid, &old.vm), (&new.uid, &new.vm));
+                    prop_assert!(old.intended_at.is_none() || old.intended_at == new.intended_at);
+                }
+            }
+            let text = serde_json::to_string(&plan.status).unwrap();
+            prop_assert_eq!(&serde_json::from_str::<EvictionDrillStatus>(&text).unwrap().phase, &plan.status.phase);
+        }
+        // Once nothing happens any more it ends, and has closed nothing for good.
+        world.snapshot.other = None;
+        for _ in 0..200 {
+            world.pass(10);
+            world.step(&spec, true);
+        }
+        prop_assert!(!world.status.is_under_way(), "{:?}", world.status);
+        prop_assert!(world.snapshot.nodes.iter().all(|node| node.request.is_none()), "{:?}", world.snapshot.nodes);
+        // One run a generation and none after: nothing is asked by a drill that is over.
+        let asked = world.evicted.len();
+        world.pass(3600);
+        world.step(&spec, true);
+        prop_assert_eq!(asked, world.evicted.len());
+    }
+}
+
+#[test]
+fn a_lost_answer_is_asked_again_of_the_same_machine_and_not_for_ever() {
+    let spec = spec(&json!({"method": "SimulateEviction", "amount": {"count": 1}}));
+    let mut world = World::new(3);
+    let mut asks = Vec::new();
+    for _ in 0..60 {
+        asks.extend(world.step(&spec, false).asks);
+        world.pass(5);
+    }
+    assert_eq!(asks.len(), 3, "{asks:?}");
+    assert!(asks.iter().all(|ask| *ask == asks[0]), "{asks:?}");
+    assert_eq!(world.status.phase, Some(DrillPhase::Aborted));
+    assert!(
+        world.status.message.contains("was not taken: no answer and no notice, asked 3 times"),
+        "{}",
+        world.status.message
+    );
+}
+
+#[test]
+fn a_dry_run_names_what_is_taken_after_it_and_takes_nothing() {
+    let mut spec = spec(&json!({"method": "SimulateEviction", "amount": {"percent": 40}, "dryRun": true}));
+    let mut world = World::new(5);
+    assert!(world.step(&spec, true).asks.is_empty());
+    assert_eq!(world.status.phase, Some(DrillPhase::Planned));
+    let would: Vec<String> =
+        world.status.run.as_ref().unwrap().targets.iter().map(|target| target.vm.clone()).collect();
+    (spec.dry_run, world.snapshot.generation) = (false, 2);
+    world.step(&spec, true);
+    assert_eq!((world.evicted.clone(), would.len()), (would, 2));
+}
+
+#[test]
+fn what_did_not_hold_makes_a_drill_fail_and_is_told_with_both_numbers() {
+    let spec = spec(&json!({"method": "SimulateEviction", "amount": {"count": 2},
+        "expect": {"replacedWithin": "10s", "minReadyUnits": 2, "drainedInTime": true}}));
+    let mut world = World::new(3);
+    for _ in 0..20 {
+        world.step(&spec, true);
+        world.pass(5);
+    }
+    assert_eq!(world.status.phase, Some(DrillPhase::Failed), "{:?}", world.status);
+    let message = &world.status.message;
+    for wanted in [
+        "drainedInTime held (expected every node, was 2 of 2 nodes)",
+        "replacedWithin did not hold (expected 10s, was ",
+        "minReadyUnits did not hold (expected 2, was 1)",
+    ] {
+        assert!(message.contains(wanted), "{message}");
+    }
+    let units = &world.status.run.as_ref().unwrap().units;
+    assert!(units.short_unit_seconds >= 50, "two units for half a minute: {units:?}");
+}
