@@ -15,7 +15,8 @@ use crate::objects::apply;
 use crate::rights;
 use crate::{Agents, Profile, Programs, eventually};
 
-const CRD: &str = include_str!("../../crds/yaml/spotpools.yaml");
+const SPOT_POOLS: &str = include_str!("../../crds/yaml/spotpools.yaml");
+const EVICTION_DRILLS: &str = include_str!("../../crds/yaml/evictiondrills.yaml");
 const AGENT_RBAC: &str = include_str!("../../charts/rendered/agent/rbac.yaml");
 const AGENT_OWN_NODE: &str = include_str!("../../charts/rendered/agent/own-node.yaml");
 const AGENT_OWN_PODS: &str = include_str!("../../charts/rendered/agent/own-pods.yaml");
@@ -121,7 +122,8 @@ impl World {
 async fn install(client: &Client) -> Result<()> {
     let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SYSTEM_NAMESPACE}});
     apply(client, &namespace.to_string(), |_| ()).await?;
-    for manifest in [CRD, AGENT_RBAC, AGENT_OWN_NODE, AGENT_OWN_PODS, FLOW_CONTROL] {
+    let crds = [SPOT_POOLS, EVICTION_DRILLS];
+    for manifest in crds.into_iter().chain([AGENT_RBAC, AGENT_OWN_NODE, AGENT_OWN_PODS, FLOW_CONTROL]) {
         apply(client, manifest, rights::take_away).await?;
     }
     Ok(())

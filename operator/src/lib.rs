@@ -4,6 +4,7 @@
 pub mod agent_pools;
 pub mod azure;
 pub mod backup_drain;
+pub mod drill;
 pub mod leader;
 pub mod market;
 pub mod metrics;

@@ -15,6 +15,7 @@ use spotpool_azure::Clock;
 use spotpool_operator::agent_pools::AgentPools;
 use spotpool_operator::azure::AzureArgs;
 use spotpool_operator::backup_drain::BackupDrains;
+use spotpool_operator::drill;
 use spotpool_operator::leader::{Elector, Leadership};
 use spotpool_operator::metrics::{self, Metrics};
 use spotpool_operator::neighbours::Neighbours;
@@ -137,7 +138,13 @@ async fn run(args: Args) -> Result<(), Exit> {
         metrics.clone(),
         clock.clone(),
     ));
-    let vms = Arc::new(Vms::new(Arc::new(instances), nodes.clone(), trigger.clone(), metrics.clone(), clock));
+    let vms = Arc::new(Vms::new(
+        Arc::new(instances),
+        nodes.clone(),
+        trigger.clone(),
+        metrics.clone(),
+        clock.clone(),
+    ));
     let backup_drains = BackupDrains::new(drain_client, trigger.clone(), metrics.clone());
     let traces = Arc::new(Traces::new(tracer.clone(), workloads.clone()));
     let neighbours = Arc::new(Neighbours::default());
@@ -163,13 +170,22 @@ async fn run(args: Args) -> Result<(), Exit> {
             return Ok(());
         }
         metrics.leads();
-        let (listeners, namespaces) = pool_namespaces
+        let (drill_listener, drills_triggered) = mpsc::unbounded();
+        let drill_parts = drill::Parts {
+            nodes: nodes.clone(),
+            workloads: workloads.clone(),
+            vms: vms.clone(),
+            clock: clock.clone(),
+        };
+        let drill_namespaces = pool_namespaces.clone();
+        let (mut listeners, namespaces): (Vec<_>, Vec<_>) = pool_namespaces
             .into_iter()
             .map(|namespace| {
                 let (listener, triggered) = mpsc::unbounded();
                 (listener, (namespace, triggered))
             })
             .unzip();
+        listeners.push(drill_listener);
         let parts = Parts {
             nodes: nodes.clone(),
             agent_pools: agent_pools.clone(),
@@ -199,6 +215,9 @@ async fn run(args: Args) -> Result<(), Exit> {
             never = traces.keep_looking() => match never {},
             () = workloads.keep_surveyed(&trigger) => {
                 Err(Exit::Died("the survey of workloads has ended".into()))
+            }
+            () = drill::run(client.clone(), drill_parts, metrics.clone(), drill_namespaces, drills_triggered) => {
+                Err(Exit::Died("the EvictionDrill controller has ended".into()))
             }
             () = pool::run(client, parts, metrics, namespaces) => Err(Exit::Died("the SpotPool controller has ended".into())),
         }

@@ -84,6 +84,7 @@ pub struct Metrics {
     actions: Family<Action, Counter>,
     reconciles: Family<Reconcile, Counter>,
     backup_drains: Family<Reconcile, Counter>,
+    drills: Family<Reconcile, Counter>,
     pool_nodes: Family<PoolNodes, Gauge>,
     agent_pools: AgentPoolMetrics,
     time_to_replace: Family<PoolName, TracedHistogram, fn() -> TracedHistogram>,
@@ -108,6 +109,7 @@ impl Metrics {
             actions: Family::default(),
             reconciles: Family::default(),
             backup_drains: Family::default(),
+            drills: Family::default(),
             pool_nodes: Family::default(),
             agent_pools: AgentPoolMetrics::default(),
             time_to_replace: Family::new_with_constructor(|| {
@@ -136,7 +138,7 @@ impl Metrics {
             .label_of(
                 "operation",
                 "`list`, `machines`, `instances`, `operation`, `scale`, `setMinimum`, `correctCount`, `deleteMachines`, \
-                 `start`, `create`",
+                 `start`, `create`, `simulateEviction`",
             )
             .label_of(
                 "result",
@@ -229,6 +231,10 @@ impl Metrics {
             .note("0.0001 to 1.6 s")
             .metric(self.plan.clone());
         catalogue
+            .family("drills", "Eviction drills that are over")
+            .label_of("result", "`Succeeded`, `Failed`, `Aborted`, `Refused`, `Planned`")
+            .metric(self.drills.clone());
+        catalogue
             .family("survey", "Time to look through pods and disruption budgets for one SpotPool")
             .seconds()
             .note("0.0001 to 1.6 s")
@@ -241,11 +247,19 @@ impl Metrics {
             drop(self.reconciles.get_or_create(&Reconcile { result }));
         }
         drop(self.backup_drains.get_or_create(&Reconcile { result: "Claimed" }));
+        for result in ["Succeeded", "Failed", "Aborted", "Refused", "Planned"] {
+            drop(self.drills.get_or_create(&Reconcile { result }));
+        }
     }
 
     /// This replica leads from now on, until it ends.
     pub fn leads(&self) {
         self.leader.set(1);
+    }
+
+    /// A drill that is over.
+    pub fn drill(&self, result: &'static str) {
+        self.drills.get_or_create(&Reconcile { result }).inc();
     }
 
     /// A write to Azure.

@@ -93,6 +93,14 @@ impl Vms {
         started
     }
 
+    /// Has Azure evict a spot VM on purpose.
+    pub async fn simulate_eviction(&self, provider_id: &str) -> Result<(), AzureError> {
+        let vm: VmId = provider_id.parse()?;
+        let asked = self.instances.simulate_eviction(&vm).await;
+        self.metrics.azure_write("simulateEviction", &asked);
+        asked
+    }
+
     /// Asks Azure about suspects. Ends never.
     pub async fn keep_fresh(&self) {
         loop {

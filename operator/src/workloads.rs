@@ -7,6 +7,7 @@
 
 mod agents;
 mod costs;
+mod drilled;
 mod read;
 mod survey;
 mod usage;

@@ -387,7 +387,7 @@ fn no_role_gives_rights_on_spot_pools_to_those_who_may_edit_or_view_namespaces()
         let aggregates = |label: &String| label.starts_with("rbac.authorization.k8s.io/");
         assert!(!labels.keys().any(aggregates), "{role}");
     }
-    for role in ["spotpool-viewer", "spotpool-editor"] {
+    for role in ["spotpool-viewer", "spotpool-editor", "spotpool-driller"] {
         assert!(roles.iter().any(|object| object["metadata"]["name"] == role), "{role}");
         assert!(objects.iter().all(|object| object["roleRef"]["name"] != role), "{role} is bound");
     }

@@ -10,7 +10,7 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 use spotpool_azure_sim::api::{Envelope, Fault, FaultAction, FaultTarget, PoolSpec, Targets};
-use spotpool_e2e::objects::{create, is_ready};
+use spotpool_e2e::objects::{apply, create, is_ready};
 use spotpool_e2e::proxy::{Proxy, Spring};
 use spotpool_e2e::rights::{Rights, each_is_missed, granted, right};
 use spotpool_e2e::{OperatorOptions, Stage, World, WorldOptions, eventually, run};
@@ -135,6 +135,12 @@ async fn uses_every_right(world: &World) {
     eventually("the pod to be gone", async || Ok(pods.get_opt("held").await?.is_none().then_some(())))
         .await
         .unwrap();
+
+    // A drill that only says what it would take.
+    let drill = json!({"apiVersion": "spotpool.dev/v1alpha1", "kind": "EvictionDrill",
+        "metadata": {"name": "d", "namespace": "rights"},
+        "spec": {"target": {"spotPool": "p"}, "amount": {"count": 1}, "limits": {"maxNodes": 1}, "dryRun": true}});
+    apply(&world.client, &drill.to_string(), |_| ()).await.unwrap();
 
     let wanted = granted(RBAC).unwrap();
     eventually("every right to be used", async || {

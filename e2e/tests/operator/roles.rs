@@ -3,13 +3,12 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::time::Duration;
 
-use kube::ResourceExt;
 use serde::Deserialize;
 use serde_json::json;
-use spotpool_azure_sim::api::{EventRequest, Identity, PoolSpec, Targets};
+use spotpool_azure_sim::api::{Identity, PoolSpec};
 use spotpool_azure_sim::tokens::{AuthPatch, GrantedAction};
+use spotpool_e2e::objects::apply;
 use spotpool_e2e::{OperatorOptions, Stage, World, WorldOptions, eventually, run};
 
 /// A file of `docs/install/roles`.
@@ -31,7 +30,7 @@ fn role(name: &str) -> Role {
     role
 }
 
-/// Every action of the three roles, where it is assigned.
+/// Every action of the three roles and of the one for drills, where it is assigned.
 fn granted(of: &Identity) -> Vec<GrantedAction> {
     let subscription = format!("/subscriptions/{}", of.subscription);
     let cluster = format!(
@@ -39,7 +38,12 @@ fn granted(of: &Identity) -> Vec<GrantedAction> {
         of.resource_group, of.cluster
     );
     let nodes = format!("{subscription}/resourceGroups/{}", of.node_resource_group);
-    let scopes = [("cluster", cluster), ("nodes", nodes), ("subscription", subscription)];
+    let scopes = [
+        ("cluster", cluster),
+        ("nodes", nodes.clone()),
+        ("optional/drills", nodes),
+        ("subscription", subscription),
+    ];
     let granted = scopes.into_iter().flat_map(|(name, scope)| {
         role(name).actions.into_iter().map(move |action| GrantedAction { action, scope: scope.clone() })
     });
@@ -80,12 +84,14 @@ fn the_roles_of_the_docs_are_enough_and_hold_nothing_that_is_not_used() {
             "failback": {"stabilization": "1s", "minOnDemandLifetime": "1s", "probe": "0s"}});
         stage.spot_pool("p", spec).await.unwrap();
         stage.status_is("p", "3 ready", |status| status.ready_replicas == 3).await.unwrap();
-        // One is replaced, on demand first; the VMs of two are started again.
+        // A drill takes all. One is replaced, on demand first; the VMs of two are started again.
         for pool in ["rolesa", "rolesset", "rolesvm"] {
-            let node = stage.nodes(pool).await.unwrap()[0].name_any();
-            let preempt = EventRequest::new("Preempt", Targets::named(&[&node]), Duration::from_secs(2));
-            sim.schedule(&preempt).await.unwrap();
+            sim.switch_pool(pool, &json!({"simulatedNoticeMs": 2_000})).await.unwrap();
         }
+        let drill = json!({"apiVersion": "spotpool.dev/v1alpha1", "kind": "EvictionDrill",
+            "metadata": {"name": "d", "namespace": "roles"}, "spec": {"target": {"spotPool": "p"},
+            "amount": {"all": true}, "method": "SimulateEviction", "limits": {"maxNodes": 3}}});
+        apply(&world.client, &drill.to_string(), |_| ()).await.unwrap();
         let all: BTreeSet<String> = granted.iter().map(|granted| granted.action.clone()).collect();
         let asked = eventually("every action of the roles to be used", async || {
             let auth = sim.auth().await?;

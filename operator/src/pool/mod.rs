@@ -38,7 +38,7 @@ pub enum Error {
 }
 
 impl Error {
-    fn kubernetes(doing: &'static str) -> impl FnOnce(kube::Error) -> Self {
+    pub(crate) fn kubernetes(doing: &'static str) -> impl FnOnce(kube::Error) -> Self {
         move |source| Self::Kubernetes { doing, source: Box::new(source) }
     }
 
