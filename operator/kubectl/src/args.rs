@@ -49,6 +49,10 @@ pub enum Format {
     Json,
     /// YAML.
     Yaml,
+    /// Markdown: a drill's report alone.
+    Markdown,
+    /// One HTML page that needs nothing else: a drill's report alone.
+    Html,
 }
 
 /// What to do.
@@ -124,10 +128,28 @@ pub enum Command {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Show eviction drills, or the report of one.
+    Drill {
+        /// What of them.
+        #[command(subcommand)]
+        command: DrillCommand,
+    },
     /// Print a completion script.
     Completion {
         /// For which shell.
         shell: Shell,
+    },
+}
+
+/// What of drills.
+#[derive(Debug, Subcommand)]
+pub enum DrillCommand {
+    /// Show all of them in one table.
+    List,
+    /// Say how the last run of one went: what was taken, what became of pods and capacity, and what was expected.
+    Report {
+        /// Name of an EvictionDrill, or NAMESPACE/NAME.
+        drill: String,
     },
 }
 
@@ -154,6 +176,7 @@ mod tests {
         assert!(parse("kubectl-spotpool failback workers").is_err());
         assert!(parse("kubectl-spotpool failback workers --now --dry-run -n batch").is_ok());
         assert!(parse("kubectl-spotpool status -n batch -A").is_err());
+        assert!(parse("kubectl-spotpool drill report game-day -o html").is_ok());
         assert_eq!(parse("kubectl-spotpool nonsense").unwrap_err().exit_code(), 2);
     }
 }

@@ -54,6 +54,9 @@ pub enum Error {
     /// A wish was not answered in time.
     #[error("{0}")]
     NoAnswer(String),
+    /// Options that do not go together.
+    #[error("{0}")]
+    Usage(String),
     /// A file cannot be read.
     #[error("{0}")]
     File(String),
@@ -77,7 +80,7 @@ impl Error {
     /// 1 for a cluster that is not as it should be, 2 for a setting that cannot work.
     pub fn code(&self) -> ExitCode {
         ExitCode::from(match self {
-            Self::Config(_) => 2,
+            Self::Config(_) | Self::Usage(_) => 2,
             _ => 1,
         })
     }

@@ -10,6 +10,7 @@ pub mod args;
 pub mod cleanup;
 pub mod cluster;
 pub mod doctor;
+pub mod drill;
 pub mod error;
 pub mod explain;
 pub mod lint;

@@ -3,10 +3,10 @@
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
-use spotpool_kubectl::args::{Args, Command};
+use spotpool_kubectl::args::{Args, Command, DrillCommand, Format};
 use spotpool_kubectl::cluster::Cluster;
 use spotpool_kubectl::output::Printer;
-use spotpool_kubectl::{Error, cleanup, doctor, explain, lint, plan, status, timeline, watch, wish};
+use spotpool_kubectl::{Error, cleanup, doctor, drill, explain, lint, plan, status, timeline, watch, wish};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
@@ -24,6 +24,12 @@ async fn main() -> ExitCode {
 
 async fn run(args: Args) -> Result<(), Error> {
     let printer = Printer::new(args.output);
+    let is_page = matches!(args.output, Some(Format::Markdown | Format::Html));
+    if is_page && !matches!(args.command, Command::Drill { command: DrillCommand::Report { .. } }) {
+        return Err(Error::Usage(
+            "-o markdown and -o html are for `drill report` alone: use wide, json or yaml".into(),
+        ));
+    }
     if let Command::Completion { shell } = args.command {
         let mut command = Args::command();
         let mut script = Vec::new();
@@ -46,6 +52,10 @@ async fn run(args: Args) -> Result<(), Error> {
         Command::Plan { file, dry_run: _ } => plan::run(&cluster, &printer, &file).await,
         Command::Doctor => doctor::run(&cluster, &printer).await,
         Command::Cleanup { dry_run } => cleanup::run(&cluster, &printer, dry_run).await,
+        Command::Drill { command: DrillCommand::List } => drill::list(&cluster, &printer).await,
+        Command::Drill { command: DrillCommand::Report { drill } } => {
+            drill::report(&cluster, &printer, &drill).await
+        }
         Command::Completion { .. } | Command::Lint { .. } => Ok(()),
     }
 }

@@ -33,6 +33,11 @@ impl Printer {
         self.format == Some(Format::Wide)
     }
 
+    /// How it looks, if somebody has said.
+    pub fn format(&self) -> Option<Format> {
+        self.format
+    }
+
     /// Whether programs will read it.
     pub fn is_data(&self) -> bool {
         matches!(self.format, Some(Format::Json | Format::Yaml))

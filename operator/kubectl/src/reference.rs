@@ -32,6 +32,7 @@ const NOTES: &[(&str, &str)] = &[
     ("lint", include_str!("../notes/lint.md")),
     ("doctor", include_str!("../notes/doctor.md")),
     ("cleanup", include_str!("../notes/cleanup.md")),
+    ("drill", include_str!("../notes/drill.md")),
     ("completion", include_str!("../notes/completion.md")),
 ];
 

@@ -1,0 +1,168 @@
+//! What is told of a run, and how Markdown has it.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::ResourceExt;
+use serde::Serialize;
+use spotpool_crds::EvictionDrill;
+use spotpool_crds::drill::{DrillPhase, DrillRun, Expectation, Moment, PastRun, Target, UnitsReady};
+
+/// What is told of the last run of a drill.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Report {
+    pub drill: String,
+    pub pool: String,
+    pub method: String,
+    pub phase: DrillPhase,
+    pub message: String,
+    #[serde(skip)]
+    pub from: Option<Timestamp>,
+    #[serde(skip)]
+    pub to: Timestamp,
+    pub candidates: i32,
+    pub units: UnitsReady,
+    pub targets: Vec<Target>,
+    pub timeline: Vec<Moment>,
+    pub verdict: Vec<Expectation>,
+    pub past_runs: Vec<PastRun>,
+}
+
+/// A heading and a time of a node.
+type Step = (&'static str, fn(&Target) -> Option<&Time>);
+
+/// What happens to a node, in order.
+pub(super) const STEPS: [Step; 7] = [
+    ("asked", |target| target.asked_at.as_ref()),
+    ("noticed", |target| target.noticed_at.as_ref()),
+    ("closed", |target| target.cordoned_at.as_ref()),
+    ("drained", |target| target.drained_at.as_ref()),
+    ("gone", |target| target.gone_at.as_ref()),
+    ("replaced", |target| target.replaced_at.as_ref()),
+    ("open again", |target| target.released_at.as_ref()),
+];
+
+impl Report {
+    /// Of the run that is under way or was the last; none if there was none.
+    pub fn of(drill: &EvictionDrill, now: Timestamp) -> Option<Self> {
+        let status = drill.status.clone()?;
+        let run: DrillRun = status.run?;
+        Some(Self {
+            drill: format!("{}/{}", drill.namespace().unwrap_or_default(), drill.name_any()),
+            pool: drill.spec.target.spot_pool.clone(),
+            method: drill.spec.method(),
+            phase: run.result.or(status.phase)?,
+            message: if run.result.is_some() { run.message } else { status.message },
+            from: run.started_at.as_ref().map(|at| at.0),
+            to: run.ended_at.as_ref().map_or(now, |at| at.0),
+            candidates: run.candidates,
+            units: run.units,
+            targets: run.targets,
+            timeline: run.timeline,
+            verdict: run.verdict,
+            past_runs: status.past_runs,
+        })
+    }
+
+    /// Seconds since the run began, as text; empty where there is nothing to say.
+    pub fn since(&self, at: Option<&Time>) -> String {
+        let since = self.from.and_then(|from| Some(at?.0.duration_since(from).as_secs()));
+        since.map_or_else(String::new, |seconds| format!("+{seconds}s"))
+    }
+
+    /// Steps that any of the nodes has taken.
+    pub fn steps(&self) -> Vec<Step> {
+        let is_taken = |step: &Step| self.targets.iter().any(|target| step.1(target).is_some());
+        STEPS.into_iter().filter(is_taken).collect()
+    }
+
+    /// How capacity was, in a sentence; empty for a run that has taken nothing.
+    pub fn capacity(&self) -> String {
+        let Some(from) = self.from else { return String::new() };
+        let UnitsReady { wanted, before, lowest, now, short_unit_seconds, .. } = self.units;
+        let seconds = self.to.duration_since(from).as_secs();
+        format!(
+            "{before} of {wanted} units were ready before, never fewer than {lowest} of {wanted} meanwhile, \
+             and {now} at the end, {seconds} s later; {short_unit_seconds} unit-seconds were missing."
+        )
+    }
+
+    /// The whole of it.
+    pub fn markdown(&self) -> String {
+        let mut text = format!(
+            "# Drill {}: {}\n\n{}\n\nSpotPool `{}`, {} of {} nodes, {}.",
+            self.drill,
+            self.phase,
+            self.message,
+            self.pool,
+            self.targets.len(),
+            self.candidates,
+            self.method
+        );
+        if let Some(from) = self.from {
+            text.push_str(&format!(" From {from:.0} to {:.0}.", self.to));
+        }
+        text.push('\n');
+        let mut table = |title: &str, heads: &[&str], rows: Vec<Vec<String>>| {
+            if !rows.is_empty() {
+                text.push_str(&format!(
+                    "\n## {title}\n\n| {} |\n|{}\n",
+                    heads.join(" | "),
+                    "---|".repeat(heads.len())
+                ));
+                for row in rows {
+                    let cells: Vec<String> = row.iter().map(|cell| cell.replace('|', "\\|")).collect();
+                    text.push_str(&format!("| {} |\n", cells.join(" | ")));
+                }
+            }
+        };
+        table("Verdict", &["expectation", "expected", "was", ""], self.verdict_rows());
+        let capacity = Some(self.capacity()).filter(|text| !text.is_empty());
+        table("Capacity", &["ready units"], capacity.into_iter().map(|text| vec![text]).collect());
+        let heads = self.node_heads();
+        table("Nodes", &heads.iter().map(String::as_str).collect::<Vec<_>>(), self.node_rows());
+        table("Timeline", &["since the beginning", "what"], self.moment_rows());
+        table("Runs before", &["over", "result", "nodes", "message"], self.past_rows());
+        text
+    }
+
+    pub fn verdict_rows(&self) -> Vec<Vec<String>> {
+        let held = |it: &Expectation| if it.held { "held" } else { "did not hold" };
+        let row = |it: &Expectation| {
+            vec![it.expectation.clone(), it.stated.clone(), it.measured.clone(), held(it).to_owned()]
+        };
+        self.verdict.iter().map(row).collect()
+    }
+
+    pub fn node_heads(&self) -> Vec<String> {
+        let fixed = ["node", "agent pool", "zone", "pods", "evicted", "past budget", "left"];
+        fixed.into_iter().chain(self.steps().iter().map(|(name, _)| *name)).map(str::to_owned).collect()
+    }
+
+    pub fn node_rows(&self) -> Vec<Vec<String>> {
+        let row = |target: &Target| {
+            let pods = target.pods;
+            let mut row = vec![target.node.clone(), target.agent_pool.clone(), target.zone.clone()];
+            row.extend([pods.before, pods.evicted, pods.escalated, pods.left].map(|count| count.to_string()));
+            row.extend(self.steps().iter().map(|(_, at)| self.since(at(target))));
+            row
+        };
+        self.targets.iter().map(row).collect()
+    }
+
+    pub fn moment_rows(&self) -> Vec<Vec<String>> {
+        self.timeline.iter().map(|moment| vec![self.since(Some(&moment.at)), moment.what.clone()]).collect()
+    }
+
+    pub fn past_rows(&self) -> Vec<Vec<String>> {
+        let row = |run: &PastRun| {
+            vec![
+                format!("{:.0}", run.ended_at.0),
+                run.result.to_string(),
+                run.nodes.to_string(),
+                run.message.clone(),
+            ]
+        };
+        self.past_runs.iter().map(row).collect()
+    }
+}
