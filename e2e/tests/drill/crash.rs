@@ -1,0 +1,70 @@
+//! The operator dies at every single write of a drill, comes back, and no machine more is evicted or bought.
+
+use anyhow::{Context, Result, ensure};
+use futures::{StreamExt, TryStreamExt};
+use serde_json::json;
+use spotpool_crds::drill::DrillPhase;
+use spotpool_e2e::proxy::{Proxy, Spring};
+use spotpool_e2e::{OperatorOptions, Stage, World, WorldOptions, eventually, run};
+
+use crate::{drill, drills, ordered, whole};
+
+/// Cases that run side by side.
+const AT_ONCE: usize = 6;
+
+/// One drill of one of two nodes, with the operator killed as told; returns how many writes it took.
+async fn drilled(world: &World, name: &str, trap: Option<(usize, Spring)>) -> Result<usize> {
+    // The proxy asks as the operator of this stage.
+    let proxy =
+        Proxy::start(&Stage::set(world, name).await?.operator_kubeconfig().await?, world.sim.base_url())
+            .await?;
+    let options = OperatorOptions {
+        kubernetes: Some(proxy.kubernetes.clone()),
+        azure_endpoint: Some(proxy.arm.clone()),
+        ..OperatorOptions::default()
+    };
+    let (stage, mut operator) = whole(world, name, 2, &options).await?;
+    proxy.take_writes();
+    if let Some((nth, spring)) = trap {
+        proxy.trap(nth, spring, operator.process.clone());
+    }
+    // Those beside it evict, too; and what happens while no operator is there, nobody sees.
+    let spec = json!({"amount": {"count": 1}, "method": "SimulateEviction", "abort": {"realEvictions": false}, "expect": {"drainedInTime": false}});
+    drill(&stage, "d", spec).await?;
+    let end = eventually("the end of the drill", async || {
+        if operator.process.exit_status().is_some() {
+            operator = stage.operator(&options).await?;
+        }
+        let status = drills(&stage).get("d").await?.status.unwrap_or_default();
+        let is_over = status.phase.is_some_and(|phase| phase != DrillPhase::Pending && !phase.is_under_way());
+        Ok(is_over.then_some(status))
+    });
+    let status = end.await.with_context(|| format!("{trap:?}; writes {:?}", proxy.writes()))?;
+    ensure!(status.phase == Some(DrillPhase::Succeeded), "{trap:?}: {status:?}");
+    let state = world.sim.state().await?;
+    let evicted = state.vms.iter().filter(|vm| vm.pool.starts_with(name) && vm.gone_reason.is_some()).count();
+    let bought = ordered(&stage).await;
+    ensure!((evicted, bought) == (1, 1), "{trap:?}: {evicted} evicted, {bought} bought");
+    let writes = proxy.writes().len();
+    operator.stop().await?;
+    Ok(writes)
+}
+
+#[test]
+fn an_operator_killed_at_any_write_of_a_drill_evicts_and_buys_no_machine_more() {
+    run(async {
+        let world = World::start(WorldOptions::default()).await.unwrap();
+        let writes = drilled(&world, "reference", None).await.unwrap();
+        assert!((8..60).contains(&writes), "{writes} writes");
+        let cases = (1..=writes).flat_map(|nth| [(nth, Spring::KillBefore), (nth, Spring::KillAfter)]);
+        let world_of = &world;
+        let runs = cases.map(|(nth, spring)| async move {
+            let letter = if spring == Spring::KillBefore { 'x' } else { 'y' };
+            let number = [nth / 26, nth % 26].map(|digit| char::from(b'a' + u8::try_from(digit).unwrap()));
+            let name = format!("k{letter}{}{}", number[0], number[1]);
+            drilled(world_of, &name, Some((nth, spring))).await
+        });
+        futures::stream::iter(runs).buffer_unordered(AT_ONCE).try_collect::<Vec<_>>().await.unwrap();
+        world.stop().await.unwrap();
+    });
+}
