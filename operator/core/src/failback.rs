@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use jiff::{SignedDuration, Timestamp};
 use spotpool_crds::Reason;
-use spotpool_crds::spot_pool::Role;
+use spotpool_crds::spot_pool::{OperationKind, Role};
 use spotpool_crds::voluntary_drain::{DrainPhase, DrainReason};
 
 use crate::autoscaler::{self, Releasable};
@@ -72,15 +72,25 @@ pub(crate) struct Drains<'a> {
     not_ours: Vec<&'a NodeView>,
     /// In agent pools that the cluster autoscaler has: it chooses by itself who goes.
     autoscaled: Vec<&'a NodeView>,
+    /// Agent pools of which Azure deletes machines right now.
+    deleting: BTreeSet<&'a str>,
 }
 
 impl<'a> Drains<'a> {
     pub fn of(situation: &Situation<'a>) -> Self {
         let (snapshot, now) = (situation.snapshot, situation.now);
-        let mut drains =
-            Self { open: Vec::new(), failed: Vec::new(), not_ours: Vec::new(), autoscaled: Vec::new() };
+        let mut drains = Self {
+            open: Vec::new(),
+            failed: Vec::new(),
+            not_ours: Vec::new(),
+            autoscaled: Vec::new(),
+            deleting: BTreeSet::new(),
+        };
         for pool in &snapshot.agent_pools {
             let Ok(role) = pool.role else { continue };
+            if pool.operation.as_ref().is_some_and(|it| it.kind == OperationKind::DeleteMachines) {
+                drains.deleting.insert(&pool.name);
+            }
             for node in pool.nodes.iter().filter(|node| node.noticed.is_none()) {
                 let Some(drain) = &node.drain else { continue };
                 let given_up = match drain.phase {
@@ -114,10 +124,11 @@ impl<'a> Drains<'a> {
     /// Takes back requests on nodes of `role` until they are worth `needed` units: quicker than any new machine.
     pub fn withdraw(&mut self, role: Role, needed: u32, draft: &mut Draft) -> u32 {
         let mut taken = 0;
+        let deleting = &self.deleting;
         self.open.retain(|(node, of, units)| {
             // A person wants that node gone: it is replaced, not kept.
             let wished = node.drain.as_ref().is_some_and(|drain| drain.reason == DrainReason::Manual);
-            if *of != role || taken >= needed || wished {
+            if *of != role || taken >= needed || wished || is_beyond_recall(node, deleting) {
                 return true;
             }
             taken += units;
@@ -134,8 +145,9 @@ impl<'a> Drains<'a> {
         draft: &mut Draft,
         mut goes_on: impl FnMut(&NodeView, Role) -> bool,
     ) {
+        let deleting = &self.deleting;
         self.open.retain(|(node, role, _)| {
-            if goes_on(node, *role) {
+            if goes_on(node, *role) || is_beyond_recall(node, deleting) {
                 return true;
             }
             draft.withdraw(node, reason, format!("{} is given back", node.name));
@@ -169,6 +181,12 @@ impl<'a> Drains<'a> {
         draft.memory.paused_until = draft.memory.paused_until.filter(|until| *until > situation.now);
         self.failed.first().copied()
     }
+}
+
+/// Whether Azure may be deleting the machine: opened again, its node would take pods that go down with it.
+fn is_beyond_recall(node: &NodeView, deleting: &BTreeSet<&str>) -> bool {
+    let is_drained = node.drain.as_ref().is_some_and(|drain| drain.phase == Some(DrainPhase::Drained));
+    is_drained && deleting.contains(node.agent_pool.as_str())
 }
 
 pub(crate) fn decide(

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use spotpool_core::{Action, Plan, Snapshot};
 use spotpool_crds::Reason;
 use spotpool_crds::spot_pool::Role::{OnDemand, Spot};
-use spotpool_crds::spot_pool::{Adoption, Mode, Window};
+use spotpool_crds::spot_pool::{Adoption, Mode, Operation, OperationKind, Window};
 use world::{BOOT, World, asked_to_drain, says};
 
 const SPEC: &str = "
@@ -512,4 +512,23 @@ proptest! {
         let stays = found.max(baseline as u32);
         prop_assert_eq!(world.pool("reg").machines.len() as u32, had.min(stays));
     }
+}
+
+/// Found by the model of the protocol: its agent opened the node again, and it went down with the pods that had come.
+#[test]
+fn a_node_whose_machine_azure_is_deleting_is_not_taken_back() {
+    let mut world = surplus(1);
+    let (now, hour) = (world.now, jiff::SignedDuration::from_hours(1));
+    world.memory.established = 4;
+    let reg = world.pool("reg");
+    reg.machines[0].drain = Some((now - hour, now + hour));
+    world.pool("spota").machines[0].noticed_at = Some(now);
+    let taken_back = |plan: &Plan| plan.actions.iter().any(|it| matches!(it, Action::WithdrawDrain { .. }));
+    assert!(taken_back(&world.plan()), "quicker than any new machine: {:?}", world.plan().actions);
+
+    let since = now.into();
+    let kind = OperationKind::DeleteMachines;
+    let deletion = Operation { kind, count: 0, machines: 1, coming: 0, since, arrived: 0, accepted: true };
+    world.pool("reg").operation = Some((deletion, now + hour));
+    assert!(!taken_back(&world.plan()), "{:?}", world.plan().actions);
 }
