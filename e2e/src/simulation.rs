@@ -490,7 +490,7 @@ impl Simulation {
                 report::status(&self.pool, &gathered, &plan, &intentions, &Outcome::default(), now);
             self.pool.status = Some(as_stored(&intended)?);
         }
-        let outcome = write_agent_pools(&agent_pools, &self.pool, &plan).await;
+        let outcome = write_agent_pools(&agent_pools, &self.pool, &gathered.azure, &plan).await;
         for action in &plan.actions {
             match action {
                 Action::RequestDrain { node, reason, not_after } => {

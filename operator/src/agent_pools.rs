@@ -360,9 +360,15 @@ impl AgentPools {
         listed.filter(|(name, at)| !self.nodes.is_gone(name, *at)).map(|(name, _)| name)
     }
 
-    /// Asks for `count` machines: of an autoscaled agent pool as the least that it keeps.
-    pub async fn scale(&self, name: &str, count: u32, urgency: Urgency) -> Result<(), AzureError> {
-        let pool = self.claim_write(name)?;
+    /// Asks for `count` machines, reckoned from `planned`: of an autoscaled agent pool as the least that it keeps.
+    pub async fn scale(
+        &self,
+        name: &str,
+        planned: &Known,
+        count: u32,
+        urgency: Urgency,
+    ) -> Result<(), AzureError> {
+        let pool = self.claim_planned(name, planned)?;
         let outcome = match self.confirm(name, &pool).await {
             Ok(pool) if pool.autoscaled => self.move_minimum(&pool, count, urgency).await,
             Ok(pool) => self.azure.scale(&pool, count, urgency).await,
@@ -484,6 +490,17 @@ impl AgentPools {
         }
     }
 
+    /// Claims a write that was reckoned from `planned`. A list may have come since: with its ETag, a count of before would pass.
+    fn claim_planned(&self, name: &str, planned: &Known) -> Result<AgentPool, AzureError> {
+        let is_same = self.state().entry(name).is_some_and(|entry| {
+            let listed = entry.machines.as_ref().map_or(0, |listed| listed.names.len());
+            let (now, then) = (&entry.pool, &planned.pool);
+            (&now.etag, now.count, &now.provisioning_state, listed)
+                == (&then.etag, then.count, &then.provisioning_state, planned.listed)
+        });
+        if is_same { self.claim_write(name) } else { Err(conflict(CHANGED, "it has changed")) }
+    }
+
     /// Marks the agent pool as written *before* the request goes out: if this future is dropped half-way,
     /// nothing is planned for it until it has been read again.
     fn claim_write(&self, name: &str) -> Result<AgentPool, AzureError> {
@@ -535,8 +552,8 @@ impl AgentPools {
                 Err(error) if !error.outcome_unknown() && error.class != Class::Conflict => {
                     entry.written = Written::Read;
                 }
-                // Stays marked as written until a read shows how it stands.
-                Err(_) => {}
+                // Until a read shows how it stands. A list that came while the answer was awaited does not.
+                Err(_) => entry.written = Written::Unknown,
             }
         }
         drop(state);
@@ -763,7 +780,10 @@ impl AgentPools {
                 if settled {
                     entry.written = Written::Read;
                 }
-                let changed = entry.pool.count != pool.count
+                // While our own operation runs its ETag moves along.
+                let was_touched = entry.written == Written::Read && entry.pool.etag != pool.etag;
+                let changed = was_touched
+                    || entry.pool.count != pool.count
                     || entry.pool.provisioning_state != pool.provisioning_state;
                 if entry.written == Written::Read {
                     entry.pool = pool;
@@ -889,3 +909,6 @@ fn pause(error: &AzureError) -> Duration {
 fn conflict(code: &str, message: &str) -> AzureError {
     AzureError::new(Class::Conflict, code, message)
 }
+
+#[cfg(test)]
+mod tests;

@@ -123,6 +123,11 @@ pub struct AgentPool {
 }
 
 impl AgentPool {
+    /// As a body that Azure gave at `read_at` describes it, or what is wrong with that.
+    pub fn read(body: Value, read_at: Timestamp) -> Result<Self, &'static str> {
+        crate::body::agent_pool(body, read_at)
+    }
+
     /// Whether a write would be refused because something runs.
     pub fn busy(&self) -> bool {
         !matches!(self.provisioning_state.as_str(), "Succeeded" | "Failed" | "Canceled")
@@ -188,6 +193,13 @@ pub struct Machine {
     pub zones: Vec<String>,
     /// `Succeeded`, `Creating`, `Deleting`, `Failed`, …, where Azure says.
     pub provisioning_state: Option<String>,
+}
+
+impl Machine {
+    /// One of which nothing is known but its name.
+    pub fn named(name: impl Into<String>) -> Self {
+        Self { name: name.into(), resource_id: None, zones: Vec::new(), provisioning_state: None }
+    }
 }
 
 /// A write that Azure has accepted. The work goes on, and may fail later.

@@ -25,7 +25,7 @@ use spotpool_drain::node::{self as drain, NodeHandle};
 use super::controller::Context;
 use super::gather::Gathered;
 use super::{Error, creation};
-use crate::agent_pools::AgentPools;
+use crate::agent_pools::{AgentPools, Known};
 
 /// Nodes patched in one go: labels and policies are not urgent.
 const NODES_AT_A_TIME: usize = 50;
@@ -81,7 +81,7 @@ pub async fn act(
     plan: &Plan,
     now: Timestamp,
 ) -> Outcome {
-    let mut outcome = write_agent_pools(&context.parts.agent_pools, pool, plan).await;
+    let mut outcome = write_agent_pools(&context.parts.agent_pools, pool, &gathered.azure, plan).await;
     for action in &outcome.done {
         if let (true, Some(noticed)) = (is_emergency(action), gathered.newest_notice) {
             let since = context.parts.agent_pools.now().duration_since(noticed);
@@ -125,7 +125,12 @@ pub async fn act(
 }
 
 /// The plan's writes to Azure, all at once: no agent pool waits for another.
-pub async fn write_agent_pools(agent_pools: &AgentPools, pool: &SpotPool, plan: &Plan) -> Outcome {
+pub async fn write_agent_pools(
+    agent_pools: &AgentPools,
+    pool: &SpotPool,
+    planned: &BTreeMap<String, Known>,
+    plan: &Plan,
+) -> Outcome {
     let writes = plan.actions.iter().filter_map(|action| {
         let agent_pool = action.agent_pool()?;
         Some(async move {
@@ -135,7 +140,12 @@ pub async fn write_agent_pools(agent_pools: &AgentPools, pool: &SpotPool, plan: 
                     // Growth can wait; capacity that was there and is not cannot.
                     let lost = is_emergency(action) || plan.memory.lost_since.is_some();
                     let urgency = if lost { Urgency::Emergency } else { Urgency::Routine };
-                    agent_pools.scale(agent_pool, *count, urgency).await
+                    match planned.get(agent_pool) {
+                        Some(planned) => agent_pools.scale(agent_pool, planned, *count, urgency).await,
+                        None => {
+                            Err(AzureError::new(Class::Conflict, "AgentPoolGone", "the agent pool is gone"))
+                        }
+                    }
                 }
                 Action::DeleteMachines { nodes, .. } => agent_pools.delete_machines(agent_pool, nodes).await,
                 Action::CorrectCount { count, .. } => agent_pools.correct_count(agent_pool, *count).await,

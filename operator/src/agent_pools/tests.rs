@@ -1,0 +1,159 @@
+//! Lists that come at the wrong moment. All were found by the model of the protocol.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+use serde_json::json;
+
+use super::*;
+
+const SPOT: &str = "spota";
+
+/// Azure with one agent pool.
+struct Azure {
+    /// Count, ETag and machines.
+    pool: Mutex<(u32, &'static str, u32)>,
+    /// The PUTs that came: count and ETag.
+    puts: Mutex<Vec<(u32, String)>>,
+    /// Answers to PUTs are given after this.
+    answers: Notify,
+}
+
+impl Azure {
+    fn agent_pool(&self) -> AgentPool {
+        let (count, etag, _) = *self.pool.lock().unwrap();
+        let body = json!({"name": SPOT, "properties": {
+            "count": count, "eTag": etag, "mode": "User", "scaleSetPriority": "Spot", "provisioningState": "Succeeded"
+        }});
+        AgentPool::read(body, Timestamp::now()).unwrap()
+    }
+}
+
+fn unused<T>() -> BoxFuture<'static, T> {
+    unimplemented!("no test asks for it")
+}
+
+impl spotpool_azure::AgentPools for Azure {
+    fn list(&self) -> BoxFuture<'_, Result<Vec<AgentPool>, AzureError>> {
+        async { Ok(vec![self.agent_pool()]) }.boxed()
+    }
+
+    fn machines<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Vec<Machine>, AzureError>> {
+        let machines = self.pool.lock().unwrap().2;
+        async move { Ok((0..machines).map(|at| Machine::named(format!("m{at}"))).collect()) }.boxed()
+    }
+
+    fn scale<'a>(
+        &'a self,
+        pool: &'a AgentPool,
+        count: u32,
+        _: Urgency,
+    ) -> BoxFuture<'a, Result<Accepted, AzureError>> {
+        async move {
+            self.puts.lock().unwrap().push((count, pool.etag.clone().unwrap()));
+            self.answers.notified().await;
+            Err(AzureError::new(Class::Transient, "NoAnswer", "no answer"))
+        }
+        .boxed()
+    }
+
+    fn correct_count<'a>(&'a self, _: &'a AgentPool, _: u32) -> BoxFuture<'a, Result<Accepted, AzureError>> {
+        unused()
+    }
+
+    fn set_autoscaler_range<'a>(
+        &'a self,
+        _: &'a AgentPool,
+        _: u32,
+        _: u32,
+        _: Urgency,
+    ) -> BoxFuture<'a, Result<Accepted, AzureError>> {
+        unused()
+    }
+
+    fn delete_machines<'a>(
+        &'a self,
+        _: &'a str,
+        _: &'a [String],
+    ) -> BoxFuture<'a, Result<Accepted, AzureError>> {
+        unused()
+    }
+
+    fn create<'a>(&'a self, _: &'a CreateAgentPool) -> BoxFuture<'a, Result<Created, AzureError>> {
+        unused()
+    }
+
+    fn write_budget(&self, _: &str) -> WriteBudget {
+        WriteBudget { left: 20, at: Timestamp::UNIX_EPOCH }
+    }
+
+    fn restore_write_budget(&self, _: &str, _: WriteBudget) {}
+}
+
+impl spotpool_azure::Operations for Azure {
+    fn operation<'a>(&'a self, _: &'a OperationUrl) -> BoxFuture<'a, Result<OperationOutcome, AzureError>> {
+        unused()
+    }
+}
+
+/// With two machines, and what is known of them.
+async fn known() -> (Arc<Azure>, AgentPools, Known) {
+    let azure =
+        Arc::new(Azure { pool: Mutex::new((2, "e1", 2)), puts: Mutex::default(), answers: Notify::new() });
+    let (nodes, _) = Nodes::follow(futures::stream::pending(), Trigger::default());
+    let metrics = Metrics::register(&mut crate::metrics::catalogue());
+    let clock: Clock = Arc::new(Timestamp::now);
+    let agent_pools =
+        AgentPools::new(azure.clone(), azure.clone(), nodes, Trigger::default(), metrics, clock);
+    agent_pools.view([SPOT].into_iter());
+    drop(agent_pools.read().await);
+    let known = now(&agent_pools);
+    assert!(!known.busy, "a write would be refused: {known:?}");
+    (azure, agent_pools, known)
+}
+
+fn now(agent_pools: &AgentPools) -> Known {
+    agent_pools.view([SPOT].into_iter()).pools.unwrap().remove(SPOT).unwrap()
+}
+
+/// A VM was taken and listed no more between plan and PUT: with the new ETag the old count would pass, and one VM too many
+/// would come.
+#[tokio::test]
+async fn a_count_of_before_a_list_is_not_written_with_the_etag_of_after_it() {
+    let (azure, agent_pools, planned) = known().await;
+    *azure.pool.lock().unwrap() = (1, "e2", 1);
+    drop(agent_pools.read().await);
+    let refused = agent_pools.scale(SPOT, &planned, 3, Urgency::Emergency).await.unwrap_err();
+    assert_eq!((refused.class, azure.puts.lock().unwrap().len()), (Class::Conflict, 0), "{refused}");
+
+    let planned = now(&agent_pools);
+    assert!(!planned.busy, "nothing was written, so the next plan can act at once");
+    azure.answers.notify_one();
+    agent_pools.scale(SPOT, &planned, 2, Urgency::Emergency).await.unwrap_err();
+    assert_eq!(*azure.puts.lock().unwrap(), [(2, "e2".to_owned())]);
+}
+
+/// A list from before the PUT reached Azure says nothing of it: the same machines would be asked for again.
+#[tokio::test]
+async fn a_list_while_the_answer_is_awaited_does_not_tell_what_became_of_a_write() {
+    let (azure, agent_pools, planned) = known().await;
+    let listed = async {
+        tokio::task::yield_now().await;
+        assert_eq!(azure.puts.lock().unwrap().len(), 1, "the PUT is under way");
+        drop(agent_pools.read().await);
+        azure.answers.notify_one();
+    };
+    let (answer, ()) = tokio::join!(agent_pools.scale(SPOT, &planned, 3, Urgency::Emergency), listed);
+    assert!(answer.unwrap_err().outcome_unknown());
+    assert!(now(&agent_pools).busy, "a plan would be made from what was known before");
+    drop(agent_pools.read().await);
+    assert!(!now(&agent_pools).busy, "a list of now tells");
+}
+
+/// A late PUT of an earlier leader brought a VM and an eviction took another: the count is what it was, the machines are not.
+#[tokio::test]
+async fn an_agent_pool_whose_etag_has_moved_is_listed_again_though_its_count_is_the_same() {
+    let (azure, agent_pools, before) = known().await;
+    *azure.pool.lock().unwrap() = (2, "e2", 3);
+    drop(agent_pools.read().await);
+    assert_eq!((before.listed, now(&agent_pools).listed), (2, 3));
+}
