@@ -6,6 +6,7 @@ pub mod benchmarks;
 pub mod collector;
 pub mod dashboards;
 pub mod drawing;
+pub mod faults;
 pub mod gateway;
 pub mod installed;
 pub mod objects;

@@ -145,40 +145,22 @@ impl InProcess {
         Fate::cast(&mut self.dice.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    async fn deliver(&self, mut request: Request<Bytes>) -> Result<Response<Bytes>, AzureError> {
-        // As every HTTP client does; the simulator's links are made of it.
-        if let Some(host) = request.uri().authority().and_then(|host| host.as_str().parse().ok()) {
-            request.headers_mut().insert(http::header::HOST, host);
-        }
-        let broken = |why: &str| AzureError::new(Class::Transient, "ConnectionFailed", why);
-        let response = match self.router.clone().oneshot(request.map(Body::from)).await {
-            Ok(response) => response,
-            Err(never) => match never {},
-        };
-        if reply::is_dropped(&response) {
-            return Err(broken("the connection was closed"));
-        }
-        let (parts, body) = response.into_parts();
-        let body = body.collect().await.map_err(|error| broken(&error.to_string()))?;
-        Ok(Response::from_parts(parts, body.to_bytes()))
-    }
-
     async fn exchange(&self, request: Request<Bytes>) -> Result<Response<Bytes>, AzureError> {
         let lost = || Err(AzureError::new(Class::Transient, "ConnectionFailed", "the connection was reset"));
         match self.fate() {
-            Fate::Good => self.deliver(request).await,
+            Fate::Good => deliver(&self.router, request).await,
             Fate::Slow(delay) => {
-                let answer = self.deliver(request).await;
+                let answer = deliver(&self.router, request).await;
                 tokio::time::sleep(delay).await;
                 answer
             }
             Fate::LostRequest => lost(),
             Fate::LostAnswer => {
-                let _ = self.deliver(request).await;
+                let _ = deliver(&self.router, request).await;
                 lost()
             }
             Fate::CutAnswer => {
-                let answer = self.deliver(request).await?;
+                let answer = deliver(&self.router, request).await?;
                 Ok(answer.map(|body| body.slice(..body.len() / 2)))
             }
             Fate::Refused(status, retry_after) => Ok(refusal(status, retry_after)),
@@ -186,7 +168,30 @@ impl InProcess {
     }
 }
 
-fn refusal(status: u16, retry_after: Option<u64>) -> Response<Bytes> {
+/// Has the simulator answer.
+pub(crate) async fn deliver(
+    router: &Router,
+    mut request: Request<Bytes>,
+) -> Result<Response<Bytes>, AzureError> {
+    // As every HTTP client does; the simulator's links are made of it.
+    if let Some(host) = request.uri().authority().and_then(|host| host.as_str().parse().ok()) {
+        request.headers_mut().insert(http::header::HOST, host);
+    }
+    let broken = |why: &str| AzureError::new(Class::Transient, "ConnectionFailed", why);
+    let response = match router.clone().oneshot(request.map(Body::from)).await {
+        Ok(response) => response,
+        Err(never) => match never {},
+    };
+    if reply::is_dropped(&response) {
+        return Err(broken("the connection was closed"));
+    }
+    let (parts, body) = response.into_parts();
+    let body = body.collect().await.map_err(|error| broken(&error.to_string()))?;
+    Ok(Response::from_parts(parts, body.to_bytes()))
+}
+
+/// Something before Azure answers in its stead.
+pub(crate) fn refusal(status: u16, retry_after: Option<u64>) -> Response<Bytes> {
     let code = match status {
         401 => "ExpiredAuthenticationToken",
         403 => "AuthorizationFailed",
@@ -522,7 +527,7 @@ impl Simulation {
 }
 
 /// The notice that names each node.
-fn notices(events: &[EventState]) -> BTreeMap<String, &EventState> {
+pub(crate) fn notices(events: &[EventState]) -> BTreeMap<String, &EventState> {
     let live = |event: &&EventState| event.event_type == "Preempt" && event.status != "Cancelled";
     let named = |event| -> Vec<(String, &EventState)> {
         let event: &EventState = event;
@@ -531,7 +536,7 @@ fn notices(events: &[EventState]) -> BTreeMap<String, &EventState> {
     events.iter().filter(live).flat_map(named).collect()
 }
 
-fn notice(event: &EventState) -> Value {
+pub(crate) fn notice(event: &EventState) -> Value {
     json!({
         "by": "NodeAgent", "eventId": event.event_id, "type": "Preempt", "source": "IMDS",
         "observedAt": event.scheduled_at, "notBefore": event.not_before, "deadline": event.not_before,

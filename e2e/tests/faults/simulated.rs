@@ -1,0 +1,93 @@
+//! In simulated time: every fault at every write and every event of every course.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use spotpool_e2e::faults::courses::Course;
+use spotpool_e2e::faults::simulated::{Outcome, run};
+use spotpool_e2e::faults::{Fault, Plan, sample};
+use strum::IntoEnumIterator;
+
+/// Beside the crash points.
+const OTHERS: usize = 60;
+
+fn on_paused_time(course: Course, fault: Option<(Fault, usize)>) -> Result<Outcome> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build()?;
+    runtime.block_on(run(course, fault))
+}
+
+fn references(courses: impl Iterator<Item = Course>) -> BTreeMap<Course, Outcome> {
+    let reference = |course: Course| {
+        let outcome = on_paused_time(course, None).with_context(|| format!("{course}, undisturbed")).unwrap();
+        (course, outcome)
+    };
+    courses.map(reference).collect()
+}
+
+fn check(plan: Plan, reference: &Outcome) -> Result<()> {
+    let outcome = on_paused_time(plan.course, Some((plan.fault, plan.at)))?;
+    outcome.agrees(reference, plan.fault).with_context(|| format!("writes were {:#?}", outcome.writes))
+}
+
+/// What is asked for by the environment: one plan, `all`, or all with a word in them; else every crash point, and of all
+/// others a sample by seed.
+fn chosen() -> (BTreeMap<Course, Outcome>, Vec<Plan>) {
+    if let Some(plan) = crate::wanted_plan() {
+        return (references([plan.course].into_iter()), vec![plan]);
+    }
+    let word = crate::wanted();
+    let course: Option<Course> = word.as_ref().and_then(|word| word.split('/').next()?.parse().ok());
+    let references = references(Course::iter().filter(|it| course.is_none_or(|course| course == *it)));
+    let all: Vec<Plan> = references.iter().flat_map(|(course, outcome)| outcome.plans(*course)).collect();
+    let plans = match word.as_deref() {
+        Some("all") => all,
+        Some(word) => all.into_iter().filter(|plan| plan.to_string().contains(word)).collect(),
+        None => {
+            let is_crash = |plan: &Plan| matches!(plan.fault, Fault::KillBefore | Fault::KillAfter);
+            let (mut plans, others): (Vec<Plan>, Vec<Plan>) = all.into_iter().partition(is_crash);
+            plans.extend(sample(others, crate::seed(), OTHERS));
+            plans
+        }
+    };
+    (references, plans)
+}
+
+#[test]
+fn whatever_goes_wrong_the_end_is_the_same() {
+    if std::env::var_os("SPOTPOOL_LOG").is_some() {
+        let filter = tracing_subscriber::EnvFilter::from_env("SPOTPOOL_LOG");
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init().ok();
+    }
+    let (references, plans) = chosen();
+    for (course, outcome) in &references {
+        println!(
+            "{course}: {} writes, {} events, {:?}",
+            outcome.writes.len(),
+            outcome.events,
+            outcome.counts
+        );
+    }
+    let (began, next, failed) = (Instant::now(), AtomicUsize::new(0), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) {
+            scope.spawn(|| {
+                while let Some(plan) = plans.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let result = check(*plan, &references[&plan.course]);
+                    match result {
+                        Ok(()) => println!("{plan}: the same end"),
+                        Err(error) => {
+                            println!("{plan}: {error:#}");
+                            failed.lock().unwrap().push(plan.to_string());
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().unwrap();
+    println!("{} plans in {:.0?}", plans.len(), began.elapsed());
+    assert!(failed.is_empty(), "{} of {} plans failed:\n{}", failed.len(), plans.len(), failed.join("\n"));
+}
