@@ -364,6 +364,8 @@ impl Cluster {
         nodes.sort_by_key(ToString::to_string);
         let pool = self.spot_pool();
         let status = &pool["status"];
+        let mut capacity = status["capacity"].clone();
+        set(&mut capacity, "lostSince", Value::Null);
         let conditions: BTreeMap<&str, Value> = status["conditions"]
             .as_array()
             .into_iter()
@@ -386,7 +388,7 @@ impl Cluster {
             .collect();
         json!({
             "nodes": nodes, "conditions": conditions, "operations": operations, "staleCounts": stale,
-            "capacity": status["capacity"], "finalizers": pool["metadata"]["finalizers"],
+            "capacity": capacity, "finalizers": pool["metadata"]["finalizers"],
             "replicas": status["replicas"], "readyReplicas": status["readyReplicas"],
         })
     }

@@ -32,26 +32,24 @@ fn check(plan: Plan, reference: &Outcome) -> Result<()> {
     outcome.agrees(reference, plan.fault).with_context(|| format!("writes were {:#?}", outcome.writes))
 }
 
-/// What is asked for by the environment: one plan, `all`, or all with a word in them; else every crash point, and of all
-/// others a sample by seed.
+/// What is asked for by the environment: one plan, `all`, or all with a word in them; else every crash point of an
+/// eviction, and a sample by seed of what else may happen to its writes.
 fn chosen() -> (BTreeMap<Course, Outcome>, Vec<Plan>) {
     if let Some(plan) = crate::wanted_plan() {
         return (references([plan.course].into_iter()), vec![plan]);
     }
-    let word = crate::wanted();
-    let course: Option<Course> = word.as_ref().and_then(|word| word.split('/').next()?.parse().ok());
+    let word = crate::wanted().unwrap_or_else(|| Course::Eviction.to_string());
+    let course: Option<Course> = word.split('/').next().and_then(|first| first.parse().ok());
     let references = references(Course::iter().filter(|it| course.is_none_or(|course| course == *it)));
-    let all: Vec<Plan> = references.iter().flat_map(|(course, outcome)| outcome.plans(*course)).collect();
-    let plans = match word.as_deref() {
-        Some("all") => all,
-        Some(word) => all.into_iter().filter(|plan| plan.to_string().contains(word)).collect(),
-        None => {
-            let is_crash = |plan: &Plan| matches!(plan.fault, Fault::KillBefore | Fault::KillAfter);
-            let (mut plans, others): (Vec<Plan>, Vec<Plan>) = all.into_iter().partition(is_crash);
-            plans.extend(sample(others, crate::seed(), OTHERS));
-            plans
-        }
-    };
+    let all = references.iter().flat_map(|(course, outcome)| outcome.plans(*course));
+    let all: Vec<Plan> = all.filter(|plan| word == "all" || plan.to_string().starts_with(&word)).collect();
+    if crate::wanted().is_some() {
+        return (references, all);
+    }
+    let is_crash = |plan: &Plan| matches!(plan.fault, Fault::KillBefore | Fault::KillAfter);
+    let (mut plans, mut others): (Vec<Plan>, Vec<Plan>) = all.into_iter().partition(is_crash);
+    others.retain(|plan| !plan.fault.is_of_watch() && plan.fault != Fault::StaleAfterKill);
+    plans.extend(sample(others, crate::seed(), OTHERS));
     (references, plans)
 }
 
