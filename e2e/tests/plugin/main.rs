@@ -5,6 +5,7 @@
 mod bad_clusters;
 mod cleanup;
 mod doctor;
+mod history;
 mod journey;
 
 use std::path::{Path, PathBuf};

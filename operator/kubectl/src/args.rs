@@ -82,6 +82,20 @@ pub enum Command {
         #[arg(long, default_value = "1h", value_name = "DURATION")]
         since: Duration,
     },
+    /// Write down what became of a SpotPool's agent pools, for the policy lab, from a Prometheus that scrapes the operator.
+    ExportHistory {
+        /// Name of the SpotPool, or NAMESPACE/NAME.
+        pool: String,
+        /// Address of Prometheus, over HTTP.
+        #[arg(long, default_value = "http://127.0.0.1:9090", value_name = "URL")]
+        prometheus: String,
+        /// How far to look back. Prometheus keeps 15 days, unless told otherwise.
+        #[arg(long, default_value = "360h", value_name = "DURATION")]
+        since: Duration,
+        /// How often to look: not less than it scrapes.
+        #[arg(long, default_value = "1m", value_name = "DURATION")]
+        step: Duration,
+    },
     /// Wish for a node to be drained and replaced. The operator answers; disruption budgets hold.
     Drain {
         /// Name of the Node.

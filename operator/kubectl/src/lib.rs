@@ -13,6 +13,7 @@ pub mod doctor;
 pub mod drill;
 pub mod error;
 pub mod explain;
+pub mod history;
 pub mod lint;
 pub mod output;
 pub mod plan;

@@ -6,7 +6,9 @@ use clap::{CommandFactory, Parser};
 use spotpool_kubectl::args::{Args, Command, DrillCommand, Format};
 use spotpool_kubectl::cluster::Cluster;
 use spotpool_kubectl::output::Printer;
-use spotpool_kubectl::{Error, cleanup, doctor, drill, explain, lint, plan, status, timeline, watch, wish};
+use spotpool_kubectl::{
+    Error, cleanup, doctor, drill, explain, history, lint, plan, status, timeline, watch, wish,
+};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
@@ -46,6 +48,9 @@ async fn run(args: Args) -> Result<(), Error> {
         Command::Explain { name } => explain::run(&cluster, &printer, &name).await,
         Command::Timeline { pool, since } => {
             timeline::run(&cluster, &printer, pool.as_deref(), since.into()).await
+        }
+        Command::ExportHistory { pool, prometheus, since, step } => {
+            history::run(&cluster, &printer, &pool, &prometheus, since.into(), step.into()).await
         }
         Command::Drain { node, wish } => wish::drain(&cluster, &printer, &node, &wish).await,
         Command::Failback { pool, now: _, wish } => wish::failback(&cluster, &printer, &pool, &wish).await,

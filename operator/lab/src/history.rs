@@ -3,8 +3,8 @@
 //! The first line says of which time and which agent pools it is:
 //! `{"format":"spotpool-history/v1","from":"2026-01-01T00:00:00Z","to":"2026-01-08T00:00:00Z","agentPools":[{"name":"spotd8a",
 //! "role":"Spot","size":"Standard_D8s_v5","zones":["1"],"hourlyPrice":0.11,"nodes":4}]}`. Each other line is one event:
-//! `{"at":"…","agentPool":"spotd8a","event":"lost","nodes":2}`, also `arrived` with `nodes`, `refused` with `asked` and `got`,
-//! `price` with `hourlyPrice`, `band` with `evictionsAnHour`.
+//! `{"at":"…","agentPool":"spotd8a","event":"lost","nodes":2}`, also `arrived` and `returned` (given back, not lost) with `nodes`,
+//! `refused` with `asked` and `got`, `price` with `hourlyPrice`, `band` with `evictionsAnHour`.
 
 use std::collections::BTreeMap;
 
@@ -76,6 +76,7 @@ struct Line {
 enum Event {
     Lost { nodes: u32 },
     Arrived { nodes: u32 },
+    Returned { nodes: u32 },
     Refused { asked: u32, got: u32 },
     Price { hourly_price: f64 },
     Band { evictions_an_hour: f64 },
@@ -106,6 +107,12 @@ impl Seen {
         if let Some(until) = self.news_until.take_if(|until| *until <= now) {
             self.available.push((until, PLENTY));
         }
+    }
+
+    /// So many are gone, of as many at least; else says how many there are.
+    fn leave(&mut self, nodes: u32) -> Result<(), u32> {
+        self.held = self.held.checked_sub(nodes).ok_or(self.held)?;
+        Ok(())
     }
 
     fn no_more_than(&mut self, now: i64, machines: u32) {
@@ -176,14 +183,18 @@ pub fn read(place: &str, text: &str) -> Result<History, BadInput> {
         pool.forget(now);
         match event {
             Event::Lost { nodes } => {
-                pool.held = pool.held.checked_sub(nodes).ok_or_else(|| {
-                    bad(format!(
-                        "{nodes} nodes of {agent_pool} are lost, and it has {}: add what arrived",
-                        pool.held
-                    ))
+                pool.leave(nodes).map_err(|has| {
+                    bad(format!("{nodes} nodes of {agent_pool} are lost, and it has {has}: add what arrived"))
                 })?;
                 let held = pool.held;
                 pool.no_more_than(now, held);
+            }
+            Event::Returned { nodes } => {
+                pool.leave(nodes).map_err(|has| {
+                    bad(format!(
+                        "{nodes} nodes of {agent_pool} are returned, and it has {has}: add what arrived"
+                    ))
+                })?;
             }
             Event::Arrived { nodes } => {
                 pool.held += nodes;
