@@ -23,7 +23,7 @@ fn the_lab_replays_what_became_of_a_spot_pool() {
         stage.agent_pools(&pools).await.unwrap();
         let operator = stage.operator(&OperatorOptions::default()).await.unwrap();
         let prometheus = Prometheus::start(&world.cluster.dir().join("prometheus"), &[]).await.unwrap();
-        prometheus.scrape(&[operator.admin_url.clone()]).unwrap();
+        prometheus.scrape(std::slice::from_ref(&operator.admin_url)).unwrap();
         let spec = serde_json::json!({"replicas": 2, "agentPools": [{"name": "pasta", "maxNodes": 2},
             {"name": "pastb", "maxNodes": 2}, {"name": "pastr", "maxNodes": 2}]});
         stage.spot_pool("p", spec).await.unwrap();
