@@ -28,6 +28,7 @@ mod signals;
 mod standby;
 mod tags;
 mod traces;
+mod transitions;
 mod units;
 mod versions;
 mod warm_up;
