@@ -1,24 +1,24 @@
 //! One control plane: its folder, its processes, and the ways to talk to it.
 
-use std::collections::hash_map::RandomState;
+mod layout;
+
 use std::fs::File;
-use std::hash::{BuildHasher, Hasher};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 use serde_json::json;
 
-use crate::kwok;
+use self::layout::{Layout, Ports};
 use crate::pki::{self, Authority};
 use crate::progress::Progress;
-use crate::supervise::{Program, Supervised, remove_at_exit};
+use crate::supervise::{Supervised, remove_at_exit};
 use crate::tools::Tools;
 
 /// Seconds on an idle machine; a busy one may take far longer, and giving up early helps nobody.
@@ -29,8 +29,6 @@ const PORT_TRIES: u32 = 5;
 /// Folders of clusters whose process is gone, kept for whoever looks into a failure.
 const KEPT_FOLDERS: usize = 5;
 const FOLDER_PREFIX: &str = "spotpool-cluster-";
-const SERVICE_NETWORK: &str = "10.96.0.0/16";
-const FIRST_SERVICE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1));
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 /// How a cluster is to be.
@@ -101,15 +99,6 @@ struct Own {
     _lock: File,
 }
 
-#[derive(Debug)]
-struct Layout {
-    options: ClusterOptions,
-    tools: Tools,
-    ports: Ports,
-    dir: PathBuf,
-    server_url: String,
-}
-
 #[derive(Debug, Default)]
 struct Processes {
     kwok: Option<Supervised>,
@@ -127,218 +116,6 @@ impl Processes {
 
     fn in_order_of_end(self) -> impl Iterator<Item = Supervised> {
         [self.kwok, self.scheduler, self.controller_manager, self.apiserver, self.etcd].into_iter().flatten()
-    }
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Ports {
-    etcd: u16,
-    etcd_peer: u16,
-    apiserver: u16,
-    controller_manager: u16,
-    scheduler: u16,
-    kwok: u16,
-}
-
-impl Ports {
-    /// Below the ports that systems give to outgoing connections, so that the API server finds its port free when it
-    /// is started again.
-    const RANGE: std::ops::Range<u16> = 20_000..32_000;
-
-    fn pick(bind: IpAddr) -> Result<Self> {
-        let mut held = Vec::new();
-        let mut pick = || -> Result<u16> {
-            for _ in 0..1000 {
-                let random = RandomState::new().build_hasher().finish();
-                let port = Self::RANGE.start + (random % Self::RANGE.len() as u64) as u16;
-                // Held until all are picked, so that they differ.
-                if let Ok(listener) = TcpListener::bind(SocketAddr::new(bind, port)) {
-                    held.push(listener);
-                    return Ok(port);
-                }
-            }
-            bail!("no free port on {bind} between {} and {}", Self::RANGE.start, Self::RANGE.end)
-        };
-        Ok(Self {
-            etcd: pick()?,
-            etcd_peer: pick()?,
-            apiserver: pick()?,
-            controller_manager: pick()?,
-            scheduler: pick()?,
-            kwok: pick()?,
-        })
-    }
-}
-
-impl Layout {
-    fn pki(&self, file: &str) -> String {
-        self.dir.join("pki").join(file).display().to_string()
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.dir.join(name)
-    }
-
-    fn kubeconfig(&self, user: &str) -> PathBuf {
-        self.dir.join(format!("{user}.kubeconfig"))
-    }
-
-    fn log(&self, name: &str) -> PathBuf {
-        self.dir.join("log").join(format!("{name}.log"))
-    }
-
-    fn program(&self, name: &str, path: &Path) -> Program {
-        Program::new(name, path).dir(&self.dir).log(self.log(name))
-    }
-
-    fn etcd(&self) -> Result<Supervised> {
-        let client = format!("http://127.0.0.1:{}", self.ports.etcd);
-        let peer = format!("http://127.0.0.1:{}", self.ports.etcd_peer);
-        self.program("etcd", &self.tools.etcd)
-            .arg("--name=n0")
-            .arg(format!("--data-dir={}", self.file("etcd").display()))
-            .args(["--unsafe-no-fsync", "--log-level=warn"])
-            .arg(format!("--listen-client-urls={client}"))
-            .arg(format!("--advertise-client-urls={client}"))
-            .arg(format!("--listen-peer-urls={peer}"))
-            .arg(format!("--initial-advertise-peer-urls={peer}"))
-            .arg(format!("--initial-cluster=n0={peer}"))
-            .spawn()
-    }
-
-    fn apiserver(&self) -> Result<Supervised> {
-        let mut program = self
-            .program("kube-apiserver", &self.tools.apiserver)
-            .arg(format!("--etcd-servers=http://127.0.0.1:{}", self.ports.etcd))
-            .arg(format!("--bind-address={}", self.options.bind_address))
-            .arg(format!("--secure-port={}", self.ports.apiserver))
-            // A loopback address may not be an endpoint.
-            .arg("--endpoint-reconciler-type=none")
-            .arg(format!("--tls-cert-file={}", self.pki("apiserver.crt")))
-            .arg(format!("--tls-private-key-file={}", self.pki("apiserver.key")))
-            .arg(format!("--client-ca-file={}", self.pki("ca.crt")))
-            .arg(format!("--kubelet-client-certificate={}", self.pki("kubelet-client.crt")))
-            .arg(format!("--kubelet-client-key={}", self.pki("kubelet-client.key")))
-            .arg("--kubelet-preferred-address-types=InternalIP")
-            // Nobody uses these, but without them the others log an error several times a second.
-            .arg(format!("--requestheader-client-ca-file={}", self.pki("ca.crt")))
-            .args([
-                "--requestheader-allowed-names=front-proxy-client",
-                "--requestheader-username-headers=X-Remote-User",
-                "--requestheader-group-headers=X-Remote-Group",
-                "--requestheader-extra-headers-prefix=X-Remote-Extra-",
-                "--service-account-issuer=https://kubernetes.default.svc",
-            ])
-            .arg(format!("--service-account-key-file={}", self.pki("sa.pub")))
-            .arg(format!("--service-account-signing-key-file={}", self.pki("sa.key")))
-            .arg(format!("--service-cluster-ip-range={SERVICE_NETWORK}"))
-            .args([
-                "--authorization-mode=Node,RBAC",
-                "--enable-admission-plugins=NodeRestriction",
-                "--allow-privileged=true",
-            ]);
-        if self.options.audit_log {
-            program = program
-                .arg(format!("--audit-policy-file={}", self.file("audit-policy.yaml").display()))
-                .arg(format!("--audit-log-path={}", self.audit_log().display()))
-                // In megabytes; by default the file is moved away at 100, and counts would be wrong.
-                .args(["--audit-log-format=json", "--audit-log-maxsize=1000000"]);
-        }
-        program.args(&self.options.apiserver_args).spawn()
-    }
-
-    fn audit_log(&self) -> PathBuf {
-        self.dir.join("log/audit.jsonl")
-    }
-
-    fn controller_manager(&self) -> Result<Supervised> {
-        self.with_kubeconfig("kube-controller-manager", &self.tools.controller_manager)
-            .arg(format!("--secure-port={}", self.ports.controller_manager))
-            .arg("--use-service-account-credentials=true")
-            .arg(format!("--service-account-private-key-file={}", self.pki("sa.key")))
-            .arg(format!("--root-ca-file={}", self.pki("ca.crt")))
-            .arg(format!("--cluster-signing-cert-file={}", self.pki("ca.crt")))
-            .arg(format!("--cluster-signing-key-file={}", self.pki("ca.key")))
-            // By default 600 pods take half a minute, and the first ServiceAccount five seconds.
-            .args(["--kube-api-qps=300", "--kube-api-burst=600"])
-            .args(&self.options.controller_manager_args)
-            .spawn()
-    }
-
-    fn scheduler(&self) -> Result<Supervised> {
-        self.with_kubeconfig("kube-scheduler", &self.tools.scheduler)
-            .arg(format!("--secure-port={}", self.ports.scheduler))
-            .args(["--kube-api-qps=500", "--kube-api-burst=1000"])
-            .args(&self.options.scheduler_args)
-            .spawn()
-    }
-
-    fn with_kubeconfig(&self, name: &str, path: &Path) -> Program {
-        let kubeconfig = self.kubeconfig(name).display().to_string();
-        self.program(name, path)
-            .arg(format!("--kubeconfig={kubeconfig}"))
-            .arg(format!("--authentication-kubeconfig={kubeconfig}"))
-            .arg(format!("--authorization-kubeconfig={kubeconfig}"))
-            .args(["--bind-address=127.0.0.1", "--leader-elect=false"])
-    }
-
-    fn kwok(&self) -> Result<Supervised> {
-        let (key, value) = kwok::NODE_LABEL;
-        self.program("kwok", &self.tools.kwok)
-            .env("KWOK_WORKDIR", self.file("kwok"))
-            .arg(format!("--kubeconfig={}", self.kubeconfig("admin").display()))
-            .arg(format!("--config={}", self.file("kwok-stages.yaml").display()))
-            .arg(format!("--manage-nodes-with-label-selector={key}={value}"))
-            .arg("--node-lease-duration-seconds=40")
-            .arg(format!("--server-address=127.0.0.1:{}", self.ports.kwok))
-            .spawn()
-    }
-
-    /// Certificates, kubeconfigs and other files that the programs read. Returns the certificate authority.
-    fn write_files(&self) -> Result<Authority> {
-        let pki = self.dir.join("pki");
-        for dir in [&pki, &self.dir.join("log"), &self.dir.join("kwok")] {
-            std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        }
-        let authority = Authority::new()?;
-        let ca = authority.identity();
-        ca.write(&pki, "ca")?;
-        let addresses = [LOOPBACK, FIRST_SERVICE, self.options.bind_address];
-        authority.server(&addresses)?.write(&pki, "apiserver")?;
-        let masters = Some("system:masters");
-        authority.client("apiserver-kubelet-client", masters)?.write(&pki, "kubelet-client")?;
-        pki::write_token_keys(&pki)?;
-        let users = [
-            ("admin", "admin", masters),
-            ("kube-controller-manager", "system:kube-controller-manager", None),
-            ("kube-scheduler", "system:kube-scheduler", None),
-        ];
-        for (file, name, group) in users {
-            let user = pki::certificate_user(&authority.client(name, group)?);
-            pki::write_kubeconfig(&self.kubeconfig(file), &self.server_url, &ca.cert, &user, "default")?;
-        }
-        if self.options.audit_log {
-            let policy = json!({
-                "apiVersion": "audit.k8s.io/v1",
-                "kind": "Policy",
-                "omitStages": ["RequestReceived"],
-                "rules": [{"level": "Metadata"}],
-            });
-            pki::write_private(&self.file("audit-policy.yaml"), &policy.to_string())?;
-        }
-        if self.options.kwok {
-            let target = self.file("kwok-stages.yaml");
-            kwok::write_stages(&self.tools.kwok_stages, &self.options.kwok_stages, &target)?;
-        }
-        Ok(authority)
-    }
-
-    /// Whether one of our servers ended because somebody else has its port.
-    fn lost_a_port(&self) -> bool {
-        ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kwok"].iter().any(|name| {
-            let log = std::fs::read(self.log(name)).unwrap_or_default();
-            String::from_utf8_lossy(&log).contains("address already in use")
-        })
     }
 }
 
