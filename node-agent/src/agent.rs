@@ -215,9 +215,12 @@ impl Agent {
         {
             self.seen.acknowledged(event_id);
         }
-        let (policy, claims) = (self.context.events(), npd::claims(node.conditions()));
+        let policy = node.policy();
+        self.context.metrics.node_is_of(node.label(names::AGENT_POOL_LABEL), policy.as_ref());
+        let events = policy.map_or_else(|| self.context.events.clone(), |policy| policy.events);
+        let claims = npd::claims(node.conditions());
         let vm =
-            Vm { policy: &policy, boot_id: node.boot_id(), claims: &claims, hearing: listening.hearing() };
+            Vm { policy: &events, boot_id: node.boot_id(), claims: &claims, hearing: listening.hearing() };
         let (decisions, look_again) = self.seen.decide(&vm, now());
         self.look_again = look_again;
         for decision in decisions {
@@ -229,7 +232,6 @@ impl Agent {
         let is_lost =
             notice.is_some_and(|it| it.kind == Kind::Preempt || it.response == EventResponse::Drain);
         self.context.metrics.under_notice(is_lost);
-        self.context.metrics.node_is_of(node.label(names::AGENT_POOL_LABEL), node.policy().as_ref());
     }
 
     fn follow(&mut self, decision: Decision) {

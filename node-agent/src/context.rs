@@ -47,12 +47,6 @@ impl Context {
         policy.map_or_else(|| self.defaults.clone(), |policy| policy.drain)
     }
 
-    /// What to do about events now.
-    pub fn events(&self) -> Events {
-        let policy = self.node.latest().and_then(|node| node.policy());
-        policy.map_or_else(|| self.events.clone(), |policy| policy.events)
-    }
-
     /// Has the Node's condition say something.
     pub fn tell(&self, news: Told) {
         self.condition.send_if_modified(|told| {

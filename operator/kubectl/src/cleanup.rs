@@ -38,6 +38,14 @@ struct Cleaned {
     left: Option<String>,
 }
 
+/// What became of a Node.
+enum Outcome {
+    /// These are off; none were there if it is empty.
+    TakenOff(Vec<&'static str>),
+    /// It was not touched, for this reason.
+    Left(String),
+}
+
 /// All that was found.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -170,8 +178,8 @@ async fn nodes(cluster: &Cluster, params: &PatchParams) -> Result<Vec<Cleaned>, 
     for node in all {
         let object = format!("node/{}", node.name_any());
         let (taken_off, left) = match clean(cluster, &api, node, params).await? {
-            Ok(what) => (what, None),
-            Err(why) => (Vec::new(), Some(why)),
+            Outcome::TakenOff(what) => (what, None),
+            Outcome::Left(why) => (Vec::new(), Some(why)),
         };
         if !taken_off.is_empty() || left.is_some() {
             cleaned.push(Cleaned { object, taken_off, left });
@@ -186,25 +194,27 @@ async fn clean(
     api: &Api<Node>,
     mut node: Node,
     params: &PatchParams,
-) -> Result<Result<Vec<&'static str>, String>, Error> {
+) -> Result<Outcome, Error> {
     let failed = |verb, resource| move |error| Error::of(error, &cluster.server, verb, resource, None);
     let name = node.name_any();
     loop {
         let left = match Leftovers::of(&node, cluster.now()) {
             Ok(left) => left,
-            Err(why) => return Ok(Err(why)),
+            Err(why) => return Ok(Outcome::Left(why)),
         };
         if left.is_on_the_node() {
             match api.patch(&name, params, &Patch::Merge(&left.patch)).await {
                 Err(kube::Error::Api(status)) if status.code == 409 => {
                     match api.get_opt(&name).await.map_err(failed("get", "nodes"))? {
                         Some(newer) if newer.metadata.uid == node.metadata.uid => node = newer,
-                        _ => return Ok(Ok(Vec::new())),
+                        _ => return Ok(Outcome::TakenOff(Vec::new())),
                     }
                     continue;
                 }
                 // Its VM went meanwhile.
-                Err(kube::Error::Api(status)) if status.code == 404 => return Ok(Ok(Vec::new())),
+                Err(kube::Error::Api(status)) if status.code == 404 => {
+                    return Ok(Outcome::TakenOff(Vec::new()));
+                }
                 written => written.map(drop).map_err(failed("patch", "nodes"))?,
             }
         }
@@ -213,7 +223,7 @@ async fn clean(
             let patch = Patch::Strategic(json!({"status": {"conditions": conditions}}));
             api.patch_status(&name, params, &patch).await.map_err(failed("patch", "nodes/status"))?;
         }
-        return Ok(Ok(left.what));
+        return Ok(Outcome::TakenOff(left.what));
     }
 }
 
