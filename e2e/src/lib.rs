@@ -10,6 +10,7 @@ pub mod faults;
 pub mod gateway;
 pub mod installed;
 pub mod objects;
+pub mod picture;
 pub mod programs;
 pub mod prometheus;
 pub mod proxy;

@@ -56,6 +56,10 @@ pub struct NodeSeen {
     pub ready: Option<Timestamp>,
     /// Seen with our notice, cordoned and tainted.
     pub cordoned: Option<Timestamp>,
+    /// Seen drained for it.
+    pub drained: Option<Timestamp>,
+    /// Seen asked to drain by the operator.
+    pub asked_to_drain: Option<Timestamp>,
     /// Seen deleted.
     pub gone: Option<Timestamp>,
 }
@@ -86,8 +90,8 @@ pub struct Seen {
     pub nodes: BTreeMap<String, NodeSeen>,
     /// By uid.
     pub pods: BTreeMap<String, PodSeen>,
-    /// The fewest Ready pods of each `app` at any moment since the clock was set to zero.
-    pub fewest_ready: BTreeMap<String, usize>,
+    /// How many pods of each `app` were Ready since the clock was set to zero, from when on.
+    pub ready_over_time: BTreeMap<String, Vec<(Timestamp, usize)>>,
 }
 
 impl Seen {
@@ -96,10 +100,17 @@ impl Seen {
         self.pods.values().filter(|pod| pod.ready && pod.app == app).count()
     }
 
+    /// The fewest of an `app` that were Ready at any moment since then.
+    pub fn fewest_ready(&self, app: &str) -> usize {
+        self.ready_over_time.get(app).into_iter().flatten().map(|(_, ready)| *ready).min().unwrap_or_default()
+    }
+
     fn count(&mut self, app: &str) {
         let ready = self.ready(app);
-        let fewest = self.fewest_ready.entry(app.to_owned()).or_insert(ready);
-        *fewest = ready.min(*fewest);
+        let course = self.ready_over_time.entry(app.to_owned()).or_default();
+        if course.last().is_none_or(|(_, last)| *last != ready) {
+            course.push((Timestamp::now(), ready));
+        }
     }
 }
 
@@ -164,7 +175,7 @@ impl Timeline {
     pub fn zero(&self, zero: Timestamp) {
         let mut seen = self.lock();
         let apps: Vec<String> = seen.pods.values().map(|pod| pod.app.clone()).collect();
-        seen.fewest_ready.clear();
+        seen.ready_over_time.clear();
         for app in &apps {
             seen.count(app);
         }
@@ -172,13 +183,17 @@ impl Timeline {
         *self.0.zero.lock().unwrap_or_else(PoisonError::into_inner) = zero;
     }
 
+    /// Where seconds are counted from.
+    pub fn started(&self) -> Timestamp {
+        *self.0.zero.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Tells something.
     pub fn tell(&self, actor: Actor, at: Timestamp, what: &str) {
         if !self.0.print {
             return;
         }
-        let zero = *self.0.zero.lock().unwrap_or_else(PoisonError::into_inner);
-        let seconds = at.duration_since(zero).as_secs_f64();
+        let seconds = at.duration_since(self.started()).as_secs_f64();
         let (label, colour) = actor.label();
         if self.0.colour {
             println!("{seconds:>+9.3}s  {colour}{label:<10}\x1b[0m  {what}");
@@ -203,6 +218,9 @@ impl Timeline {
                     entry.ready = Some(now);
                     lines.push((Actor::Kubernetes, format!("node {name} is ready")));
                 }
+                if node.annotations().contains_key(names::DRAIN_REQUEST_ANNOTATION) {
+                    entry.asked_to_drain.get_or_insert(now);
+                }
                 let notice: Option<EvictionNotice> = node
                     .annotations()
                     .get(names::EVICTION_ANNOTATION)
@@ -218,6 +236,9 @@ impl Timeline {
                                 notice.event_type
                             ),
                         ));
+                    }
+                    if notice.phase == Phase::Drained {
+                        entry.drained.get_or_insert(now);
                     }
                     let phase = format!("{:?}", notice.phase);
                     let pods = notice.pods;

@@ -13,11 +13,15 @@ use kube::Api;
 use serde_json::{Value, json};
 use spotpool_azure_sim::api::PoolSpec;
 use spotpool_e2e::collector::Collector;
+use spotpool_e2e::picture::{Account, Machine, Moment, Service};
 use spotpool_e2e::timeline::{Actor, Seen, Timeline};
 use spotpool_e2e::wait::within;
 use spotpool_e2e::{OperatorOptions, Profile, Stage, World, WorldOptions, objects};
 
 const NAMESPACE: &str = "demo";
+const SPOT_POOL: &str = include_str!("../../../docs/examples/demo.yaml");
+const SPOT: [&str; 2] = ["spotd8a", "spotd8b"];
+const ON_DEMAND: &str = "regd8";
 const WEB: usize = 6;
 const BATCH: usize = 2;
 
@@ -28,6 +32,12 @@ struct Args {
     /// Keep everything running at the end, to play with; Ctrl-C ends it.
     #[arg(long)]
     watch: bool,
+    /// Use the SpotPool in this file in place of docs/examples/demo.yaml. Its agent pools are spotd8a, spotd8b and regd8.
+    #[arg(long, value_name = "FILE")]
+    spotpool: Option<PathBuf>,
+    /// Draw the eviction into this file, and write what is drawn beside it as JSON.
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
     /// Use this cluster in place of one of our own. Its nodes must be kwok's.
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
@@ -43,8 +53,6 @@ struct Args {
 struct Times {
     boot: Duration,
     notice: Duration,
-    stabilization: Duration,
-    lifetime: Duration,
     limit: Duration,
 }
 
@@ -52,16 +60,51 @@ impl Times {
     fn of(args: &Args) -> Self {
         let s = Duration::from_secs;
         if args.real_times {
-            Self { boot: s(100), notice: s(30), stabilization: s(600), lifetime: s(1200), limit: s(3600) }
+            Self { boot: s(100), notice: s(30), limit: s(3600) }
         } else {
-            Self { boot: s(8), notice: s(30), stabilization: s(10), lifetime: s(10), limit: s(180) }
+            Self { boot: s(8), notice: s(30), limit: s(180) }
         }
     }
+}
+
+/// The spec of the SpotPool that is to be shown, as it is written: what it may not say, the API server refuses.
+fn spot_pool(args: &Args) -> Result<Value> {
+    let Some(file) = &args.spotpool else {
+        let mut spec = read_spot_pool(SPOT_POOL).context("docs/examples/demo.yaml")?;
+        if args.real_times {
+            spec["failback"] = json!({});
+            spec["drain"] = json!({"escalateAfter": "60s"});
+        }
+        return Ok(spec);
+    };
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    read_spot_pool(&text).with_context(|| file.display().to_string())
+}
+
+fn read_spot_pool(text: &str) -> Result<Value> {
+    let pool: Value = serde_yaml_ng::from_str(text).context("this is not one YAML document")?;
+    if pool["kind"] != "SpotPool" {
+        bail!("this is no SpotPool: begin with a copy of docs/examples/demo.yaml");
+    }
+    let names = pool["spec"]["agentPools"].as_array().into_iter().flatten();
+    let unknown =
+        names.filter_map(|it| it["name"].as_str()).find(|it| !SPOT.contains(it) && *it != ON_DEMAND);
+    if let Some(unknown) = unknown {
+        bail!("the demo has no agent pool {unknown}: name spotd8a, spotd8b or regd8");
+    }
+    Ok(pool["spec"].clone())
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let args = Args::parse();
+    let spec = match spot_pool(&args) {
+        Ok(spec) => spec,
+        Err(error) => {
+            eprintln!("{error:#}");
+            return ExitCode::from(2);
+        }
+    };
     let watching = AtomicBool::new(false);
     let interrupted = async {
         while tokio::signal::ctrl_c().await.is_ok() {
@@ -72,7 +115,7 @@ async fn main() -> ExitCode {
         }
     };
     let shown = tokio::select! {
-        shown = Box::pin(demo(&args, &watching)) => shown,
+        shown = Box::pin(demo(&args, spec, &watching)) => shown,
         () = interrupted => {
             eprintln!("\ninterrupted; everything that was started ends with this process");
             return ExitCode::from(130);
@@ -87,7 +130,7 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn demo(args: &Args, watching: &AtomicBool) -> Result<()> {
+async fn demo(args: &Args, spec: Value, watching: &AtomicBool) -> Result<()> {
     let times = Times::of(args);
     eprintln!("building SpotPool and, the first time, a Kubernetes control plane (about 6 minutes) …");
     let collector = Collector::start().await?;
@@ -102,43 +145,25 @@ async fn demo(args: &Args, watching: &AtomicBool) -> Result<()> {
     .await?;
     let began = Timestamp::now();
     println!(
-        "times: VM boot {}s, notice {}s, failback stabilization {}s, minimum lifetime {}s",
+        "times: VM boot {}s, notice {}s, failback stabilization {}, minimum lifetime {}",
         times.boot.as_secs(),
         times.notice.as_secs(),
-        times.stabilization.as_secs(),
-        times.lifetime.as_secs()
+        spec["failback"]["stabilization"].as_str().unwrap_or("10m"),
+        spec["failback"]["minOnDemandLifetime"].as_str().unwrap_or("20m")
     );
 
     let stage = Stage::set(&world, NAMESPACE).await?;
     stage
         .agent_pools(&[
-            PoolSpec::spot("spotd8a", "Standard_D8s_v5", 2).zones(&["1"]),
-            PoolSpec::spot("spotd8b", "Standard_D8as_v5", 2).zones(&["2"]),
-            PoolSpec::regular("regd8", "Standard_D8s_v5", 0),
+            PoolSpec::spot(SPOT[0], "Standard_D8s_v5", 2).zones(&["1"]),
+            PoolSpec::spot(SPOT[1], "Standard_D8as_v5", 2).zones(&["2"]),
+            PoolSpec::regular(ON_DEMAND, "Standard_D8s_v5", 0),
         ])
         .await?;
     workload(&world).await?;
     let options = OperatorOptions { args: otlp.to_vec(), ..OperatorOptions::default() };
     let operator = stage.operator(&options).await?;
-    stage
-        .spot_pool(
-            "workers",
-            json!({
-                "replicas": 4,
-                "agentPools": [
-                    {"name": "spotd8a", "maxNodes": 8}, {"name": "spotd8b", "maxNodes": 8}, {"name": "regd8", "maxNodes": 4}
-                ],
-                "fallback": {"maxNodes": 3},
-                "failback": {
-                    "stabilization": format!("{}s", times.stabilization.as_secs()),
-                    "minOnDemandLifetime": format!("{}s", times.lifetime.as_secs()),
-                    "probe": format!("{}s", times.stabilization.as_secs().min(120))
-                },
-                // Longer than a VM boots, so that the PDB frees by itself when replacements are ready.
-                "drain": {"escalateAfter": format!("{}s", (times.boot + Duration::from_secs(7)).as_secs().min(60))}
-            }),
-        )
-        .await?;
+    stage.spot_pool("workers", spec).await?;
     stage
         .status_is("workers", "the SpotPool to be ready", |status| {
             status.conditions.iter().any(|it| it.type_ == "Ready" && it.status == "True")
@@ -150,6 +175,13 @@ async fn demo(args: &Args, watching: &AtomicBool) -> Result<()> {
     show(&stage, "before").await?;
     let (figures, event) = evict(&world, &stage, &timeline, times).await?;
     show(&stage, "after").await?;
+    if let Some(file) = &args.svg {
+        let account = account(&world, &timeline, times, &figures).await?;
+        let json = file.with_extension("json");
+        std::fs::write(file, account.draw()).with_context(|| format!("cannot write {}", file.display()))?;
+        std::fs::write(&json, serde_json::to_string_pretty(&account)? + "\n")
+            .with_context(|| format!("cannot write {}", json.display()))?;
+    }
     let explained = explain(&collector, &event, times).await?;
     let seconds = Timestamp::now().duration_since(began).as_secs_f64();
     let mut line = json!({"demo": "ok", "seconds": round(seconds), "traceExplained": round(explained)});
@@ -219,7 +251,8 @@ async fn evict(
     timeline: &Timeline,
     times: Times,
 ) -> Result<(Value, String)> {
-    let events = world.sim.evict_some("spotd8a", 2, times.notice).await?;
+    let before = stage.status("workers").await?.capacity.ready_spot;
+    let events = world.sim.evict_some(SPOT[0], 2, times.notice).await?;
     let notice = events.first().context("the simulator evicted nothing")?.scheduled_at;
     let doomed: Vec<String> = events.iter().flat_map(|event| event.nodes.clone()).collect();
     timeline.zero(notice);
@@ -254,12 +287,12 @@ async fn evict(
     let whole = async {
         // Status still says what was before the notice for a moment.
         within(times.limit, "the loss to show", async || {
-            Ok((stage.status("workers").await?.capacity.ready_spot < 4).then_some(()))
+            Ok((stage.status("workers").await?.capacity.ready_spot < before).then_some(()))
         })
         .await?;
         let whole = within(times.limit, "spot to be whole", async || {
             let status = stage.status("workers").await?;
-            Ok((status.capacity.ready_spot == 4).then(Timestamp::now))
+            Ok((status.capacity.ready_spot >= before).then(Timestamp::now))
         })
         .await?;
         timeline.tell(Actor::Demo, whole, "spot is whole again; on-demand stays until it is stable");
@@ -268,7 +301,7 @@ async fn evict(
     let (running, whole) = tokio::try_join!(running, whole)?;
     let back = within(times.limit, "on-demand to be given back", async || {
         let state = world.sim.state().await?;
-        let left = state.vms_of("regd8").count();
+        let left = state.vms_of(ON_DEMAND).count();
         let status = stage.status("workers").await?;
         let settled =
             status.agent_pools.iter().all(|pool| pool.operation.is_none() && pool.count == pool.machines);
@@ -278,7 +311,7 @@ async fn evict(
     timeline.tell(Actor::Demo, back, "on-demand is given back");
 
     let seen = timeline.seen();
-    let fewest = seen.fewest_ready.get("web").copied().unwrap_or_default();
+    let fewest = seen.fewest_ready("web");
     timeline.tell(
         Actor::Demo,
         Timestamp::now(),
@@ -323,6 +356,56 @@ async fn evict(
     });
     let event = events.into_iter().next().context("the simulator evicted nothing")?;
     Ok((figures, event.event_id))
+}
+
+/// What a picture of the eviction shows.
+async fn account(world: &World, timeline: &Timeline, times: Times, figures: &Value) -> Result<Account> {
+    let (seen, zero) = (timeline.seen(), timeline.started());
+    let since = |at: Timestamp| round(at.duration_since(zero).as_secs_f64());
+    let after = |at: Option<Timestamp>| at.map(since).filter(|at| *at > 0.0);
+    let writes = world.sim.state().await?.arm_writes;
+    let mut machines = Vec::new();
+    for agent_pool in SPOT.into_iter().chain([ON_DEMAND]) {
+        let asked = writes.iter().find(|write| write.pool == agent_pool && write.at > zero);
+        let of_pool = seen.nodes.iter().filter(|(name, _)| name.starts_with(&format!("aks-{agent_pool}-")));
+        machines.extend(of_pool.map(|(_, node)| Machine {
+            agent_pool: agent_pool.to_owned(),
+            spot: agent_pool != ON_DEMAND,
+            asked: asked.filter(|_| after(node.ready).is_some()).map(|write| since(write.at)),
+            ready: after(node.ready),
+            closed: after(node.cordoned.or(node.asked_to_drain)),
+            drained: after(node.drained),
+            gone: after(node.gone),
+        }));
+    }
+    let course = seen.ready_over_time.get("web").into_iter().flatten();
+    let ready = course.map(|(at, ready)| (since(*at).max(0.0), *ready)).collect();
+    let at = |figure: &str| figures[figure].as_f64();
+    let returned =
+        Some(at("noticeToSpotWholeSeconds").unwrap_or_default() + at("failbackSeconds").unwrap_or_default());
+    let on_demand = machines.iter().filter(|machine| !machine.spot);
+    let stands_in = on_demand.clone().filter_map(|machine| machine.ready).reduce(f64::max);
+    let gone =
+        machines.iter().filter(|machine| machine.spot).filter_map(|machine| machine.gone).reduce(f64::max);
+    let moments = [
+        (at("noticeToCordonSeconds"), "both nodes closed: cordoned, tainted, out of load balancers"),
+        (at("noticeToPutSeconds"), "Azure is asked for replacements"),
+        (stands_in, "on-demand nodes stand in"),
+        (at("noticeToSpotWholeSeconds"), "as many spot nodes as before"),
+        (at("noticeToLastEvictionSeconds"), "the last pod has been asked to go"),
+        (at("noticeToAllPodsRunningSeconds"), "every pod runs again"),
+        (gone, "Azure has taken both VMs, with no pod on them"),
+        (returned.filter(|_| stands_in.is_some()), "on-demand nodes are given back"),
+    ];
+    let moments =
+        moments.into_iter().filter_map(|(at, what)| Some(Moment { at: round(at?), what: what.to_owned() }));
+    Ok(Account {
+        title: format!("Two of four spot nodes are evicted at once, {} s ahead", times.notice.as_secs()),
+        notice: times.notice.as_secs_f64(),
+        service: Service { name: "web".to_owned(), wanted: WEB, budget: WEB - 2, ready },
+        machines,
+        moments: moments.collect(),
+    })
 }
 
 /// Draws the trace of an eviction. How much of its time has a name.
