@@ -1,12 +1,36 @@
-//! Every link between pages leads somewhere: to a file that is there, and in a page to a heading.
+//! What pages say holds: links lead somewhere, commands are run, manifests are taken, pictures are of what was seen.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod cargo;
+mod commands;
+mod demo;
+mod fences;
+mod pictures;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
 use std::process::Command;
 
 use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd};
+
+/// The repository.
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
+
+/// Files of the repository, those not yet committed as well; a `*` stands for folders, too.
+fn files(pattern: &str) -> Vec<String> {
+    let list = ["ls-files", "--cached", "--others", "--exclude-standard", "--", pattern];
+    let listed = Command::new("git").args(list).current_dir(root()).output().unwrap();
+    assert!(listed.status.success());
+    let mut files: Vec<String> =
+        String::from_utf8(listed.stdout).unwrap().lines().map(str::to_owned).collect();
+    files.retain(|file| root().join(file).exists());
+    files.sort();
+    files.dedup();
+    files
+}
 
 /// What a page has that others may point to, and what it points to.
 #[derive(Default)]
@@ -59,18 +83,16 @@ fn normal(path: &Path) -> PathBuf {
 }
 
 /// Pages of the repository, by their path in it. Those that are parts of a page are not read alone.
-fn pages(root: &Path) -> BTreeMap<PathBuf, Page> {
-    let listed = Command::new("git").args(["ls-files", "--", "*.md"]).current_dir(root).output().unwrap();
-    assert!(listed.status.success());
-    let files = String::from_utf8(listed.stdout).unwrap();
-    let files = files.lines().filter(|file| !file.starts_with("operator/kubectl/notes/")).map(PathBuf::from);
-    files.map(|file| (file.clone(), read(&std::fs::read_to_string(root.join(file)).unwrap()))).collect()
+fn pages() -> BTreeMap<PathBuf, Page> {
+    let pages = files("*.md").into_iter().filter(|file| !file.starts_with("operator/kubectl/notes/"));
+    pages
+        .map(|file| (PathBuf::from(&file), read(&std::fs::read_to_string(root().join(file)).unwrap())))
+        .collect()
 }
 
 #[test]
 fn every_link_between_pages_leads_somewhere() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let pages = pages(root);
+    let pages = pages();
     let mut wrong = Vec::new();
     for (file, page) in &pages {
         for link in page.links.iter().filter(|link| !link.contains("://") && !link.starts_with("mailto:")) {
@@ -78,7 +100,7 @@ fn every_link_between_pages_leads_somewhere() {
             let target =
                 if target.is_empty() { file.clone() } else { normal(&file.parent().unwrap().join(target)) };
             let headings = pages.get(&target).map(|page| &page.headings);
-            let leads = root.join(&target).exists()
+            let leads = root().join(&target).exists()
                 && (heading.is_empty() || headings.is_none_or(|headings| headings.contains(heading)));
             if !leads {
                 wrong.push(format!("{}: {link}", file.display()));
@@ -87,6 +109,21 @@ fn every_link_between_pages_leads_somewhere() {
     }
     assert!(pages.len() > 100, "{} pages", pages.len());
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// What is no chapter.
+const NOT_IN_THE_BOOK: [&str; 1] = ["docs/SUMMARY.md"];
+
+#[test]
+fn every_page_is_in_the_book() {
+    let pages = pages();
+    let summary = &pages[Path::new("docs/SUMMARY.md")].links;
+    let listed: BTreeSet<PathBuf> = summary.iter().map(|link| Path::new("docs").join(link)).collect();
+    let missing = pages.keys().filter(|page| page.starts_with("docs") && !listed.contains(*page));
+    let missing: Vec<_> =
+        missing.filter(|page| !NOT_IN_THE_BOOK.iter().any(|it| page.ends_with(it))).collect();
+    assert!(missing.is_empty(), "put into docs/SUMMARY.md: {missing:?}");
+    assert_eq!(listed.len(), summary.len(), "a page is listed twice");
 }
 
 #[test]
