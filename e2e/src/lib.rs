@@ -11,6 +11,7 @@ pub mod gateway;
 pub mod installed;
 pub mod objects;
 pub mod picture;
+pub mod processes;
 pub mod programs;
 pub mod prometheus;
 pub mod proxy;

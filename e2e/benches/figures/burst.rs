@@ -10,11 +10,11 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use spotpool_azure_sim::api::{ArmWrite, Fault, FaultAction, FaultTarget};
 use spotpool_crds::names;
+use spotpool_e2e::processes;
 use spotpool_e2e::simulation::Dice;
 use spotpool_e2e::wait::within;
 
 use crate::audit::millis;
-use crate::machine;
 use crate::report::{Figure, Goal, Report, median, rounded};
 use crate::standin::{FALLBACK, NODES, PODS, Scene, spot_pool, value};
 
@@ -125,7 +125,7 @@ impl Course {
             let text = scene.metrics().await?;
             value(&text, "spotpool_operator_plan_seconds_count", "").context("plans are not counted")
         };
-        let (before, cpu) = (decisions().await?, machine::cpu_time(operator)?.0);
+        let (before, cpu) = (decisions().await?, processes::cpu_time(operator)?.0);
 
         let began = Timestamp::now();
         for node in &noticed {
@@ -144,7 +144,7 @@ impl Course {
             let plan = scene.cluster.plan();
             return Err(error.context(format!("{spot} on spot, {on_demand} on demand are asked for: {plan}")));
         }
-        let used = machine::cpu_time(operator)?.0.saturating_sub(cpu);
+        let used = processes::cpu_time(operator)?.0.saturating_sub(cpu);
         let decisions = decisions().await? - before;
         tokio::time::sleep(AFTER).await;
         let writes = writes(&scene, began);
@@ -164,7 +164,7 @@ impl Course {
             puts,
             decisions,
             cpu: used.as_secs_f64() * 1000.0,
-            peak: machine::peak(operator)?,
+            peak: processes::peak(operator)?,
         };
         scene.stop().await?;
         Ok(round)

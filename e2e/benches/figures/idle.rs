@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
-use spotpool_e2e::World;
+use spotpool_e2e::{World, processes};
 
 use crate::audit::Audit;
+use crate::nodes;
 use crate::report::{Figure, Goal, Report};
-use crate::{machine, nodes};
 
 const SIZE: &str = "agent_binary_size";
 const SHORT: [&str; 4] =
@@ -63,12 +63,12 @@ async fn for_a_minute(world: &World, node: &str, report: &mut Report) -> Result<
         let state = world.sim.state().await?;
         state.vm(node).map(|vm| vm.imds_requests).context("the simulator forgot a machine")
     };
-    let (polled, before, began) = (polls().await?, machine::cpu_time(agent.id())?, Instant::now());
+    let (polled, before, began) = (polls().await?, processes::cpu_time(agent.id())?, Instant::now());
     tokio::time::sleep(TIME).await;
-    let (after, took) = (machine::cpu_time(agent.id())?, began.elapsed());
+    let (after, took) = (processes::cpu_time(agent.id())?, began.elapsed());
     let polled = (polls().await? - polled) as f64 / took.as_secs_f64();
     agent.check_running()?;
-    let memory = machine::memory(agent.id())?;
+    let memory = processes::memory(agent.id())?;
     let cpu = after.0.saturating_sub(before.0).as_secs_f64() * 1000.0 * 60.0 / took.as_secs_f64();
     let print =
         |name, unit, max, value| Figure::new(name, unit, Goal::Max(max), vec![value]).with("pods", PODS);

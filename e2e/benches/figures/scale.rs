@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use spotpool_e2e::processes;
 
-use crate::machine;
 use crate::report::{Figure, Goal, Report};
 use crate::standin::{CHURN, NODES, PODS, Scene, WORKLOADS, value};
 
@@ -26,16 +26,16 @@ pub async fn measure(report: &mut Report) -> Result<()> {
         of("sum").zip(of("count")).context("the operator does not count surveys")
     };
     let operator = scene.operator.id();
-    let (before, cpu) = (surveyed(&scene.metrics().await?)?, machine::cpu_time(operator)?);
+    let (before, cpu) = (surveyed(&scene.metrics().await?)?, processes::cpu_time(operator)?);
     let mut resident = Vec::new();
     for _ in 0..TIME.as_secs() {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        resident.push(machine::memory(operator)?.resident);
+        resident.push(processes::memory(operator)?.resident);
     }
     let most = resident.iter().copied().fold(0.0, f64::max);
     let text = scene.metrics().await?;
-    let (after, used) = (surveyed(&text)?, machine::cpu_time(operator)?);
-    let peak = machine::peak(operator)?;
+    let (after, used) = (surveyed(&text)?, processes::cpu_time(operator)?);
+    let peak = processes::peak(operator)?;
     report.print(
         Figure::new(FIGURES[0], "MiB", Goal::Max(250.0), resident)
             .value(most)
