@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::fmt::Debug;
+use std::ops::RangeInclusive;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
-use crate::jitter::jittered;
+use crate::jitter::{any_of, jittered};
 
 /// First wait after an error.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
@@ -19,6 +20,10 @@ const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_URGENT_WAIT: Duration = Duration::from_millis(800);
 /// Longest wait otherwise: many agents must not trample an API server that comes back.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
+
+/// For how many seconds a watch is asked for. Agents that open theirs in the same instant, as when the API server is back, would
+/// renew them in the same instant from then on, were it as long for all. kube takes no more than 294.
+const WATCH_LASTS: RangeInclusive<u32> = 240..=290;
 
 /// Gives every event of a watch to `apply`, and goes on after errors. Never ends.
 pub async fn follow<K>(
@@ -49,7 +54,7 @@ pub async fn follow_with_pauses<K>(
 where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
-    let mut events = pin!(watcher(api, config));
+    let mut events = pin!(watcher(api, config.timeout(any_of(WATCH_LASTS))));
     let mut wait = FIRST_WAIT;
     loop {
         match events.next().await {
@@ -81,5 +86,26 @@ where
             // A watcher has no end; should one come to have it, do not spin.
             None => std::future::pending().await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    /// Ten thousand requests in one second, every five minutes, are more than an API server has room for.
+    #[test]
+    fn watches_that_were_opened_together_are_not_renewed_together() {
+        const AGENTS: u32 = 5000;
+        let mut renewals = BTreeMap::<u32, u32>::new();
+        for _ in 0..AGENTS {
+            let lasts = any_of(WATCH_LASTS);
+            assert!(WATCH_LASTS.contains(&lasts));
+            *renewals.entry(lasts).or_default() += 1;
+        }
+        let most = renewals.values().max().unwrap();
+        assert!(most * 20 < AGENTS, "{most} of {AGENTS} in one second: {renewals:?}");
     }
 }

@@ -1,13 +1,20 @@
-//! Spreading the requests of many nodes that are noticed in the same instant.
+//! Spreading the requests of many nodes that are noticed, or begin, in the same instant.
 
 use std::hash::{BuildHasher, RandomState};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 /// `duration`, up to a fifth longer or shorter.
 pub fn jittered(duration: Duration) -> Duration {
+    duration.mul_f64(f64::from(any_of(800..=1200)) / 1000.0)
+}
+
+/// Any number of `range`.
+pub fn any_of(range: RangeInclusive<u32>) -> u32 {
+    let (least, most) = range.into_inner();
+    let count = u64::from(most.saturating_sub(least)) + 1;
     // Every RandomState has other keys, which is all the randomness that is needed here.
-    let random = RandomState::new().hash_one(0u8) % 401;
-    duration.mul_f64(0.8 + random as f64 / 1000.0)
+    least.saturating_add((RandomState::new().hash_one(0u8) % count) as u32)
 }
 
 #[cfg(test)]
