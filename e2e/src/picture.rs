@@ -12,7 +12,7 @@ pub struct Account {
     pub title: String,
     /// How long the notice was.
     pub notice: f64,
-    /// How often pods of the service were ready.
+    /// The pods that were ready.
     pub service: Service,
     /// Every node that was there at any time.
     pub machines: Vec<Machine>,
@@ -66,7 +66,7 @@ pub struct Moment {
 
 const WIDTH: f64 = 880.0;
 const LEFT: f64 = 150.0;
-const RIGHT: f64 = 20.0;
+const RIGHT: f64 = 28.0;
 const CHART_TOP: f64 = 78.0;
 const CHART_HEIGHT: f64 = 84.0;
 const LANE: f64 = 22.0;
@@ -95,7 +95,7 @@ impl Account {
         text(&mut svg, 12.0, 26.0, "title", &self.title);
         let service = &self.service;
         let subtitle = format!(
-            "{} wants {} pods, its disruption budget {} ready",
+            "{} has {} pods; its disruption budget asks for {} of them to be ready",
             service.name, service.wanted, service.budget
         );
         text(&mut svg, 12.0, 47.0, "soft", &subtitle);

@@ -149,6 +149,12 @@ fn what_commands_of_the_workspace_name_is_there() {
         spoken().into_iter().filter(|(_, code)| code.split(' ').count() > 2 && is_of_the_workspace(code)),
     );
     assert!(commands.len() > 25, "{commands:?}");
+    for workflow in files(".github/workflows/*.yml") {
+        let text = std::fs::read_to_string(root().join(&workflow)).unwrap();
+        let run = text.lines().filter_map(|line| line.trim_start().strip_prefix("- run: "));
+        let run = run.filter(|line| is_of_the_workspace(line));
+        commands.extend(run.map(|line| (workflow.clone(), line.to_owned())));
+    }
     let wrong = commands
         .iter()
         .filter_map(|(page, line)| complaint(line).err().map(|why| format!("{page}: {line}: {why}")));

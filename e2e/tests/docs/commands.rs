@@ -112,6 +112,8 @@ impl Reader {
         let own = |word: &str| match word {
             "NAME" => "workers".to_owned(),
             "NAMESPACE" => SYSTEM_NAMESPACE.to_owned(),
+            // Where cargo builds is said by its settings.
+            word if word.ends_with("target/debug/spotpool-lab") => "spotpool-lab".to_owned(),
             word if word.starts_with("aks-") && word.contains("-vmss") => self.node.clone(),
             word => word.to_owned(),
         };

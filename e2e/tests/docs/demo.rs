@@ -26,6 +26,8 @@ fn without_fallback_the_demo_shows_spot_alone_and_draws_it() {
     let example = std::fs::read_to_string(root().join("docs/examples/demo.yaml")).unwrap();
     let text = example.replace("maxNodes: 3 ", "maxNodes: 0 ");
     assert_ne!(text, example);
+    // A node of a busy machine may be late, and its budget is not what this is about.
+    let text = text.replace("escalateAfter: 15s", "escalateAfter: 25s");
     std::fs::write(&changed, text).unwrap();
     let (output, said) = demo(&["--spotpool", "--svg"], &[&changed, &picture]);
     assert!(output.status.success(), "{said}");
