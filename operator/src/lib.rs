@@ -1,5 +1,5 @@
-//! The operator's parts, for its program and for tests that run them in simulated time. `main.rs` puts them
-//! together.
+//! The operator's parts, for its program and for tests that run them in simulated time. [`operator`] joins
+//! them for both.
 
 pub mod agent_pools;
 pub mod azure;
@@ -9,6 +9,7 @@ pub mod leader;
 pub mod market;
 pub mod metrics;
 pub mod neighbours;
+pub mod operator;
 pub mod pool;
 mod quantity;
 pub mod traces;

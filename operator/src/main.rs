@@ -1,29 +1,20 @@
 //! The operator: keeps SpotPools at their size on spot capacity, inside what they allow.
 //!
-//! Everything that exists is made here, in order; what it does is in the modules.
+//! The process is made here, in order: whom it speaks to, who leads, what it serves. [`Operator`] joins what it does then.
 
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
-use futures::StreamExt;
-use futures::channel::mpsc;
 use jiff::{SignedDuration, Timestamp};
 use kube::Api;
 use spotpool_azure::Clock;
-use spotpool_operator::agent_pools::AgentPools;
 use spotpool_operator::azure::AzureArgs;
-use spotpool_operator::backup_drain::BackupDrains;
-use spotpool_operator::drill;
 use spotpool_operator::leader::{Elector, Leadership};
 use spotpool_operator::metrics::{self, Metrics};
-use spotpool_operator::neighbours::Neighbours;
-use spotpool_operator::pool::{self, Parts};
-use spotpool_operator::traces::Traces;
-use spotpool_operator::vms::Vms;
-use spotpool_operator::watches::{Nodes, Trigger};
-use spotpool_operator::workloads::{Options, Workloads, label_key};
+use spotpool_operator::operator::{Connections, Operator};
+use spotpool_operator::workloads::{Options, label_key};
 use spotpool_runtime::admin::{self, Readiness};
 use spotpool_runtime::args::{self, CommonArgs};
 use spotpool_runtime::catalogue::Catalogue;
@@ -106,7 +97,6 @@ async fn run(args: Args) -> Result<(), Exit> {
         Arc::new(move || leadership.holds())
     };
     let (azure, market, instances) = args.azure.connect(&args.common, USER_AGENT, may_write.clone())?;
-    let (azure, market) = (Arc::new(azure), Arc::new(market));
     let lease_client = client::connect(&args.common, USER_AGENT).await?;
     let drain_client = client::connect_gated(&args.common, USER_AGENT, may_write.clone()).await?;
     let client = client::connect_gated(&args.common, USER_AGENT, may_write).await?;
@@ -122,32 +112,12 @@ async fn run(args: Args) -> Result<(), Exit> {
         if args.pool_namespaces.is_empty() { vec![namespace.clone()] } else { args.pool_namespaces };
 
     let clock: Clock = Arc::new(Timestamp::now);
-    let trigger = Trigger::default();
-    let (nodes, node_stream) = Nodes::watch(client.clone(), trigger.clone());
+    let connections = Connections { client, drain_client, azure, instances, market, clock };
     let options = Options {
         cost_label: args.cost_label.map(Arc::from),
         agent_grace: args.agent_grace.try_into().unwrap_or(SignedDuration::MAX),
     };
-    let (workloads, workload_watches) =
-        Workloads::watch(client.clone(), nodes.clone(), metrics.clone(), options, clock.clone());
-    let agent_pools = Arc::new(AgentPools::new(
-        azure.clone(),
-        azure,
-        nodes.clone(),
-        trigger.clone(),
-        metrics.clone(),
-        clock.clone(),
-    ));
-    let vms = Arc::new(Vms::new(
-        Arc::new(instances),
-        nodes.clone(),
-        trigger.clone(),
-        metrics.clone(),
-        clock.clone(),
-    ));
-    let backup_drains = BackupDrains::new(drain_client, trigger.clone(), metrics.clone());
-    let traces = Arc::new(Traces::new(tracer.clone(), workloads.clone()));
-    let neighbours = Arc::new(Neighbours::default());
+    let (operator, watches) = Operator::watch(connections, options, metrics.clone(), tracer.clone());
     let elector = Elector::new(
         Api::namespaced(lease_client, &namespace),
         "spotpool-operator",
@@ -157,12 +127,8 @@ async fn run(args: Args) -> Result<(), Exit> {
     );
 
     let serve = admin::serve(listener, readiness, Arc::new(catalogue.into_registry()), tls);
-    let watch = async {
-        node_stream.collect::<()>().await;
-        Err(Exit::Died("the watch of Nodes has ended".into()))
-    };
     let lead = async {
-        nodes.ready().await;
+        operator.ready().await;
         cache.open();
         lease.open(); // a standby is ready too: it waits for the lease by design
         let held = if args.leader_election { elector.acquire(&shutdown).await } else { None };
@@ -170,32 +136,6 @@ async fn run(args: Args) -> Result<(), Exit> {
             return Ok(());
         }
         metrics.leads();
-        let (drill_listener, drills_triggered) = mpsc::unbounded();
-        let drill_parts = drill::Parts {
-            nodes: nodes.clone(),
-            workloads: workloads.clone(),
-            vms: vms.clone(),
-            clock: clock.clone(),
-        };
-        let drill_namespaces = pool_namespaces.clone();
-        let (mut listeners, namespaces): (Vec<_>, Vec<_>) = pool_namespaces
-            .into_iter()
-            .map(|namespace| {
-                let (listener, triggered) = mpsc::unbounded();
-                (listener, (namespace, triggered))
-            })
-            .unzip();
-        listeners.push(drill_listener);
-        let parts = Parts {
-            nodes: nodes.clone(),
-            agent_pools: agent_pools.clone(),
-            market: market.clone(),
-            workloads: workloads.clone(),
-            vms: vms.clone(),
-            backup_drains,
-            neighbours: neighbours.clone(),
-            traces: traces.clone(),
-        };
         let keep = async {
             let Some(held) = held else {
                 shutdown.cancelled().await;
@@ -205,27 +145,12 @@ async fn run(args: Args) -> Result<(), Exit> {
         };
         tokio::select! {
             ended = keep => ended,
-            () = trigger.clone().run(listeners) => Err(Exit::Died("the trigger has ended".into())),
-            () = agent_pools.keep_fresh() => Err(Exit::Died("the agent pool cache has ended".into())),
-            () = vms.keep_fresh() => Err(Exit::Died("the reading of VMs has ended".into())),
-            () = market.keep_fresh(&nodes, &agent_pools, &trigger) => {
-                Err(Exit::Died("the reading of prices has ended".into()))
-            }
-            never = neighbours.keep_fresh(client.clone(), &trigger) => match never {},
-            never = traces.keep_looking() => match never {},
-            () = workloads.keep_surveyed(&trigger) => {
-                Err(Exit::Died("the survey of workloads has ended".into()))
-            }
-            () = drill::run(client.clone(), drill_parts, metrics.clone(), drill_namespaces, drills_triggered) => {
-                Err(Exit::Died("the EvictionDrill controller has ended".into()))
-            }
-            () = pool::run(client, parts, metrics, namespaces) => Err(Exit::Died("the SpotPool controller has ended".into())),
+            ended = operator.lead(pool_namespaces) => Err(Exit::Died(ended.to_string())),
         }
     };
     let end = tokio::select! {
         ended = lead => ended,
-        ended = watch => ended,
-        never = workload_watches => match never {},
+        ended = watches => Err(Exit::Died(ended.to_string())),
         never = serve => match never {},
     };
     tracer.flush(LAST_SPANS).await;

@@ -1,4 +1,4 @@
-//! An apiserver in memory, as far as the operator speaks to one: objects with versions, lists, watches, merge patches,
+//! An apiserver in memory, as far as the operator speaks to one: objects with versions, lists, watches, patches,
 //! the status subresource. What it does not know it refuses and remembers, so that nobody takes it for an answer.
 
 use std::collections::BTreeMap;
@@ -163,6 +163,9 @@ impl Apiserver {
     /// Answers what is no watch, with lists as they were at `version`, or as they are.
     pub fn answer(&self, request: &Request<Bytes>, version: Option<u64>, now: Timestamp) -> Response<Bytes> {
         let path = request.uri().path();
+        if (request.method(), path) == (&Method::GET, "/apis") {
+            return whole(200, &json!({"kind": "APIGroupList", "groups": []}));
+        }
         let Some(target) = Target::of(path) else { return self.not_known(request) };
         if request.method() == Method::GET {
             if target.name.is_empty() {
@@ -182,6 +185,7 @@ impl Apiserver {
             ("POST", _) if target.name.is_empty() => self.create(target, sent, now),
             ("PUT", _) => self.replace(&target, sent),
             ("PATCH", "application/merge-patch+json") => self.merge(&target, &sent),
+            ("PATCH", "application/json-patch+json") => self.edit(&target, &sent),
             _ => return self.not_known(request),
         };
         match written {
@@ -274,6 +278,33 @@ impl Apiserver {
             guarded(current, &patch["metadata"])?;
             let mut next = current.clone();
             merge(&mut next, patch);
+            Ok(next)
+        })
+    }
+
+    /// RFC 6902, as far as marks of Nodes are written by it: what is absent is tested as null.
+    fn edit(&self, target: &Target, steps: &Value) -> Result<Arc<Value>, Refusal> {
+        self.write(target, |current| {
+            let mut next = current.clone();
+            for step in steps.as_array().into_iter().flatten() {
+                let path = step["path"].as_str().unwrap_or_default();
+                let (parent, key) = path.rsplit_once('/').unwrap_or_default();
+                let key = key.replace("~1", "/");
+                let wrong = || Refusal(422, "Invalid", format!("cannot do {step}"));
+                let place = next.pointer_mut(parent).and_then(Value::as_object_mut).ok_or_else(wrong)?;
+                let done = match step["op"].as_str() {
+                    Some("test") => *place.get(&key).unwrap_or(&Value::Null) == step["value"],
+                    Some("add") => {
+                        place.insert(key, step["value"].clone());
+                        true
+                    }
+                    Some("remove") => place.remove(&key).is_some(),
+                    _ => false,
+                };
+                if !done {
+                    return Err(wrong());
+                }
+            }
             Ok(next)
         })
     }

@@ -1,5 +1,4 @@
-//! The operator in this process, put together as its program does it, without election, without prices, and without
-//! surveys of pods beyond the first: there are none here, and a survey is made on another thread, in real time.
+//! The operator in this process: all that its program runs, without election, in a market of which nothing is known.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -9,25 +8,20 @@ use anyhow::Result;
 use axum::Router;
 use bytes::Bytes;
 use futures::FutureExt;
-use futures::StreamExt;
-use futures::channel::mpsc;
 use futures::future::BoxFuture;
 use http::{Method, Request, Response};
 use http_body_util::BodyExt;
 use jiff::SignedDuration;
 use kube::Client;
 use kube::client::Body;
-use spotpool_azure::{ApiVersion, Arm, ArmConfig, AzureError, Class, ClusterId, ComputeInstances, Transport};
-use spotpool_operator::agent_pools::AgentPools;
-use spotpool_operator::backup_drain::BackupDrains;
-use spotpool_operator::market::Market;
+use spotpool_azure::{
+    ApiVersion, Arm, ArmConfig, AzureError, Class, ClusterId, ComputeInstances, EvictionBand, EvictionRates,
+    Known, PlacementScores, Placements, PriceHistory, Transport,
+};
+use spotpool_operator::market::{Market, Sources};
 use spotpool_operator::metrics::{self, Metrics};
-use spotpool_operator::neighbours::Neighbours;
-use spotpool_operator::pool::{self, Parts};
-use spotpool_operator::traces::Traces;
-use spotpool_operator::vms::Vms;
-use spotpool_operator::watches::{Nodes, Trigger};
-use spotpool_operator::workloads::{Options, Workloads};
+use spotpool_operator::operator::{Connections, Operator};
+use spotpool_operator::workloads::Options;
 use spotpool_runtime::trace::Tracer;
 use tower::BoxError;
 use url::Url;
@@ -122,7 +116,7 @@ pub async fn run(around: Surroundings, operator: u64) -> Result<Infallible> {
     let service = tower::service_fn(move |request| link.clone().kubernetes(request));
     let client = Client::new(service, NAMESPACE);
     let endpoint = Url::parse("http://arm.simulated/")?;
-    let azure = Arc::new(Arm::new(ArmConfig {
+    let azure = Arm::new(ArmConfig {
         endpoint: endpoint.clone(),
         cluster: around.cluster.clone(),
         api_version: ApiVersion::default(),
@@ -130,47 +124,55 @@ pub async fn run(around: Surroundings, operator: u64) -> Result<Infallible> {
         transport: transport.clone(),
         may_write: Arc::new(|| true),
         clock: clock.clone(),
-    })?);
-    let instances = ComputeInstances::new(transport, endpoint, Arc::new(|| true))?;
-    let metrics = Metrics::register(&mut metrics::catalogue());
-    let trigger = Trigger::default();
-    let (nodes, node_stream) = Nodes::watch(client.clone(), trigger.clone());
-    let options = Options { cost_label: None, agent_grace: SignedDuration::from_mins(2) };
-    let (workloads, workload_watches) =
-        Workloads::watch(client.clone(), nodes.clone(), metrics.clone(), options, clock.clone());
-    let agent_pools = Arc::new(AgentPools::new(
-        azure.clone(),
+    })?;
+    let no_market =
+        |_: &str| Ok(Sources { prices: None, rates: Arc::new(NothingKnown), scores: Arc::new(NothingKnown) });
+    let connections = Connections {
+        client: client.clone(),
+        drain_client: client,
         azure,
-        nodes.clone(),
-        trigger.clone(),
-        metrics.clone(),
-        clock.clone(),
-    ));
-    let vms = Arc::new(Vms::new(Arc::new(instances), nodes.clone(), trigger.clone(), metrics.clone(), clock));
-    let no_market = |_: &str| Err(AzureError::new(Class::Invalid, "NoMarket", "there is none here"));
-    let parts = Parts {
-        nodes: nodes.clone(),
-        agent_pools: agent_pools.clone(),
-        market: Arc::new(Market::new(Box::new(no_market), "USD")),
-        workloads: workloads.clone(),
-        vms: vms.clone(),
-        backup_drains: BackupDrains::new(client.clone(), trigger.clone(), metrics.clone()),
-        neighbours: Arc::new(Neighbours::default()),
-        traces: Arc::new(Traces::new(Tracer::default(), workloads.clone())),
+        instances: ComputeInstances::new(transport, endpoint, Arc::new(|| true))?,
+        market: Market::new(Box::new(no_market), "USD"),
+        clock,
     };
-    let (listener, triggered) = mpsc::unbounded();
+    // Agents are a model without Pods, which nobody is to be told of.
+    let options = Options { cost_label: None, agent_grace: SignedDuration::MAX };
+    let metrics = Metrics::register(&mut metrics::catalogue());
+    let (operator, watches) = Operator::watch(connections, options, metrics, Tracer::default());
     let lead = async {
-        nodes.ready().await;
-        tokio::select! {
-            () = trigger.clone().run(vec![listener]) => {}
-            () = agent_pools.keep_fresh() => {}
-            () = vms.keep_fresh() => {}
-            () = pool::run(client, parts, metrics, vec![(NAMESPACE.to_owned(), triggered)]) => {}
-        }
+        operator.ready().await;
+        Box::pin(operator.lead(vec![NAMESPACE.to_owned()])).await
     };
-    tokio::select! {
-        () = lead => anyhow::bail!("a part of the operator has ended"),
-        () = node_stream.collect::<()>() => anyhow::bail!("the watch of Nodes has ended"),
-        never = workload_watches => match never {},
+    let ended = tokio::select! {
+        ended = lead => ended,
+        ended = watches => ended,
+    };
+    Err(ended.into())
+}
+
+/// A market of which nobody tells anything.
+struct NothingKnown;
+
+impl EvictionRates for NothingKnown {
+    fn band(&self, _: &str) -> Option<Known<EvictionBand>> {
+        None
+    }
+
+    fn price_history(&self, _: &str) -> Option<Known<PriceHistory>> {
+        None
+    }
+
+    fn refresh<'a>(&'a self, _: &'a [String]) -> BoxFuture<'a, Result<(), AzureError>> {
+        std::future::ready(Ok(())).boxed()
+    }
+}
+
+impl PlacementScores for NothingKnown {
+    fn placements(&self, _: &str) -> Option<Known<Placements>> {
+        None
+    }
+
+    fn refresh<'a>(&'a self, _: &'a [String], _: u32) -> BoxFuture<'a, Result<(), AzureError>> {
+        std::future::ready(Ok(())).boxed()
     }
 }
