@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use backon::ExponentialBuilder;
@@ -11,7 +11,7 @@ use futures::channel::mpsc;
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::{Node, NodeCondition, NodeSystemInfo};
 use kube::runtime::WatchStreamExt;
-use kube::runtime::reflector::{self, Store};
+use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::watcher::{self, ExponentialBackoff, watcher};
 use kube::{Api, Client, ResourceExt};
 use spotpool_crds::names;
@@ -63,6 +63,8 @@ impl Trigger {
 #[derive(Clone)]
 pub struct Nodes {
     store: Store<Node>,
+    /// As our own last write left them, until the watch has told of it.
+    written: Arc<Mutex<BTreeMap<String, Arc<Node>>>>,
     gone: Arc<Mutex<BTreeMap<String, Gone>>>,
 }
 
@@ -86,7 +88,7 @@ impl Nodes {
         S: Stream<Item = watcher::Result<watcher::Event<Node>>> + Send + 'static,
     {
         let (store, writer) = reflector::store();
-        let nodes = Self { store, gone: Arc::default() };
+        let nodes = Self { store, written: Arc::default(), gone: Arc::default() };
         let seen = nodes.clone();
         let mut digests = BTreeMap::new();
         let stream = events.modify(slim).reflect(writer).map(move |event| match event {
@@ -108,7 +110,37 @@ impl Nodes {
 
     /// All Nodes.
     pub fn all(&self) -> Vec<Arc<Node>> {
-        self.store.state()
+        let mut nodes = self.store.state();
+        let written = self.written();
+        if !written.is_empty() {
+            for node in &mut nodes {
+                if let Some(ours) = written.get(&node.name_any()) {
+                    *node = ours.clone();
+                }
+            }
+        }
+        nodes
+    }
+
+    fn written(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Node>>> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a Node in as a write of ours has left it: the watch may be late, and what was asked would be asked again.
+    pub fn note_written(&self, mut node: Node) {
+        let seen = self.store.get(&ObjectRef::from_obj(&node));
+        if seen.is_some_and(|seen| is_newer(&node, &seen)) {
+            slim(&mut node);
+            self.written().insert(node.name_any(), Arc::new(node));
+        }
+    }
+
+    /// Forgets what we wrote of a Node once the watch has told as much.
+    fn catch_up(&self, seen: &Node) {
+        let mut written = self.written();
+        if written.get(&seen.name_any()).is_some_and(|ours| !is_newer(ours, seen)) {
+            written.remove(&seen.name_any());
+        }
     }
 
     /// Names of the Nodes, by agent pool.
@@ -145,18 +177,24 @@ impl Nodes {
     fn observe(&self, event: &watcher::Event<Node>, digests: &mut BTreeMap<String, u64>) -> bool {
         match event {
             watcher::Event::Apply(node) => {
+                self.catch_up(node);
                 let digest = digest(node);
                 digests.insert(node.name_any(), digest) != Some(digest)
             }
             watcher::Event::Delete(node) => {
+                self.written().remove(&node.name_any());
                 self.mark_gone(node.name_any(), vanished_from(node));
                 digests.remove(&node.name_any()).is_some()
             }
             watcher::Event::Init | watcher::Event::InitApply(_) => false,
             watcher::Event::InitDone => {
+                for node in self.store.state() {
+                    self.catch_up(&node);
+                }
                 let now: BTreeMap<String, u64> =
                     self.all().iter().map(|node| (node.name_any(), digest(node))).collect();
                 for name in digests.keys().filter(|name| !now.contains_key(*name)) {
+                    self.written().remove(name);
                     self.mark_gone(name.clone(), None);
                 }
                 std::mem::replace(digests, now) != *digests
@@ -169,6 +207,12 @@ impl Nodes {
         gone.retain(|_, gone| gone.at.elapsed() < REMEMBER_GONE);
         gone.insert(name, Gone { at: Instant::now(), vanished_from });
     }
+}
+
+/// Whether `node` is the same Node at a later time. Versions of one resource are numbers that grow.
+fn is_newer(node: &Node, than: &Node) -> bool {
+    let version = |node: &Node| node.resource_version().and_then(|version| version.parse::<u64>().ok());
+    node.uid() == than.uid() && version(node).zip(version(than)).is_some_and(|(this, that)| this > that)
 }
 
 /// The agent pool of a Node that nobody had announced to go: no notice, no drain, not even a cordon, as AKS, the cluster
@@ -258,4 +302,52 @@ fn digest(node: &Node) -> u64 {
         }
     }
     hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+    use futures::FutureExt;
+    use serde_json::json;
+
+    use super::*;
+
+    fn node(version: u64, drain: Option<&str>) -> Node {
+        let metadata = json!({"name": "a", "uid": "a", "resourceVersion": version.to_string(),
+            "labels": {names::AGENT_POOL_LABEL: "spota"}, "annotations": {names::DRAIN_REQUEST_ANNOTATION: drain.unwrap_or_default()}});
+        let metadata = serde_json::from_value(metadata).unwrap();
+        Node { metadata, ..Node::default() }
+    }
+
+    fn drain(nodes: &Nodes) -> String {
+        nodes.all()[0].annotations()[names::DRAIN_REQUEST_ANNOTATION].clone()
+    }
+
+    #[test]
+    fn what_we_have_asked_of_a_node_is_known_before_its_watch_tells_and_no_longer() {
+        let (sender, events) = mpsc::unbounded();
+        let (nodes, stream) = Nodes::follow(events, Trigger::default());
+        let mut stream = Box::pin(stream);
+        let mut tell = |event| {
+            sender.unbounded_send(Ok(event)).unwrap();
+            while stream.next().now_or_never().is_some() {}
+        };
+        tell(watcher::Event::Init);
+        tell(watcher::Event::InitApply(node(5, None)));
+        tell(watcher::Event::InitDone);
+        nodes.note_written(node(7, Some("ours")));
+        assert_eq!(drain(&nodes), "ours", "or the next plan asks again, by another name");
+        tell(watcher::Event::Apply(node(6, None)));
+        assert_eq!(drain(&nodes), "ours", "the watch is behind");
+        tell(watcher::Event::Apply(node(8, Some("somebody's"))));
+        assert_eq!(drain(&nodes), "somebody's");
+        nodes.note_written(node(7, Some("ours")));
+        assert_eq!(drain(&nodes), "somebody's", "an answer that came late is old");
+        nodes.note_written(node(9, Some("ours")));
+        tell(watcher::Event::Delete(node(8, None)));
+        assert!(nodes.all().is_empty());
+        tell(watcher::Event::Apply(node(10, None)));
+        assert_eq!(drain(&nodes), "", "a new Node begins anew");
+    }
 }

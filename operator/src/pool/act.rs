@@ -115,7 +115,10 @@ pub async fn act(
         .buffer_unordered(PATCHES_AT_ONCE);
     while let Some((action, result)) = results.next().await {
         match result {
-            Ok(_) => outcome.done.extend(action),
+            Ok(node) => {
+                context.parts.nodes.note_written(node);
+                outcome.done.extend(action);
+            }
             // The node is gone, or another node of that name is there: the next plan knows.
             Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
             Err(error) => outcome.error = Some(Error::kubernetes("patch a Node")(error)),

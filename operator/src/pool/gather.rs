@@ -212,7 +212,9 @@ pub fn gather(
     let ours = |node: &&Arc<Node>| {
         agent_pool_of(node).is_some_and(|name| names.contains(name) && !claimed.contains_key(name))
     };
-    let nodes: Vec<Arc<Node>> = nodes.iter().filter(ours).cloned().collect();
+    let mut nodes: Vec<Arc<Node>> = nodes.iter().filter(ours).cloned().collect();
+    // A store has no order: what is written to them would come in another one each time.
+    nodes.sort_unstable_by(|one, other| one.metadata.name.cmp(&other.metadata.name));
     let notices = Notices::of(&nodes);
     let status = pool.status.clone().unwrap_or_default();
     let before: BTreeMap<&str, &AgentPoolStatus> =
