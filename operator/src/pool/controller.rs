@@ -14,7 +14,7 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource, ResourceExt};
 use spotpool_azure::Class;
-use spotpool_core::plan;
+use spotpool_core::{Plan, plan};
 use spotpool_crds::{Reason, SpotPool, SpotPoolStatus, names};
 
 use super::act::{self, Outcome, act};
@@ -22,6 +22,7 @@ use super::drains::{Drains, News};
 use super::gather::{Gathered, gather};
 use super::metered::Metered;
 use super::pace::Pace;
+use super::refused::{AFTER_REFUSAL, Refused};
 use super::{Error, money, release, report};
 use crate::agent_pools::AgentPools;
 use crate::backup_drain::BackupDrains;
@@ -35,8 +36,6 @@ use crate::workloads::Workloads;
 
 /// Looked at again after this long, even when nothing happens.
 const RESYNC: Duration = Duration::from_mins(5);
-/// After a refused write, once what we know has been read again.
-const AFTER_REFUSAL: Duration = Duration::from_secs(1);
 /// While a deleted SpotPool waits for minimums to be returned.
 const GOODBYE: Duration = Duration::from_secs(2);
 /// After the return of one was refused, while the SpotPool goes on.
@@ -91,6 +90,7 @@ pub(super) struct Remembered {
     pub(super) drains: Drains,
     /// How long things take.
     pub(super) pace: Pace,
+    refused: Refused,
 }
 
 /// Runs until its watches end. `triggered` has one receiver for each namespace.
@@ -176,8 +176,9 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
     }
 
     let started = Instant::now();
-    let plan = plan(&pool.spec, &gathered.snapshot, now);
+    let mut plan = plan(&pool.spec, &gathered.snapshot, now);
     context.metrics.planned(started.elapsed().as_secs_f64());
+    let rests = context.hold_refused(&pool, &mut plan);
     let planned = context.parts.agent_pools.now();
     gathered.bills = context.parts.workloads.bills(&pool, &gathered, &plan);
 
@@ -205,6 +206,7 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
     }
     let noted = context.parts.agent_pools.now();
     let outcome = act(&context, &pool, &gathered, &plan, now).await;
+    context.note_refused(&pool, &plan, &outcome);
     context.parts.traces.passed(&Pass {
         pool: &pool,
         gathered: &gathered,
@@ -252,7 +254,7 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
     context.succeeded(&pool);
     context.metrics.reconcile("Success");
     let wait = match () {
-        () if !outcome.failed.is_empty() => AFTER_REFUSAL,
+        () if rests || !outcome.failed.is_empty() => AFTER_REFUSAL,
         () if !returned => RETURN_AGAIN,
         () => RESYNC,
     };
@@ -280,7 +282,7 @@ fn again(pool: Arc<SpotPool>, error: &Error, context: Arc<Context>) -> Action {
 
 impl Context {
     /// Tells that on-demand is about to be bought in the place of spot. Capacity does not wait for it long.
-    async fn announce(&self, pool: &SpotPool, plan: &spotpool_core::Plan) {
+    async fn announce(&self, pool: &SpotPool, plan: &Plan) {
         let Some(event) = money::starting(plan) else { return };
         let reference = pool.object_ref(&());
         let told = tokio::time::timeout(ANNOUNCED_WITHIN, self.recorder.publish(&event, &reference)).await;
@@ -334,6 +336,26 @@ impl Context {
         Ok(self.written(&pool, written))
     }
 
+    /// Takes out of the plan what was refused a moment ago; says whether there was any.
+    fn hold_refused(&self, pool: &SpotPool, plan: &mut Plan) -> bool {
+        let mut memory = self.memory();
+        let remembered = memory.entry(pool.uid().unwrap_or_default()).or_default();
+        let before = plan.actions.len();
+        plan.actions.retain(|action| !remembered.refused.holds(action));
+        plan.actions.len() < before
+    }
+
+    fn note_refused(&self, pool: &SpotPool, plan: &Plan, outcome: &Outcome) {
+        let mut memory = self.memory();
+        let remembered = memory.entry(pool.uid().unwrap_or_default()).or_default();
+        for action in &plan.actions {
+            let refusal = action.agent_pool().and_then(|agent_pool| outcome.failed.get(agent_pool));
+            if refusal.is_some_and(|error| !error.is_local()) {
+                remembered.refused.note(action.clone());
+            }
+        }
+    }
+
     /// Remembers our own write, which came after `pool`.
     fn written(&self, pool: &SpotPool, written: SpotPool) -> Arc<SpotPool> {
         let written = Arc::new(written);
@@ -345,20 +367,25 @@ impl Context {
     }
 
     /// The same at the end of a reconciliation, when what was done must not be forgotten: a change of the
-    /// spec that came in between does not matter to status.
+    /// spec that came in between does not matter to status. Another status does: nobody else writes it, so what we went
+    /// by was old. It is planned again from what is there, or what our predecessor did would look like somebody else's.
     async fn write_report(
         &self,
         pool: Arc<SpotPool>,
         status: SpotPoolStatus,
     ) -> Result<Arc<SpotPool>, Error> {
-        match self.write_status(pool.clone(), status.clone()).await {
-            Err(error) if error.class() == Class::Conflict => {}
+        let conflict = match self.write_status(pool.clone(), status.clone()).await {
+            Err(error) if error.class() == Class::Conflict => error,
             other => return other,
-        }
+        };
         let api = Api::<SpotPool>::namespaced(self.client.clone(), &pool.namespace().unwrap_or_default());
         let live = api.get(&pool.name_any()).await.map_err(Error::kubernetes("read the SpotPool again"))?;
         if live.uid() != pool.uid() {
             return Ok(pool);
+        }
+        if live.status != pool.status {
+            self.written(&pool, live);
+            return Err(conflict);
         }
         self.write_status(Arc::new(live), status).await
     }

@@ -13,6 +13,7 @@ pub mod money;
 mod objective;
 pub mod others;
 mod pace;
+mod refused;
 mod release;
 pub mod report;
 pub mod signals;
