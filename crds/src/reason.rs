@@ -219,6 +219,8 @@ pub enum Reason {
     OutOfService,
     /// A machine is deleted because its VM was lost and does not go by itself.
     LostDeleted,
+    /// A machine is deleted because it has been there for half an hour and has not become a Node.
+    NeverJoined,
     /// Azure is asked to start VMs that it had deallocated.
     RestartDeallocated,
     /// Every pod that a drain moves has left the node.

@@ -130,6 +130,7 @@ pub const TOLD: &[Told] = &[
     operator(Reason::Leaving, "Normal", "WithdrawDrain", "which node").with("Node"),
     operator(Reason::ReturnDrained, "Normal", "DeleteMachines", "which nodes").with("first Node"),
     operator(Reason::LostDeleted, "Normal", "DeleteMachines", "which nodes").with("first Node"),
+    operator(Reason::NeverJoined, "Warning", "DeleteMachines", "which machines"),
     operator(Reason::RestartDeallocated, "Normal", "Restart/<agent pool>", "which nodes").with("first Node"),
     operator(
         Reason::OutOfService,

@@ -49,6 +49,8 @@ const LONGEST_CONFIRMATION: Duration = Duration::from_secs(10);
 const TOLD_FOR: SignedDuration = SignedDuration::from_mins(30);
 /// What was read for a write is believed for so long.
 const STILL_TRUE: SignedDuration = SignedDuration::from_secs(10);
+/// A clock that differs by more from what has passed was set.
+const CLOCK_SLIPS: SignedDuration = SignedDuration::from_mins(1);
 /// As of other answers that make no sense.
 const NOT_UNDERSTOOD: &str = "NotUnderstood";
 /// Our code for an agent pool that is not any more as it was planned with.
@@ -166,7 +168,7 @@ struct Entry {
     /// At which of all beginnings and ends of writes it was written last.
     turn: u64,
     failure: Option<(AzureError, Timestamp)>,
-    joining: BTreeMap<String, Timestamp>,
+    joining: BTreeMap<String, Joining>,
     count_stale_since: Option<Timestamp>,
     /// When machines of it went that nobody had announced.
     vanished: Vec<Timestamp>,
@@ -183,6 +185,22 @@ impl Entry {
         settled
             && self.pool.etag.is_some()
             && listed.is_some_and(|listed| (self.pool.count as usize) > listed)
+    }
+}
+
+/// When a machine was first listed without a Node.
+#[derive(Clone, Copy)]
+struct Joining {
+    seen: Timestamp,
+    at: Instant,
+}
+
+impl Joining {
+    /// By the clock as it is now: one that was set meanwhile would make a machine that boots an old one, or an old one young.
+    fn since(&self, now: Timestamp) -> Timestamp {
+        let lasted = SignedDuration::try_from(self.at.elapsed()).unwrap_or(SignedDuration::MAX);
+        let was_set = (now.duration_since(self.seen) - lasted).abs() > CLOCK_SLIPS;
+        if was_set { now.saturating_sub(lasted).unwrap_or(Timestamp::MIN) } else { self.seen }
     }
 }
 
@@ -342,7 +360,7 @@ impl AgentPools {
             role,
             machines,
             listed,
-            joining: entry.joining.clone(),
+            joining: entry.joining.iter().map(|(name, it)| (name.clone(), it.since(self.now()))).collect(),
             count_stale_since,
             busy,
             is_others_operation,
@@ -880,7 +898,8 @@ impl AgentPools {
         for (name, entry) in state.entries.iter_mut().flatten() {
             let its = nodes.get(name).unwrap_or(&none);
             let joining = self.existing(entry).filter(|machine| !its.contains(*machine));
-            let since = |machine: &String| entry.joining.get(machine).copied().unwrap_or_else(|| self.now());
+            let first = || Joining { seen: self.now(), at: Instant::now() };
+            let since = |machine: &String| entry.joining.get(machine).copied().unwrap_or_else(first);
             entry.joining = joining.map(|machine| (machine.clone(), since(machine))).collect();
             if let Some(listed) = &entry.machines {
                 let now = self.now();

@@ -555,6 +555,7 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
 
     failback::decide(&situation, on_demand_units, &drains, &caps, &mut draft);
     loss::decide(&situation, &mut draft);
+    stall::give_back(&situation, &mut draft);
     counts::correct(&situation, &mut draft);
 
     let fallback_nodes = fallback_nodes(&situation, &on_demand);

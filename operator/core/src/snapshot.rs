@@ -305,7 +305,7 @@ impl AgentPoolView {
         self.joining_machines().count() as u32
     }
 
-    fn joining_machines(&self) -> impl Iterator<Item = &String> {
+    pub(crate) fn joining_machines(&self) -> impl Iterator<Item = &String> {
         let nodes: HashSet<&str> = self.nodes.iter().map(|node| node.name.as_str()).collect();
         self.machines.iter().filter(move |machine| !nodes.contains(machine.as_str()))
     }

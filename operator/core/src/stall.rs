@@ -4,11 +4,13 @@ use jiff::{SignedDuration, Timestamp};
 use spotpool_crds::Reason;
 use spotpool_crds::spot_pool::{Operation, OperationKind};
 
-use crate::plan::Draft;
+use crate::plan::{Action, Draft, Situation, later_by};
 use crate::snapshot::{AgentPoolView, Snapshot};
 
 /// AKS nodes need one to three minutes, from the request to the Node.
 pub(crate) const COMES_WITHIN: SignedDuration = SignedDuration::from_mins(10);
+/// AKS itself gives up on a machine that does not register before that.
+const NEVER_JOINS: SignedDuration = SignedDuration::from_mins(30);
 
 /// An agent pool whose scale-up does not get on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,6 +65,41 @@ fn of(pool: &AgentPoolView, now: Timestamp) -> Option<(Reason, Timestamp, String
     let since = overdue.iter().min()?;
     let message = format!("{} machines of {name} are there since {since:.0} and no Nodes", overdue.len());
     Some((Reason::ScaleUpStalled, *since, message))
+}
+
+/// Gives machines back that run and have not become Nodes: they are paid for and take places of `maxNodes`, and others were
+/// asked for in their stead long ago.
+pub(crate) fn give_back(situation: &Situation<'_>, draft: &mut Draft) {
+    let now = situation.now;
+    for pool in situation.snapshot.agent_pools.iter().filter(|pool| pool.role.is_ok()) {
+        // The cluster autoscaler deletes by itself what never registers.
+        if pool.autoscaler.is_some() || pool.upkeep.is_some() {
+            continue;
+        }
+        let due = |since: Timestamp| later_by(since, NEVER_JOINS);
+        let joining = pool.joining_machines().filter_map(|name| Some((name, due(*pool.joining.get(name)?))));
+        let (overdue, coming): (Vec<_>, Vec<_>) = joining.partition(|(_, due)| *due <= now);
+        if let Some((_, at)) = coming.iter().min_by_key(|(_, due)| *due) {
+            draft.wake_at(*at);
+        }
+        let written = draft.actions.iter().any(|action| action.agent_pool() == Some(&pool.name));
+        let barred = pool.unwritable_until.is_some_and(|until| until > now);
+        if overdue.is_empty() || written || pool.busy || barred {
+            continue;
+        }
+        let mut nodes: Vec<String> = overdue.into_iter().map(|(name, _)| name.clone()).collect();
+        nodes.sort();
+        let (names, reason) = (nodes.join(", "), Reason::NeverJoined);
+        let message = format!("delete {names}: there for {} min and no Node", NEVER_JOINS.as_mins());
+        draft.step(reason, Some(&pool.name), message);
+        let remaining = pool.existing().saturating_sub(nodes.len() as u32);
+        draft.actions.push(Action::DeleteMachines {
+            agent_pool: pool.name.clone(),
+            nodes,
+            remaining,
+            reason,
+        });
+    }
 }
 
 /// Those that were never seen: a machine that came and is gone was lost, which says nothing of capacity.

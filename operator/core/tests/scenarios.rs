@@ -7,7 +7,7 @@ mod world;
 use spotpool_core::Action;
 use spotpool_crds::Reason;
 use spotpool_crds::spot_pool::Role::{OnDemand, Spot};
-use world::{BOOT, World};
+use world::{BOOT, Fate, World};
 
 const SPEC: &str = "
 replicas: 4
@@ -631,6 +631,28 @@ fn a_machine_that_never_becomes_a_node_is_replaced_and_still_counts_against_max_
     assert_eq!(asked(&plan.actions), [("spota", 1, 3)]);
     snapshot.agent_pools[0].max_nodes = 2;
     assert!(spotpool_core::plan(&world.spec, &snapshot, world.now).actions.is_empty());
+}
+
+#[test]
+fn a_machine_that_never_becomes_a_node_is_given_back_after_half_an_hour_and_bought_once() {
+    let mut world = world().with("spota", 2, 0).with("spotb", 2, 0);
+    world.reconcile();
+    world.pool("reg").fate = Fate::Stuck;
+    world.notice("spota", 1, 30);
+    assert_eq!(asked(&world.reconcile().actions), [("reg", 1, 1), ("spotb", 1, 3)]);
+    let mut deleted = Vec::new();
+    for _ in 0..60 {
+        world.pass(30);
+        for action in world.reconcile().actions {
+            if let Action::DeleteMachines { agent_pool, nodes, reason, .. } = action {
+                assert_eq!((agent_pool.as_str(), reason), ("reg", Reason::NeverJoined));
+                deleted.extend(nodes);
+            }
+        }
+    }
+    assert_eq!(deleted.len(), 1, "it is paid for, and of no use: {deleted:?}");
+    assert_eq!(world.launches["reg"], 1, "spot was whole again before anything else had to stand in");
+    assert_eq!((world.ready(Spot), world.ready(OnDemand)), (4, 0));
 }
 
 #[test]

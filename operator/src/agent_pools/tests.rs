@@ -157,3 +157,13 @@ async fn an_agent_pool_whose_etag_has_moved_is_listed_again_though_its_count_is_
     drop(agent_pools.read().await);
     assert_eq!((before.listed, now(&agent_pools).listed), (2, 3));
 }
+
+#[test]
+fn a_clock_that_is_set_does_not_make_a_machine_that_boots_one_that_never_came() {
+    let seen: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+    let joining = Joining { seen, at: Instant::now() };
+    let after = |minutes| joining.since(seen + SignedDuration::from_mins(minutes)).duration_since(seen);
+    assert_eq!(after(0), SignedDuration::ZERO);
+    assert!(after(60) > SignedDuration::from_mins(59), "it is a moment old, whatever the clock says");
+    assert!(after(-60) <= SignedDuration::from_mins(-60), "and no younger either");
+}

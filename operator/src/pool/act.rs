@@ -233,6 +233,27 @@ async fn write_node(client: &Client, node: &Node, edit: impl Fn(&drain::Node) ->
     matches!(tokio::time::timeout(NODE_TIMEOUT, written).await, Ok(Some(_)))
 }
 
+/// Takes deletions of machines that never became Nodes out of the plan where one has, after all: the watch may be late, and
+/// pods may run there.
+pub async fn spare_nodes(context: &Context, plan: &mut Plan) {
+    let nodes: Api<Node> = Api::all(context.client.clone());
+    let mut spared = Vec::new();
+    for action in &plan.actions {
+        let Action::DeleteMachines { nodes: machines, reason: Reason::NeverJoined, .. } = action else {
+            continue;
+        };
+        let is_free = async |machine: &String| matches!(nodes.get_opt(machine).await, Ok(None));
+        let mut all_free = true;
+        for machine in machines {
+            all_free &= is_free(machine).await;
+        }
+        if !all_free {
+            spared.push(action.clone());
+        }
+    }
+    plan.actions.retain(|action| !spared.contains(action));
+}
+
 /// Whether capacity is short until it is done.
 fn is_emergency(action: &Action) -> bool {
     matches!(action, Action::ScaleUp { reason: Reason::ReplaceEvicted | Reason::FallbackForShortfall, .. })

@@ -634,9 +634,14 @@ fn action_event(action: &Action, status: &SpotPoolStatus, would: &str) -> Event 
             (kind, format!("ScaleUp/{agent_pool}"), None, note)
         }
         Action::DeleteMachines { agent_pool, nodes, .. } => {
-            let done = if reason == Reason::LostDeleted { "deleted lost" } else { "returned" };
+            // What never was a Node is in no Node's Events.
+            let (kind, done, node) = match reason {
+                Reason::LostDeleted => (EventType::Normal, "deleted lost", nodes.first()),
+                Reason::NeverJoined => (EventType::Warning, "deleted, since they became no Nodes,", None),
+                _ => (EventType::Normal, "returned", nodes.first()),
+            };
             let note = format!("{done} {} of agent pool {agent_pool}", nodes.join(", "));
-            (EventType::Normal, "DeleteMachines".to_owned(), nodes.first(), note)
+            (kind, "DeleteMachines".to_owned(), node, note)
         }
         Action::CorrectCount { agent_pool, count } => {
             let note =

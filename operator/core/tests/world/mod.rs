@@ -453,6 +453,11 @@ impl World {
                 for node in nodes {
                     let at = pool.machines.iter().position(|machine| machine.name == *node).unwrap();
                     let machine = pool.machines.remove(at);
+                    if machine.node_at == Timestamp::MAX {
+                        let there = now.duration_since(machine.asked_at);
+                        assert!(there >= SignedDuration::from_mins(30), "{node} may still become a Node");
+                        continue;
+                    }
                     let (asked, _) = machine.drain.expect("only drained machines are deleted");
                     assert!(asked + SignedDuration::from_secs(DRAIN) <= now, "{node} is still draining");
                 }

@@ -63,7 +63,7 @@ pub fn remedy(reason: Reason) -> Option<&'static str> {
         Reason::NodeAutoProvisioning => {
             "keep node auto-provisioning away from these workloads, or turn it off"
         }
-        Reason::ScaleUpStalled | Reason::ScaleUpIncomplete => {
+        Reason::ScaleUpStalled | Reason::ScaleUpIncomplete | Reason::NeverJoined => {
             "look at the agent pool in Azure: its VMs were asked for and have not become nodes"
         }
         Reason::ObjectiveBurning | Reason::ObjectiveMissed | Reason::Cautious => {
