@@ -1,5 +1,6 @@
 //! What stands between the operator and its servers: counts writes and events, and has the fault strike.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -16,6 +17,9 @@ use tokio::time::Instant;
 use super::apiserver::{Change, status};
 use super::{AHEAD, BACK, Fault, OUTAGE, STALE};
 use crate::simulation::refusal;
+
+/// What Azure refuses is not sent again sooner. Real pauses are a little shorter than what timers of milliseconds measure.
+const PAUSE: Duration = Duration::from_millis(990);
 
 /// What the operator speaks to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +70,10 @@ struct State {
     alive: u64,
     killed: bool,
     out: Option<(Server, Instant)>,
+    refuses: Option<(Server, Instant)>,
+    /// When each write was last refused, and those that came again within [`PAUSE`].
+    refused: BTreeMap<String, Instant>,
+    hasty: Vec<String>,
     version: u64,
     stale_until: Option<Instant>,
     stalled_until: Option<Instant>,
@@ -103,8 +111,8 @@ impl Between {
     pub fn is_over(&self) -> bool {
         let state = self.state();
         let now = Instant::now();
-        let until =
-            [state.out.map(|(_, until)| until), state.stale_until, state.stalled_until, state.hidden_until];
+        let (out, refuses) = (state.out.map(|(_, until)| until), state.refuses.map(|(_, until)| until));
+        let until = [out, refuses, state.stale_until, state.stalled_until, state.hidden_until];
         let lasts = until.into_iter().flatten().any(|until| until > now);
         (state.struck || state.fault.is_none()) && !lasts && !state.killed
     }
@@ -151,6 +159,25 @@ impl Between {
         self.state().out.is_some_and(|(away, until)| away == server && until > Instant::now())
     }
 
+    /// Writes that were sent to Azure again when they had just been refused.
+    pub fn hasty(&self) -> Vec<String> {
+        self.state().hasty.clone()
+    }
+
+    /// Whether a write is refused because all are.
+    fn refuses(&self, server: Server, what: &str) -> bool {
+        let mut state = self.state();
+        let now = Instant::now();
+        if !state.refuses.is_some_and(|(who, until)| who == server && until > now) {
+            return false;
+        }
+        let before = state.refused.insert(what.to_owned(), now);
+        if server == Server::Azure && before.is_some_and(|before| now - before < PAUSE) {
+            state.hasty.push(what.to_owned());
+        }
+        true
+    }
+
     /// Which fault strikes at this write.
     fn count(&self, what: String) -> Option<Fault> {
         let mut state = self.state();
@@ -182,9 +209,14 @@ impl Between {
         if self.is_out(server) {
             return Passed::Broken;
         }
-        let Some(fault) = write.and_then(|what| self.count(what)) else {
-            return Passed::Answer(deliver.await);
-        };
+        let fault = write.clone().and_then(|what| self.count(what));
+        if fault == Some(Fault::Refuse) {
+            self.state().refuses = Some((server, Instant::now() + OUTAGE));
+        }
+        if write.is_some_and(|what| self.refuses(server, &what)) {
+            return Passed::Refused(409, None);
+        }
+        let Some(fault) = fault else { return Passed::Answer(deliver.await) };
         match fault {
             Fault::KillBefore => {
                 self.kill();
@@ -217,7 +249,7 @@ impl Between {
                 tokio::time::sleep(server.patience()).await;
                 Passed::Broken
             }
-            Fault::Conflict => Passed::Refused(409, None),
+            Fault::Conflict | Fault::Refuse => Passed::Refused(409, None),
             Fault::Throttle => Passed::Refused(429, Some(20)),
             Fault::ServerError => Passed::Refused(500, None),
             Fault::Outage => {

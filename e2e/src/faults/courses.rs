@@ -21,6 +21,8 @@ pub const POOLS: [(&str, &str, u32); 3] =
 /// One that is none of its business.
 pub const FOREIGN: &str = "foreign";
 const NOTICE: Duration = Duration::from_secs(30);
+/// Minutes after the course has begun.
+const REHEARSED_AT: &str = "10 0 * * *";
 
 /// What happens.
 #[derive(Clone, Copy, Debug, Display, EnumIter, EnumString, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,6 +38,10 @@ pub enum Course {
     Failback,
     /// AKS upgrades an agent pool's node image, machine by machine.
     Upgrade,
+    /// Azure evicts a node because a drill asks it to.
+    Drill,
+    /// A drill closes a node, has it drained and opens it again, when its schedule says so.
+    Rehearsal,
 }
 
 impl Course {
@@ -61,6 +67,19 @@ impl Course {
             "fallback": {"maxNodes": FALLBACK, "growthAfter": "2m"},
             "failback": {"stabilization": "30s", "minOnDemandLifetime": "30s"},
         })
+    }
+
+    /// The spec of the course's EvictionDrill, if it is about one.
+    pub fn drill(self) -> Option<Value> {
+        let mut spec = json!({
+            "target": {"spotPool": "workers"}, "amount": {"count": 1}, "limits": {"maxNodes": 1, "minReadyUnits": WANTED - 1},
+        });
+        match self {
+            Self::Drill => spec["method"] = "SimulateEviction".into(),
+            Self::Rehearsal => spec["schedule"] = json!({"cron": REHEARSED_AT}),
+            _ => return None,
+        }
+        Some(spec)
     }
 
     /// Brings about what comes before the course.
@@ -92,6 +111,8 @@ impl Course {
                 // It is there and idle.
                 drop(cloud.act(Action::Upgrade(upgrade), now));
             }),
+            // Their drills begin by themselves.
+            Self::Drill | Self::Rehearsal => {}
         }
     }
 

@@ -44,6 +44,8 @@ pub enum Fault {
     Throttle,
     /// 500, of something between.
     ServerError,
+    /// Whoever is written to refuses every write for [`OUTAGE`], with 409.
+    Refuse,
     /// Whoever is written to is away for [`OUTAGE`], watches included.
     Outage,
     /// The operator's clock jumps ahead by [`AHEAD`].
@@ -60,7 +62,7 @@ pub enum Fault {
     Disconnect,
 }
 
-/// How long whoever is written to is away.
+/// How long whoever is written to is away, or refuses.
 pub const OUTAGE: Duration = Duration::from_secs(10);
 /// How late a stalled watch is, how long an event stays hidden, and how long a successor is shown old lists.
 pub const STALE: Duration = Duration::from_mins(1);

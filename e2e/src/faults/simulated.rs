@@ -27,6 +27,8 @@ use crate::simulation::notices;
 
 /// When it all begins.
 pub const START: &str = "2026-08-01T00:00:00Z";
+/// The EvictionDrill, where there is one.
+const DRILL: &str = "game-day";
 /// A moment.
 const TICK: Duration = Duration::from_secs(1);
 /// An agent's drain of a node that holds nothing back.
@@ -98,18 +100,12 @@ impl Outcome {
 
     /// Whether it has come to the same despite `fault`, with nothing done more often. Less may be needed: while a refused
     /// fallback waits, spot may come.
-    pub fn agrees(&self, reference: &Self, fault: Fault) -> Result<()> {
+    pub fn agrees(&self, reference: &Self) -> Result<()> {
         for (what, many) in &self.counts {
             let undisturbed = reference.counts.get(what).copied().unwrap_or_default();
             ensure!(*many <= undisturbed, "{what}: {many}; undisturbed {undisturbed}");
         }
-        let (mut end, mut undisturbed) = (self.end.clone(), reference.end.clone());
-        if fault == Fault::StaleAfterKill {
-            // Shown a status from before its own writes, it takes these for somebody else's, and says so.
-            for end in [&mut end, &mut undisturbed] {
-                set(&mut end["conditions"], "SoleOwner", Value::Null);
-            }
-        }
+        let (end, undisturbed) = (&self.end, &reference.end);
         ensure!(end == undisturbed, "the end is\n{end:#}\nundisturbed it is\n{undisturbed:#}");
         Ok(())
     }
@@ -177,7 +173,15 @@ impl Cluster {
         course.prepare(self).await?;
         let before = self.state.arm_writes.len();
         self.asked.clear();
+        self.drains.clear();
         self.around.between.arm(fault, self.around.apiserver.version());
+        if let Some(spec) = course.drill() {
+            let metadata = json!({"name": DRILL, "namespace": NAMESPACE, "uid": "drill", "generation": 1,
+                "creationTimestamp": format!("{:.0}", self.around.between.now())});
+            let drill = json!({"apiVersion": "spotpool.dev/v1alpha1", "kind": "EvictionDrill",
+                "metadata": metadata, "spec": spec});
+            self.around.apiserver.put("evictiondrills", drill);
+        }
         course.begin(self);
         self.settle(course.end()).await?;
         ensure!(self.around.between.is_over(), "the fault has not struck");
@@ -193,6 +197,8 @@ impl Cluster {
             ensure!(writes.len() == faded, "the status is written on and on: {}", writes.len() - faded);
         }
         ensure!(self.is(course.end()), "what was as wanted did not stay so");
+        let hasty = self.around.between.hasty();
+        ensure!(hasty.is_empty(), "sent to Azure again within a second of its refusal: {hasty:#?}");
         let unknown = self.around.apiserver.unknown();
         ensure!(unknown.is_empty(), "the apiserver in memory does not know {unknown:?}");
         Ok(Outcome {
@@ -265,6 +271,12 @@ impl Cluster {
         for (name, wanted) in &wanted {
             let notice = notices.get(name).map(|event| crate::simulation::notice(event).to_string());
             let there = self.around.apiserver.get("nodes", "", name);
+            if let Some(node) = &there
+                && self.wanted.get(name) == Some(wanted)
+                && is_settled(node, notice.is_some())
+            {
+                continue;
+            }
             let mut node = if let Some(node) = there {
                 (*node).clone()
             } else {
@@ -304,11 +316,13 @@ impl Cluster {
     }
 
     fn is(&self, wanted: Wanted) -> bool {
-        let status = self.spot_pool()["status"].clone();
+        let pool = self.spot_pool();
+        let status = &pool["status"];
         let (ready_spot, nodes) = (&status["capacity"]["readySpot"], &status["fallback"]["nodes"]);
         let says = *ready_spot == wanted.spot && nodes.as_u64().unwrap_or(0) == u64::from(wanted.on_demand);
         let draining = status["fallback"]["draining"].as_array().is_some_and(|it| !it.is_empty());
-        if !says || draining || self.operator.is_none() {
+        let drills = self.drill().is_some_and(|drill| drill["status"]["run"]["result"].is_null());
+        if !says || draining || drills || self.operator.is_none() {
             return false;
         }
         let state = &self.state;
@@ -326,6 +340,10 @@ impl Cluster {
         self.around.apiserver.get("spotpools", NAMESPACE, "workers").unwrap_or_default()
     }
 
+    fn drill(&self) -> Option<std::sync::Arc<Value>> {
+        self.around.apiserver.get("evictiondrills", NAMESPACE, DRILL)
+    }
+
     fn counts(&self, before: usize) -> BTreeMap<&'static str, usize> {
         let of = |spot: bool, kind: &str| -> usize {
             let writes =
@@ -337,12 +355,15 @@ impl Cluster {
                 writes.count()
             }
         };
+        let evicted = self.state.vms.iter().filter(|vm| vm.gone_reason == Some(GoneReason::Evicted)).count();
         BTreeMap::from([
             ("spot ordered", of(true, "PUT pool")),
             ("on-demand ordered", of(false, "PUT pool")),
             ("deletions of spot", of(true, "POST deleteMachines")),
             ("deletions of on-demand", of(false, "POST deleteMachines")),
             ("nodes asked to drain", self.asked.len()),
+            ("drains begun", self.drains.len()),
+            ("machines evicted", evicted),
         ])
     }
 
@@ -390,6 +411,7 @@ impl Cluster {
             "nodes": nodes, "conditions": conditions, "operations": operations, "staleCounts": stale,
             "capacity": capacity, "finalizers": pool["metadata"]["finalizers"],
             "replicas": status["replicas"], "readyReplicas": status["readyReplicas"],
+            "drill": self.drill().map(|drill| drill["status"]["phase"].clone()),
         })
     }
 
@@ -423,11 +445,24 @@ impl Cluster {
         for key in ["plan", "agentPools", "fallback", "capacity"] {
             lines.push(format!("{key}: {}", status[key]));
         }
+        lines.extend(self.drill().map(|drill| format!("drill: {}", drill["status"])));
+        for event in self.around.apiserver.all("events") {
+            let at = event["series"]["lastObservedTime"].as_str().or(event["eventTime"].as_str());
+            lines.push(format!("{} Event {}: {}", at.unwrap_or_default(), event["reason"], event["note"]));
+        }
         for (index, write) in self.around.between.writes().iter().enumerate() {
             lines.push(format!("write {}: {write}", index + 1));
         }
         lines.join("\n  ")
     }
+}
+
+/// Whether kubelet and agent have nothing to do for a Node whose machine has not changed.
+fn is_settled(node: &Value, is_noticed: bool) -> bool {
+    let annotations = &node["metadata"]["annotations"];
+    let is_asked = !annotations[names::DRAIN_REQUEST_ANNOTATION].is_null();
+    let has_answered = !annotations[names::DRAIN_STATUS_ANNOTATION].is_null();
+    !is_asked && !has_answered && is_noticed != annotations[names::EVICTION_ANNOTATION].is_null()
 }
 
 /// What must hold at every moment.
