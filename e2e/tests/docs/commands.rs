@@ -53,7 +53,6 @@ impl Reader {
             ("kubectl", world.cluster.kubectl().to_owned()),
             ("kubectl-spotpool", world.programs.kubectl_plugin.clone()),
             ("promtool", Tools::promtool().await.unwrap()),
-            ("spotpool-azure-sim", world.programs.azure_sim.clone()),
             ("spotpool-lab", programs.join("spotpool-lab")),
         ] {
             symlink(path, at("bin").join(name)).unwrap();
@@ -63,7 +62,6 @@ impl Reader {
             ("HOME", home.path().display().to_string()),
             ("KUBECONFIG", at("kubeconfig").display().to_string()),
             ("PATH", format!("{}:/usr/bin:/bin", at("bin").display())),
-            ("SIM_URL", world.sim.base_url().to_owned()),
         ];
         Self { home, env, node: String::new() }
     }

@@ -76,6 +76,43 @@ fn it_serves_obeys_commands_and_stops_cleanly() {
     assert_eq!(served.wait().unwrap().code(), Some(0));
 }
 
+/// Words of the commands of the README's first block, in order. Of the shell they use quotes, comments and lines that go on.
+fn commands_of_the_readme() -> Vec<Vec<String>> {
+    let (_, block) = include_str!("../../README.md").split_once("```console\n").unwrap();
+    let (block, _) = block.split_once("```").unwrap();
+    let block = block.replace("\\\n", " ");
+    let commands = block.lines().filter_map(|line| line.strip_prefix("$ spotpool-azure-sim "));
+    let words = |command: &str| {
+        let command = command.split(" #").next().unwrap_or_default().trim().to_owned();
+        command.split_whitespace().map(|word| word.trim_matches('\'').to_owned()).collect()
+    };
+    commands.map(words).collect()
+}
+
+/// As it stands there, but without a cluster, and on any port.
+#[test]
+fn the_first_commands_of_the_readme_work_in_their_order() {
+    let commands = commands_of_the_readme();
+    let (serve, others) = commands.split_first().unwrap();
+    let serve =
+        serve.join(" ").replace("--kubeconfig admin.kubeconfig", "--no-kubernetes").replace(":4711", ":0");
+    let serve: Vec<&str> = serve.split(' ').collect();
+    let mut served = program(&serve).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(served.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let ready: Value = serde_json::from_str(&line).unwrap();
+    let mut verbs = Vec::new();
+    for words in others {
+        let args: Vec<&str> = words.iter().map(String::as_str).collect();
+        let output = program(&args).env("SIM_URL", ready["url"].as_str().unwrap()).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
+        verbs.push(args[0]);
+    }
+    served.kill().unwrap();
+    served.wait().unwrap();
+    assert_eq!(verbs, ["list", "evict", "cancel", "capacity"]);
+}
+
 /// What the README shows people first: an hour of trouble in one command, and single steps beside it.
 #[test]
 fn it_plays_a_scenario_and_does_single_steps() {
