@@ -153,14 +153,25 @@ impl Scene {
     /// Kills the operator and starts another.
     pub async fn operator_dies(&self) -> Result<()> {
         self.operator.lock().unwrap_or_else(PoisonError::into_inner).process.kill()?;
+        self.begin_anew().await
+    }
+
+    /// It must not have ended by itself, but for one reason: on a machine that is too busy it cannot renew its lease. Then another
+    /// one is started, as by a kubelet; says whether.
+    pub async fn operator_has_lost_its_lease(&self) -> Result<bool> {
+        let process = self.operator.lock().unwrap_or_else(PoisonError::into_inner).process.clone();
+        if process.exit_status().is_none() {
+            return Ok(false);
+        }
+        ensure!(process.log_tail().contains("the leader lease is lost"), "it ended: {}", process.log_tail());
+        self.begin_anew().await?;
+        Ok(true)
+    }
+
+    async fn begin_anew(&self) -> Result<()> {
         let next = self.stage.operator(&OperatorOptions::default()).await?;
         *self.operator.lock().unwrap_or_else(PoisonError::into_inner) = next;
         Ok(())
-    }
-
-    /// It must not have ended by itself.
-    pub fn operator_lives(&self) -> Result<()> {
-        self.operator.lock().unwrap_or_else(PoisonError::into_inner).process.check_running()
     }
 
     pub async fn veterans(&self) -> Result<Vec<Node>> {

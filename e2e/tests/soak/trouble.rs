@@ -32,6 +32,8 @@ pub struct Done {
     pub drained: usize,
     pub agents_killed: usize,
     pub operators_killed: usize,
+    /// Operators that ended because the machine was too busy for them.
+    pub leases_lost: usize,
 }
 
 /// Makes trouble and watches until the time is over.
@@ -61,7 +63,7 @@ async fn make_for_the_pool(scene: &Scene, clock: Clock) -> Result<Done> {
     let mut going = BTreeSet::new();
     while !clock.is_over() {
         scene.limits_hold(done.evicted + done.taken_back + done.drained).await?;
-        scene.operator_lives()?;
+        done.leases_lost += usize::from(scene.operator_has_lost_its_lease().await?);
         if deaths.next_if(|share| clock.share() > *share).is_some() {
             scene.operator_dies().await?;
             done.operators_killed += 1;
