@@ -130,6 +130,7 @@ pub const PARTS: &[(&str, Part)] = &[
     ("many nodes", MANY_NODES),
     ("capacity", CAPACITY),
     ("agent", AGENT),
+    ("apiserver", APISERVER),
     ("large cluster", LARGE_CLUSTER),
     ("fallback", FALLBACK),
 ];
@@ -194,6 +195,17 @@ const AGENT: Part = &[
         "beside watches and their renewal, from the audit log, for as long as the other figures of one node take, at least 3 minutes",
     ),
     ("agent_binary_size", "as it is shipped"),
+];
+
+const APISERVER: Part = &[
+    ("agents_connections", "connections of each agent to the API server"),
+    ("agents_watches", "watches that the API server has open for each agent"),
+    ("agents_idle_requests", "of each agent, for five minutes in which nothing happens: watches are renewed"),
+    ("agents_idle_busiest_second", "requests of all 50 in the busiest second of these five minutes"),
+    (
+        "agents_reconnect_requests",
+        "of each agent, from the start of an API server that was away for 5 s until all watches are open again",
+    ),
 ];
 
 const LARGE_CLUSTER: Part = &[

@@ -1,5 +1,6 @@
 //! What the kernel knows of one process.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -51,6 +52,23 @@ pub fn threads(pid: u32) -> Result<usize> {
 /// How many files a process has open, sockets among them.
 pub fn open_files(pid: u32) -> Result<usize> {
     entries(&format!("/proc/{pid}/fd"))
+}
+
+/// How many TCP connections a process has to a port of this machine.
+pub fn connections(pid: u32, port: u16) -> Result<usize> {
+    let table = read(format!("/proc/{pid}/net/tcp"))?;
+    let remote = format!(":{port:04X}");
+    let of_port = |line: &&str| line.split_whitespace().nth(2).is_some_and(|peer| peer.ends_with(&remote));
+    let sockets: BTreeSet<&str> =
+        table.lines().filter(of_port).filter_map(|line| line.split_whitespace().nth(9)).collect();
+    let mut count = 0;
+    for file in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
+        // One that was closed just now is no connection.
+        let Ok(target) = std::fs::read_link(file?.path()) else { continue };
+        let inode = target.to_str().and_then(|name| name.strip_prefix("socket:[")?.strip_suffix(']'));
+        count += usize::from(inode.is_some_and(|inode| sockets.contains(inode)));
+    }
+    Ok(count)
 }
 
 fn entries(folder: &str) -> Result<usize> {

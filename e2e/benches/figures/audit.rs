@@ -23,6 +23,8 @@ pub struct Audit {
 #[serde(rename_all = "camelCase")]
 pub struct Request {
     stage: String,
+    #[serde(rename = "requestURI")]
+    uri: String,
     /// `create`, `watch`, ….
     pub verb: String,
     user: User,
@@ -38,6 +40,8 @@ pub struct Request {
 
 #[derive(Debug, Deserialize)]
 struct User {
+    /// Empty while the apiserver starts.
+    #[serde(default)]
     username: String,
     #[serde(default)]
     extra: Value,
@@ -66,6 +70,17 @@ impl Request {
     pub fn is_from(&self, node: &str) -> bool {
         self.user.username.ends_with(":spotpool-node-agent")
             && self.user.extra["authentication.kubernetes.io/node-name"][0] == node
+    }
+
+    /// Whether any node's agent signed it.
+    pub fn is_of_an_agent(&self) -> bool {
+        self.user.username.ends_with(":spotpool-node-agent")
+    }
+
+    /// For how many seconds a watch was asked for.
+    pub fn watch_lasts(&self) -> Option<u32> {
+        let (_, rest) = self.uri.split_once("timeoutSeconds=")?;
+        rest.split('&').next()?.parse().ok()
     }
 
     /// What it does to what.

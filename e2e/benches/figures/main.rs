@@ -7,6 +7,7 @@ mod budgets;
 mod burst;
 mod fallback;
 mod idle;
+mod load;
 mod machine;
 mod mass;
 mod nodes;
@@ -33,6 +34,7 @@ use crate::report::Report;
 /// Measures, and prints one JSON line a figure.
 #[derive(Parser)]
 #[command(name = "cargo bench -p spotpool-e2e --")]
+#[expect(clippy::struct_excessive_bools, reason = "flags of a command")]
 struct Args {
     /// Only figures whose name contains this.
     filter: Option<String>,
@@ -42,6 +44,9 @@ struct Args {
     /// Write the figures down in docs/benchmarks.json.
     #[arg(long)]
     keep: bool,
+    /// The programs as `cargo test` builds them: to try a figure, or for what is counted.
+    #[arg(long)]
+    dev: bool,
     /// Given by cargo.
     #[arg(long, hide = true)]
     bench: bool,
@@ -80,19 +85,20 @@ fn all(args: &Args) -> Result<bool> {
     let alone = ["arm_", "plan_", "fallback_", "operator_", "floor_", "mass_notice_"];
     let bare = |filter: &String| alone.iter().any(|name| filter.starts_with(name));
     if !args.filter.as_ref().is_some_and(bare) {
-        spotpool_e2e::run(figures(&mut report))?;
+        let profile = if args.dev { Profile::Dev } else { Profile::Release };
+        spotpool_e2e::run(figures(&mut report, profile))?;
     }
     Ok(report.missed() == 0)
 }
 
 /// Those that are measured on a real control plane.
-async fn figures(report: &mut Report) -> Result<()> {
+async fn figures(report: &mut Report, profile: Profile) -> Result<()> {
     eprintln!("building SpotPool as it is shipped; the first time this takes minutes …");
     let before = machine::busy(Duration::from_secs(1)).await?;
     let mut cluster = ClusterOptions::default();
     cluster.audit_log = true;
     let world = World::start(WorldOptions {
-        profile: Profile::Release,
+        profile,
         boot_time: Duration::from_secs(2),
         cluster,
         ..WorldOptions::default()
@@ -110,6 +116,7 @@ async fn figures(report: &mut Report) -> Result<()> {
         idle.finish(&world, report).await?;
     }
     mass::measure(&world, &nodes, report).await?;
+    load::measure(&world, report).await?;
 
     nodes.stop();
     world.stop().await?;
