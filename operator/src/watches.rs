@@ -128,10 +128,12 @@ impl Nodes {
 
     /// Takes a Node in as a write of ours has left it: the watch may be late, and what was asked would be asked again.
     pub fn note_written(&self, mut node: Node) {
+        // Locked before the store is asked: what the watch tells in between would never take it out again.
+        let mut written = self.written();
         let seen = self.store.get(&ObjectRef::from_obj(&node));
         if seen.is_some_and(|seen| is_newer(&node, &seen)) {
             slim(&mut node);
-            self.written().insert(node.name_any(), Arc::new(node));
+            written.insert(node.name_any(), Arc::new(node));
         }
     }
 
