@@ -9,7 +9,7 @@ use crate::spot_pool::EventResponse;
 
 /// Value of annotation `spotpool.dev/eviction`: the Azure event that a node is under and how far its
 /// drain is. One writer: whoever is named in `by`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EvictionNotice {
     /// Who claimed the notice and drains.
@@ -101,7 +101,7 @@ impl EvictionNotice {
 }
 
 /// Who claimed a notice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Claimant {
     /// The agent on the node.
     NodeAgent,
@@ -110,7 +110,7 @@ pub enum Claimant {
 }
 
 /// Where a notice was seen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Source {
     /// Azure's Instance Metadata Service.
     #[serde(rename = "IMDS")]
@@ -120,7 +120,7 @@ pub enum Source {
 }
 
 /// How far the drain of a noticed node is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Phase {
     /// Cordoned, and the drain begins.
     Noticed,
@@ -137,7 +137,7 @@ pub enum Phase {
 }
 
 /// What became of the pods.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PodCounts {
     /// Evictions that the API accepted.
     pub evicted: u32,
@@ -148,7 +148,7 @@ pub struct PodCounts {
 }
 
 /// One Preempt of the document and the instances of this scale set that it names.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Doomed {
     /// Azure's `EventId`.

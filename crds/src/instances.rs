@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 const MAX_IDS: usize = 5_000;
 
 /// A set of instance ids. Its text form lists ranges in order: `3-9,14`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct InstanceRanges(BTreeSet<u64>);
 
 impl InstanceRanges {

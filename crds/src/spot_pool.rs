@@ -459,7 +459,7 @@ pub struct Events {
 
 /// What a node does about an event.
 #[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, strum::EnumString,
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema, strum::EnumString,
 )]
 pub enum EventResponse {
     /// Nothing.

@@ -33,7 +33,7 @@ pub const OVER_AFTER: Duration = Duration::from_mins(1);
 const GLANCE: Duration = Duration::from_secs(1);
 
 /// The event that this VM is under.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Notice {
     /// Azure's `EventId`.
     pub event_id: String,
@@ -116,7 +116,7 @@ pub struct Vm<'a> {
 }
 
 /// What was said so far, and what was decided about it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Seen {
     incarnation: Option<i64>,
     events: BTreeMap<String, Known>,

@@ -425,7 +425,7 @@ async fn write(handle: &NodeHandle, edit: impl Fn(&Node) -> Edit) -> Option<Arc<
 }
 
 /// Whether no agent has claimed the event meanwhile, nor said that it is over.
-fn may_claim(node: &Node, event_id: &str) -> bool {
+pub fn may_claim(node: &Node, event_id: &str) -> bool {
     node.notice().is_none_or(|notice| match (notice.by, notice.is_active()) {
         (Claimant::NodeAgent, true) => !notice.takes_capacity(),
         (Claimant::NodeAgent, false) => notice.event_id != event_id,
@@ -433,12 +433,13 @@ fn may_claim(node: &Node, event_id: &str) -> bool {
     })
 }
 
-fn ours(node: &Node, event_id: &str) -> Option<EvictionNotice> {
+/// The notice of an event, while it is the operator's.
+pub fn ours(node: &Node, event_id: &str) -> Option<EvictionNotice> {
     node.notice().filter(|it| it.by == Claimant::Operator && it.is_active() && it.event_id == event_id)
 }
 
 /// How far the drain is; nothing once an agent has taken it over.
-fn progress(node: &Node, wanted: &EvictionNotice) -> Edit {
+pub fn progress(node: &Node, wanted: &EvictionNotice) -> Edit {
     if ours(node, &wanted.event_id).is_some() { marks::progress(node, wanted) } else { Edit::default() }
 }
 
@@ -447,7 +448,8 @@ fn about(claimed: &EvictionNotice) -> tracing::Span {
     tracing::error_span!("event", event_id = claimed.event_id)
 }
 
-fn noticed(claim: Claim, response: EventResponse, boot_id: &str) -> EvictionNotice {
+/// A claim as it is first wanted on the Node.
+pub fn noticed(claim: Claim, response: EventResponse, boot_id: &str) -> EvictionNotice {
     EvictionNotice {
         by: Claimant::Operator,
         event_id: claim.event_id,

@@ -4,4 +4,5 @@
 //! Decisions are made by the programs' own functions; the model has what lies between them.
 
 pub mod capacity;
+pub mod eviction;
 mod time;

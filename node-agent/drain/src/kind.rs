@@ -10,7 +10,7 @@ use jiff::fmt::rfc2822;
 const LONGEST_TEXT: usize = 200;
 
 /// What will happen to a VM.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
     /// A spot VM is taken back.
     Preempt,

@@ -95,7 +95,7 @@ pub struct Standing {
 }
 
 /// What came of asking a pod to go.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Asked {
     /// It was not asked.
     #[default]

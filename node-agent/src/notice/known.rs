@@ -14,7 +14,7 @@ use crate::npd::Claim;
 use crate::time::{earlier, later};
 
 /// An event of this VM.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Known {
     pub kind: Kind,
     pub source: Source,
@@ -30,7 +30,7 @@ pub struct Known {
 }
 
 /// What has been told of an event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Told {
     Nothing,
     /// That it was met.
@@ -40,7 +40,7 @@ pub enum Told {
 }
 
 /// Who speaks of an event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Standing {
     /// It was read from the Node at start-up, and nobody has said it since.
     Hearsay,
@@ -51,7 +51,7 @@ pub enum Standing {
 }
 
 /// A response that has begun. What the policy said then holds to its end.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Begun {
     at: Timestamp,
     response: EventResponse,
