@@ -8,6 +8,8 @@ use spotpool_crds::spot_pool::Role;
 const LONGEST_NOTICE: u64 = 31;
 /// How long the deletion of machines keeps an agent pool busy.
 const DELETION: i64 = 30;
+/// Writes that Azure takes of an agent pool at once, and after how many seconds one more.
+const WRITES: (u32, i64) = (20, 60);
 
 /// A machine. Times are seconds since the start.
 #[derive(Clone, Debug)]
@@ -58,6 +60,42 @@ pub struct Launch {
     pub missing: u32,
 }
 
+/// What Azure says to an order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It is carried out.
+    Accepted,
+    /// An operation runs in the agent pool (409), or too much was written to it (429): nothing has happened.
+    NotNow,
+}
+
+/// How many writes Azure takes of an agent pool.
+#[derive(Clone, Debug)]
+struct Writes {
+    left: u32,
+    /// Up to when what comes with time has been counted.
+    counted: i64,
+}
+
+impl Default for Writes {
+    fn default() -> Self {
+        Self { left: WRITES.0, counted: 0 }
+    }
+}
+
+impl Writes {
+    fn go_on(&mut self, now: i64) {
+        let more = (now - self.counted) / WRITES.1;
+        self.left = self.left.saturating_add(u32::try_from(more).unwrap_or(u32::MAX)).min(WRITES.0);
+        self.counted += more * WRITES.1;
+    }
+
+    /// Until when no write is taken, if none is now.
+    fn closed_until(&self) -> Option<i64> {
+        (self.left == 0).then_some(self.counted + WRITES.1)
+    }
+}
+
 /// The machines of one agent pool.
 #[derive(Clone, Debug, Default)]
 pub struct Fleet {
@@ -66,6 +104,7 @@ pub struct Fleet {
     /// Requests that run.
     pub launches: Vec<Launch>,
     deletes_until: i64,
+    writes: Writes,
     /// Requests that have ended at this step.
     pub ended: Vec<Launch>,
     /// Machines that were lost at this step, those that were booting included.
@@ -77,6 +116,18 @@ impl Fleet {
     /// Whether AKS would refuse a write.
     pub fn is_busy(&self, now: i64) -> bool {
         !self.launches.is_empty() || self.deletes_until > now
+    }
+
+    /// Until when Azure takes no write because there were too many.
+    pub fn throttled_until(&self) -> Option<i64> {
+        self.writes.closed_until()
+    }
+
+    /// Whether Azure takes a write; counts it if so.
+    fn is_written(&mut self, now: i64) -> bool {
+        let is_taken = !self.is_busy(now) && self.writes.left > 0;
+        self.writes.left -= u32::from(is_taken);
+        is_taken
     }
 
     /// Machines that carry pods.
@@ -160,12 +211,14 @@ pub struct Cloud<'a> {
     pub now: i64,
     /// By agent pool.
     pub fleets: Vec<Fleet>,
+    /// Whether agent pools are written, and so one operation at a time, or machines made one by one without any.
+    pub by_agent_pool: bool,
 }
 
 impl<'a> Cloud<'a> {
     /// Without a machine.
     pub fn new(scenario: &'a Scenario) -> Self {
-        Self { scenario, now: 0, fleets: vec![Fleet::default(); scenario.pools.len()] }
+        Self { scenario, now: 0, fleets: vec![Fleet::default(); scenario.pools.len()], by_agent_pool: true }
     }
 
     /// Units that are wanted.
@@ -212,6 +265,7 @@ impl<'a> Cloud<'a> {
             let taken = pool.takes.partition_point(|(at, _)| *at <= now);
             pool.takes.get(taken).iter().for_each(|(at, _)| consider(*at));
             consider(fleet.deletes_until);
+            fleet.throttled_until().into_iter().for_each(&mut consider);
             fleet.launches.iter().for_each(|launch| consider(launch.ends));
             for machine in &fleet.machines {
                 consider(machine.node_at);
@@ -229,10 +283,8 @@ impl<'a> Cloud<'a> {
         for (at, (pool, fleet)) in self.scenario.pools.iter().zip(&mut self.fleets).enumerate() {
             fleet.ended = fleet.launches.iter().filter(|launch| launch.ends <= now).copied().collect();
             fleet.launches.retain(|launch| launch.ends > now);
-            fleet.machines.retain(|machine| {
-                let is_returned = machine.drain.is_some_and(|drain| drain.returns && drain.ends <= now);
-                !is_returned && machine.dies_at.is_none_or(|dies_at| dies_at > now)
-            });
+            fleet.machines.retain(|machine| machine.dies_at.is_none_or(|dies_at| dies_at > now));
+            fleet.writes.go_on(now);
             fleet.lost = 0;
             let held = fleet.machines.iter().filter(|machine| machine.noticed.is_none()).count() as u32;
             let there = pool.available.as_ref().and_then(|it| it.at(now)).unwrap_or(u32::MAX);
@@ -243,8 +295,30 @@ impl<'a> Cloud<'a> {
         }
     }
 
+    /// Whether an agent pool may be asked for machines.
+    pub fn takes_writes(&self, pool: usize) -> bool {
+        let fleet = &self.fleets[pool];
+        !self.by_agent_pool || !fleet.is_busy(self.now) && fleet.throttled_until().is_none()
+    }
+
+    /// Deletes what policies have returned and what is empty, all of an agent pool in one request, as soon as Azure takes it.
+    pub fn delete_returned(&mut self) {
+        let (now, by_agent_pool) = (self.now, self.by_agent_pool);
+        for fleet in &mut self.fleets {
+            let is_empty =
+                |machine: &Machine| machine.drain.is_some_and(|drain| drain.returns && drain.ends <= now);
+            if !fleet.machines.iter().any(is_empty) || by_agent_pool && !fleet.is_written(now) {
+                continue;
+            }
+            fleet.machines.retain(|machine| !is_empty(machine));
+            if by_agent_pool {
+                fleet.deletes_until = now + DELETION;
+            }
+        }
+    }
+
     /// Carries out an order, or says why nobody could.
-    pub fn carry_out(&mut self, order: &Order) -> Result<(), String> {
+    pub fn carry_out(&mut self, order: &Order) -> Result<Answer, String> {
         let now = self.now;
         let (drain, refusal) = (self.scenario.drain, self.scenario.refusal);
         match order {
@@ -256,6 +330,9 @@ impl<'a> Cloud<'a> {
                         "{machines} more of {} with {there} pass its maxNodes of {}",
                         pool.name, pool.max_nodes
                     ));
+                }
+                if self.by_agent_pool && !fleet.is_written(now) {
+                    return Ok(Answer::NotNow);
                 }
                 let held = fleet.machines.iter().filter(|machine| machine.noticed.is_none()).count() as u32;
                 let is_open = pool.open.at(now).unwrap_or(true);
@@ -293,12 +370,17 @@ impl<'a> Cloud<'a> {
                     if self.machine(*pool, name)?.drain.is_none_or(|drain| drain.ends > now) {
                         return Err(format!("{name} is deleted and not drained"));
                     }
+                }
+                if !self.fleets[*pool].is_written(now) {
+                    return Ok(Answer::NotNow);
+                }
+                for name in machines {
                     self.fleets[*pool].machines.retain(|machine| machine.name != *name);
                 }
                 self.fleets[*pool].deletes_until = now + DELETION;
             }
         }
-        Ok(())
+        Ok(Answer::Accepted)
     }
 
     fn machine(&mut self, pool: usize, name: &str) -> Result<&mut Machine, String> {

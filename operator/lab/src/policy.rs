@@ -35,6 +35,14 @@ pub trait Policy {
     /// Asked whenever something has happened. An error is a promise that was broken.
     fn decide(&mut self, cloud: &Cloud<'_>) -> Result<Decision, String>;
 
+    /// Whether its machines are of agent pools, in which one operation runs at a time.
+    fn writes_agent_pools(&self) -> bool {
+        true
+    }
+
+    /// Azure has not taken an order. Whoever decides by what there is asks again when it can be taken.
+    fn put_off(&mut self, _order: &Order, _cloud: &Cloud<'_>) {}
+
     /// What must hold of the cloud once the orders are carried out.
     fn check(&mut self, _cloud: &Cloud<'_>) -> Result<(), String> {
         Ok(())

@@ -2,7 +2,7 @@
 
 use spotpool_crds::spot_pool::Role;
 
-use crate::cloud::Cloud;
+use crate::cloud::{Answer, Cloud};
 use crate::measure::{Measured, Meter};
 use crate::policy::Policy;
 use crate::scenario::Scenario;
@@ -26,6 +26,7 @@ pub struct Violation {
 /// Plays `policy` through `scenario`. Nothing is looked at between two events: a policy says when it wants to be asked again.
 pub fn simulate(scenario: &Scenario, policy: &mut dyn Policy) -> Result<Measured, Violation> {
     let mut cloud = Cloud::new(scenario);
+    cloud.by_agent_pool = policy.writes_agent_pools();
     let mut meter = Meter::new(scenario);
     let mut steps = 0;
     let mut due = 0;
@@ -57,9 +58,13 @@ fn step(
 ) -> Result<Option<i64>, String> {
     let decision = policy.decide(cloud)?;
     for order in &decision.orders {
-        meter.note(order, cloud);
-        cloud.carry_out(order)?;
+        match cloud.carry_out(order)? {
+            Answer::Accepted => meter.note(order, cloud),
+            Answer::NotNow => policy.put_off(order, cloud),
+        }
     }
+    // What is asked for goes before what is returned.
+    cloud.delete_returned();
     policy.check(cloud).map_err(|what| format!("{what}, after {:?}", decision.orders))?;
     Ok(decision.wake)
 }

@@ -39,6 +39,11 @@ const PRICE_RANGE: (f64, f64) = (0.6, 1.8);
 
 /// Gives every agent pool of `scenario` losses, refusals and prices of a seed, for so many seconds.
 pub fn draw(scenario: &mut Scenario, seed: u64, seconds: i64) {
+    draw_harsh(scenario, seed, seconds, 1.0);
+}
+
+/// The same, with so many times as many evictions as the bands have.
+pub fn draw_harsh(scenario: &mut Scenario, seed: u64, seconds: i64, harshness: f64) {
     scenario.name = format!("synthetic, seed {seed}");
     (scenario.synthetic, scenario.seed, scenario.seconds) = (true, seed, seconds);
     let mut takes: BTreeMap<usize, Vec<(i64, f64)>> = BTreeMap::new();
@@ -51,6 +56,7 @@ pub fn draw(scenario: &mut Scenario, seed: u64, seconds: i64) {
             continue;
         }
         let (least, most) = BANDS[dice.below(BANDS.len() as u64) as usize];
+        let (least, most) = (least * harshness, most * harshness);
         let rate = least + (most - least) * dice.share();
         // Azure tells the band, not the rate.
         pool.evictions_an_hour = Course::always(f64::midpoint(least, most));

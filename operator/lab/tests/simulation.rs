@@ -72,7 +72,8 @@ impl Policy for Greedy {
 fn whoever_breaks_a_promise_is_told_when() {
     let scenario = small(2, 120, &[(0, 100)], 3600);
     let violation = simulate(&scenario, &mut Greedy(6)).unwrap_err();
-    assert_eq!((violation.second, violation.step), (60 * 2, 2), "{violation}");
+    // What it asks for after a minute meets an agent pool that is busy until the first machines have booted.
+    assert_eq!((violation.second, violation.step), (60 * 3, 3), "{violation}");
     assert!(violation.what.contains("maxNodes of 16"), "{violation}");
 }
 

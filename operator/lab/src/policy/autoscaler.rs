@@ -80,7 +80,7 @@ impl Policy for Autoscaler {
             [Role::Spot, Role::OnDemand].into_iter().flat_map(|role| scenario.cheapest(role, now));
         for pool in by_priority {
             let group = &mut self.groups[pool];
-            if missing == 0 || group.until > now || group.waits.is_some() {
+            if missing == 0 || group.until > now || group.waits.is_some() || !cloud.takes_writes(pool) {
                 continue;
             }
             let worth = scenario.pools[pool].units;

@@ -31,6 +31,11 @@ impl Policy for Karpenter {
         "like Karpenter".into()
     }
 
+    /// On AKS it makes single VMs.
+    fn writes_agent_pools(&self) -> bool {
+        false
+    }
+
     fn decide(&mut self, cloud: &Cloud<'_>) -> Result<Decision, String> {
         let (now, wanted) = (cloud.now, cloud.wanted());
         self.unavailable.after_refusals(cloud, UNAVAILABLE);

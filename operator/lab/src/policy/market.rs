@@ -9,9 +9,10 @@ pub(super) fn staying(cloud: &Cloud<'_>, role: Role) -> u32 {
     cloud.units(role, Machine::stays)
 }
 
-/// Orders for `units`, from `pools` in their order as far as each has room; tells what could not be ordered.
+/// Orders for `units`, from `pools` in their order as far as each has room and takes a write; tells what could not be
+/// ordered.
 pub(super) fn buy(cloud: &Cloud<'_>, pools: &[usize], mut units: u32, orders: &mut Vec<Order>) -> u32 {
-    for pool in pools {
+    for pool in pools.iter().filter(|pool| cloud.takes_writes(**pool)) {
         let worth = cloud.scenario.pools[*pool].units;
         let machines = units.div_ceil(worth).min(cloud.room(*pool));
         if machines > 0 {
@@ -62,10 +63,9 @@ impl Shunned {
         self.0.iter().copied().filter(|until| *until > now).min()
     }
 
-    /// Of `pools`, those that may be asked and have no request running.
+    /// Of `pools`, those that may be asked now.
     pub fn open(&self, cloud: &Cloud<'_>, pools: Vec<usize>) -> Vec<usize> {
-        let is_open =
-            |pool: &usize| !self.is_shunned(*pool, cloud.now) && cloud.fleets[*pool].launches.is_empty();
+        let is_open = |pool: &usize| !self.is_shunned(*pool, cloud.now) && cloud.takes_writes(*pool);
         pools.into_iter().filter(is_open).collect()
     }
 

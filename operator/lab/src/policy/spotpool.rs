@@ -43,6 +43,8 @@ struct Kept {
     ended: Option<Operation>,
     avoided_until: Option<Timestamp>,
     refused_at: Option<Timestamp>,
+    /// Until when Azure takes no write of it.
+    throttled_until: Option<Timestamp>,
     price: Option<Decimal>,
     rise: Option<PriceRise>,
 }
@@ -168,7 +170,8 @@ impl SpotPool {
             busy: fleet.is_busy(now),
             operation: kept.operation.clone(),
             ended: kept.ended.clone(),
-            avoided_until: kept.avoided_until,
+            avoided_until: kept.avoided_until.max(kept.throttled_until),
+            unwritable_until: kept.throttled_until,
             refused_at: kept.refused_at,
             vm_size: pool.size.clone(),
             zones: pool.zones.clone(),
@@ -360,6 +363,15 @@ impl Policy for SpotPool {
         self.losses = plan.losses;
         self.hours = plan.hours;
         Ok(Decision { orders, wake })
+    }
+
+    fn put_off(&mut self, order: &Order, cloud: &Cloud<'_>) {
+        let (Order::Launch { pool, .. } | Order::Delete { pool, .. }) = order else { return };
+        self.kept[*pool].operation = None;
+        let until = cloud.fleets[*pool].throttled_until().map(|until| self.time(until));
+        self.kept[*pool].throttled_until = until;
+        // The plan had counted on it.
+        self.makes_room = true;
     }
 
     fn check(&mut self, cloud: &Cloud<'_>) -> Result<(), String> {
