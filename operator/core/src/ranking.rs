@@ -114,7 +114,9 @@ fn share_zones(one: &AgentPoolView, other: &AgentPoolView) -> bool {
 
 /// Losses that still count at `now`: halved every six hours, in whole steps, so that nothing changes in between.
 pub fn remaining_losses(losses: &Losses, now: Timestamp) -> u32 {
-    let halvings = now.duration_since(losses.at).as_secs().max(0) / LOSSES_HALVE.as_secs();
+    // At fixed hours, whenever the last loss was: else a pool that loses nodes more often would never be forgiven any.
+    let spans = |time: Timestamp| time.as_second().div_euclid(LOSSES_HALVE.as_secs());
+    let halvings = (spans(now) - spans(losses.at)).max(0);
     losses.count.checked_shr(u32::try_from(halvings).unwrap_or(u32::MAX)).unwrap_or(0)
 }
 
