@@ -347,8 +347,8 @@ pub struct Fallback {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Failback {
-    /// How long there must have been more nodes than needed, none of them under notice, before the first is
-    /// drained, 0s to 24h. Holds for on-demand that spot has replaced and for a pool that was made smaller.
+    /// For how long on-demand that spot has replaced is kept, in case spot fails again: as much as was needed at most
+    /// within this time stays, 0s to 24h. Nodes that a smaller pool does not need are kept as long.
     #[serde(default = "default_stabilization")]
     #[x_kube(validation = Rule::new("duration(self) <= duration('24h')")
         .message("failback.stabilization must be at most 24h"))]
@@ -371,7 +371,7 @@ pub struct Failback {
         .message("failback.drainTimeout must be 1s to 24h"))]
     pub drain_timeout: Duration,
 
-    /// The first on-demand node goes alone: how long spot must have been whole since it is gone before others follow,
+    /// The first on-demand node goes alone: for how long no more may have been needed since it is gone before others follow,
     /// 0s to 24h. `0s` lets `maxConcurrent` go together from the start.
     #[serde(default = "default_probe")]
     #[x_kube(validation = Rule::new("duration(self) <= duration('24h')")
@@ -493,10 +493,10 @@ fn default_growth_after() -> Duration {
     Duration::from_secs(300)
 }
 fn default_stabilization() -> Duration {
-    Duration::from_secs(600)
+    Duration::from_secs(180)
 }
 fn default_min_on_demand_lifetime() -> Duration {
-    Duration::from_secs(1200)
+    Duration::from_secs(0)
 }
 fn default_max_concurrent() -> i32 {
     1
@@ -897,10 +897,15 @@ pub struct FallbackStatus {
     /// Since when there are any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<Time>,
-    /// Since when more nodes are there than needed, without a spot node under notice: the first is asked
-    /// to drain `failback.stabilization` later.
+    /// Since when more nodes are there than needed: none is asked to drain before `failback.stabilization` is over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub surplus_since: Option<Time>,
+    /// Units of on-demand that are needed, those that are always there included.
+    #[serde(default)]
+    pub needed: i32,
+    /// What was needed before, where it was more, the highest first: it is kept until `failback.stabilization` is over.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub needed_before: Vec<PastNeed>,
     /// Nodes that have been asked to drain.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Set)]
@@ -911,8 +916,7 @@ pub struct FallbackStatus {
     /// When a node was last asked to drain because spot could carry the load again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failed_back_at: Option<Time>,
-    /// How often spot failed within an hour of that: each doubles `failback.stabilization`, and one is forgotten
-    /// every 6 hours.
+    /// How often on-demand was needed again within an hour of that; one is forgotten every 6 hours.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub relapses: Option<RelapsesStatus>,
     /// The node that was asked to leave alone, before others follow.
@@ -921,6 +925,16 @@ pub struct FallbackStatus {
     /// The last value of annotation `spotpool.dev/requested-failback` that was answered, and how.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<RequestStatus>,
+}
+
+/// On-demand that was needed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PastNeed {
+    /// How much.
+    pub units: i32,
+    /// When it was last needed.
+    pub until: Time,
 }
 
 /// The first node that is given back.

@@ -148,8 +148,8 @@ async fn demo(args: &Args, spec: Value, watching: &AtomicBool) -> Result<()> {
         "times: VM boot {}s, notice {}s, failback stabilization {}, minimum lifetime {}",
         times.boot.as_secs(),
         times.notice.as_secs(),
-        spec["failback"]["stabilization"].as_str().unwrap_or("10m"),
-        spec["failback"]["minOnDemandLifetime"].as_str().unwrap_or("20m")
+        spec["failback"]["stabilization"].as_str().unwrap_or("3m"),
+        spec["failback"]["minOnDemandLifetime"].as_str().unwrap_or("0s")
     );
 
     let stage = Stage::set(&world, NAMESPACE).await?;

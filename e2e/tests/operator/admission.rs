@@ -230,7 +230,7 @@ fn what_can_be_meant_is_taken_and_gets_its_defaults() {
         let filled = serde_json::to_value(&taken.spec).unwrap();
         assert_eq!(
             filled["failback"],
-            json!({"stabilization": "10m", "minOnDemandLifetime": "20m", "maxConcurrent": 1, "drainTimeout": "15m",
+            json!({"stabilization": "3m", "minOnDemandLifetime": "0s", "maxConcurrent": 1, "drainTimeout": "15m",
                 "probe": "2m"})
         );
         assert_eq!(filled["deletionPolicy"], json!("Retain"));

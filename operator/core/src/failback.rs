@@ -4,13 +4,13 @@ use std::collections::{BTreeSet, HashMap};
 
 use jiff::{SignedDuration, Timestamp};
 use spotpool_crds::Reason;
-use spotpool_crds::spot_pool::{OperationKind, Role};
+use spotpool_crds::spot_pool::{OperationKind, Role, SpotPoolSpec};
 use spotpool_crds::voluntary_drain::{DrainPhase, DrainReason};
 
 use crate::autoscaler::{self, Releasable};
 use crate::caps::Caps;
 use crate::fit::{self, Fit};
-use crate::plan::{Action, Answered, Draft, Memory, Probe, Relapses, Situation, acts, kept, later};
+use crate::plan::{Action, Answered, Draft, Probe, Relapses, Situation, acts, kept, later, later_by};
 use crate::ranking::rank;
 use crate::signals;
 use crate::snapshot::NodeView;
@@ -26,15 +26,11 @@ const AGENT_SILENCE: SignedDuration = SignedDuration::from_secs(60);
 const RELAPSE: SignedDuration = SignedDuration::from_hours(1);
 /// A relapse is forgotten after this.
 const FORGIVEN: SignedDuration = SignedDuration::from_hours(6);
-/// Stabilization doubles this often at most: more of it bought next to nothing in the lab (`docs/design/policy.md`).
-pub const MOST_DOUBLINGS: u32 = 2;
-/// … and is never longer.
-const LONGEST_STABILIZATION: SignedDuration = SignedDuration::from_hours(24);
 
 /// On-demand is bought, or kept that was about to go: soon after some was given back that was too early.
 pub(crate) fn note_relapse(situation: &Situation<'_>, draft: &mut Draft) {
     let now = situation.now;
-    let soon = RELAPSE.max(stabilization(situation, &draft.memory));
+    let soon = RELAPSE.max(stabilization(situation.spec));
     // Whoever goes next goes alone again.
     draft.memory.probe = None;
     // One failback, one relapse.
@@ -52,12 +48,10 @@ fn remaining_relapses(relapses: Option<&Relapses>, now: Timestamp) -> u32 {
     relapses.count.saturating_sub(u32::try_from(forgiven).unwrap_or(u32::MAX))
 }
 
-/// How long surplus must last: `failback.stabilization`, doubled for each relapse.
-fn stabilization(situation: &Situation<'_>, memory: &Memory) -> SignedDuration {
-    let base = std::time::Duration::from(situation.spec.failback.stabilization);
-    let base = SignedDuration::try_from(base).unwrap_or(LONGEST_STABILIZATION);
-    let doublings = remaining_relapses(memory.relapses.as_ref(), situation.now).min(MOST_DOUBLINGS);
-    base.saturating_mul(1 << doublings).min(LONGEST_STABILIZATION.max(base))
+/// `failback.stabilization`: how long surplus must last, and for how long a need is remembered.
+fn stabilization(spec: &SpotPoolSpec) -> SignedDuration {
+    SignedDuration::try_from(std::time::Duration::from(spec.failback.stabilization))
+        .unwrap_or(SignedDuration::MAX)
 }
 
 /// Where the window stands in a spec.
@@ -222,13 +216,6 @@ fn follow_probe(situation: &Situation<'_>, draft: &mut Draft) {
     let Some(probe) = &mut draft.memory.probe else { return };
     let node = situation.snapshot.nodes().find(|node| node.name == probe.node);
     match node {
-        None if situation.tally.spot_ready < situation.tally.spot_target => {
-            let message =
-                format!("spot was not whole after {} had gone: stabilization begins anew", probe.node);
-            draft.step(Reason::FailbackProbe, None, message);
-            draft.memory.probe = None;
-            draft.memory.surplus_since = None;
-        }
         None => probe.gone_since = Some(probe.gone_since.unwrap_or(situation.now)),
         // Its request was taken back: it has not gone.
         Some(node) if node.drain.is_none() => draft.memory.probe = None,
@@ -313,14 +300,7 @@ fn not_before(
     let Situation { spec, snapshot, now, .. } = situation;
     let from = draft.memory.paused_until.unwrap_or(*now).max(stable_at).max(*now);
     let (from, reason, why) = match snapshot.wishes.pause(*now) {
-        Pause::No if from > *now => {
-            let relapses = match remaining_relapses(draft.memory.relapses.as_ref(), *now) {
-                0 => String::new(),
-                1 => ", later than usual because spot failed soon after the last failback".to_owned(),
-                n => format!(", later than usual because spot failed {n} times soon after a failback"),
-            };
-            (from, Reason::Stabilizing, relapses)
-        }
+        Pause::No if from > *now => (from, Reason::Stabilizing, String::new()),
         Pause::No => (from, Reason::Failback, String::new()),
         Pause::Until(until) if until >= from => {
             (until, Reason::FailbackPaused, ", paused until then".to_owned())
@@ -350,29 +330,42 @@ fn request_drains(
     let returned: usize = draft.actions.iter().map(Action::machines_deleted).sum();
     let shed = shed(draft);
     let under_way = drains.open.len() - returned + shed.len();
-    let Surplus { nodes: mut candidates, held } = surplus(situation, fallback_wanted, draft);
-    candidates.retain(|(node, ..)| !shed.contains(&node.name));
-    if candidates.is_empty() && held.is_empty() {
+    let is_gone = |surplus: &mut Surplus<'_>| {
+        surplus.nodes.retain(|(node, ..)| !shed.contains(&node.name));
+        surplus.nodes.is_empty() && surplus.held.is_empty()
+    };
+    let window = stabilization(spec);
+    let needed = tally.base + fallback_wanted;
+    if needed > draft.memory.needs.units {
+        // Spot does not carry what it did: whoever goes next goes alone again.
+        draft.memory.probe = None;
+    }
+    draft.memory.needs.note(needed, window, now);
+    let mut beyond_need = surplus(situation, needed, draft);
+    if is_gone(&mut beyond_need) {
         draft.memory.surplus_since = None;
         draft.memory.probe = None;
         return drains.open.is_empty().then(|| "no node is left that is not needed".to_owned());
     }
-    let too_many = candidates.len() + held.iter().map(|it| it.machines as usize).sum::<usize>();
-    let more = format!("{too_many} more than needed");
+    let more = format!("{} more than needed", beyond_need.machines());
     // What AKS works at is neither here nor gone: what is too much then is not known.
     if upkeep::is_under_way(situation) {
         draft.memory.surplus_since = None;
         return Some("AKS is at work on an agent pool".to_owned());
     }
-    // Any node under notice starts the wait anew: spot that is being taken is not stable.
+    let since = *draft.memory.surplus_since.get_or_insert(now);
+    if let Some(until) = draft.memory.needs.less_since() {
+        draft.wake_at(later_by(until, window));
+    }
+    // Where Azure is taking nodes, more may go within seconds.
     if tally.evicting > 0 {
-        draft.memory.surplus_since = None;
-        draft.memory.probe = None;
         draft.step(Reason::Stabilizing, None, format!("{more}, kept while Azure takes nodes"));
         return Some(format!("{more}, kept while Azure takes nodes"));
     }
-    let since = *draft.memory.surplus_since.get_or_insert(now);
-    let stable_at = since.saturating_add(stabilization(situation, &draft.memory)).unwrap_or(Timestamp::MAX);
+    let mut beyond_window = surplus(situation, draft.memory.needs.most(), draft);
+    let needed_until = draft.memory.needs.less_since().filter(|_| is_gone(&mut beyond_window));
+    let stable_at = later_by(needed_until.map_or(since, |until| until.max(since)), window);
+    let Surplus { nodes: candidates, held } = if wished { beyond_need } else { beyond_window };
     if wished {
         // A person knows better than clocks and calendars, but does not undo what another person has paused.
         if let Pause::Until(_) | Pause::Open(_) = snapshot.wishes.pause(now) {
@@ -518,10 +511,16 @@ struct Surplus<'a> {
     held: Vec<Releasable<'a>>,
 }
 
+impl Surplus<'_> {
+    fn machines(&self) -> usize {
+        self.nodes.len() + self.held.iter().map(|it| it.machines as usize).sum::<usize>()
+    }
+}
+
 /// Nodes beyond need, in the order in which they go: bought on-demand nodes, oldest first, then spot nodes,
 /// those that do not work first, then those of the agent pool that ranks lowest, the youngest first. A node whose
 /// units are needed in part is needed. Before any of a role drains, those of autoscaled agent pools are let go.
-fn surplus<'a>(situation: &Situation<'a>, fallback_wanted: u32, draft: &Draft) -> Surplus<'a> {
+fn surplus<'a>(situation: &Situation<'a>, on_demand_needed: u32, draft: &Draft) -> Surplus<'a> {
     let Situation { spec, snapshot, tally, .. } = situation;
     let mut on_demand = Vec::new();
     let mut spot = Vec::new();
@@ -552,7 +551,7 @@ fn surplus<'a>(situation: &Situation<'a>, fallback_wanted: u32, draft: &Draft) -
         let pools = snapshot.agent_pools.iter().filter(|pool| pool.role == Ok(role));
         pools.map(|pool| autoscaler::held_of(pool, draft).min(pool.staying()) * pool.units).sum()
     };
-    let mut too_much_on_demand = there(Role::OnDemand).saturating_sub(tally.base + fallback_wanted);
+    let mut too_much_on_demand = there(Role::OnDemand).saturating_sub(on_demand_needed);
     let ahead = signals::ahead(spec, &snapshot.agent_pools, &draft.actions);
     let mut too_much_spot = there(Role::Spot).saturating_sub(tally.spot_target + ahead);
     let mut held = autoscaler::releasable(situation, Role::OnDemand, &mut too_much_on_demand, draft);

@@ -22,6 +22,7 @@ pub mod floor;
 mod leaving;
 pub mod ledger;
 pub mod loss;
+mod need;
 pub mod objective;
 mod placement;
 mod plan;
@@ -39,7 +40,7 @@ mod window;
 mod wishes;
 
 pub use autoscaler::Autoscaler;
-pub use failback::MOST_DOUBLINGS;
+pub use need::{Needs, PastNeed};
 pub use plan::{Action, Answered, Leaving, Memory, Plan, Probe, Relapses, plan};
 pub use snapshot::{AgentPoolView, DrainView, Losses, Market, NodeView, Score, Snapshot, arrived};
 pub use stall::Stall;

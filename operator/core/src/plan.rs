@@ -18,6 +18,7 @@ use crate::floor::{self, Floor, FloorMemory};
 use crate::leaving;
 use crate::ledger::Ledger;
 use crate::loss::{self, Restarts};
+use crate::need::Needs;
 use crate::objective;
 use crate::placement::{Limit, Need, Placement, place};
 use crate::planned;
@@ -167,6 +168,8 @@ pub struct Memory {
     pub growth_since: Option<Timestamp>,
     /// Since when more nodes are there than needed.
     pub surplus_since: Option<Timestamp>,
+    /// On-demand that is needed, and was lately.
+    pub needs: Needs,
     /// No node is asked to drain before this time.
     pub paused_until: Option<Timestamp>,
     /// Since when on-demand stands in for spot.

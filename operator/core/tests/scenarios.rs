@@ -370,37 +370,6 @@ fn a_node_that_warms_up_wakes_the_plan_when_it_is_warm() {
 }
 
 #[test]
-fn failback_waits_longer_each_time_spot_fails_soon_after_it_and_forgets_with_time() {
-    let mut world = world().with("spota", 2, 0).with("spotb", 2, 0);
-    world.reconcile();
-    // How long until the first on-demand node is asked to drain after spot was lost.
-    let failback = |world: &mut World| -> i64 {
-        let began = world.now;
-        let fullest = if world.pools[0].machines.len() > 1 { "spota" } else { "spotb" };
-        world.notice(fullest, 1, 5);
-        world.reconcile();
-        for _ in 0..600 {
-            world.pass(60);
-            let plan = world.reconcile();
-            if plan.actions.iter().any(|action| matches!(action, Action::RequestDrain { .. })) {
-                return world.now.duration_since(began).as_secs() / 60;
-            }
-        }
-        panic!("no failback: {:?}", world.plan().steps);
-    };
-    let mut waits: Vec<i64> = (0..4).map(|_| failback(&mut world)).collect();
-    // 20 minutes are the minimum lifetime of a node, 10 are stabilization, doubled each time, twice at most.
-    assert_eq!(waits, [21, 21, 41, 41]);
-    assert_eq!(world.memory.relapses.as_ref().unwrap().count, 3);
-    for _ in 0..(18 * 60) {
-        world.pass(60);
-        world.reconcile();
-    }
-    waits = vec![failback(&mut world)];
-    assert_eq!(waits, [21]);
-}
-
-#[test]
 fn a_smaller_pool_gives_back_where_it_ranks_lowest() {
     let mut world = world().with("spota", 2, 0).with("spotb", 2, 0);
     world.reconcile();

@@ -18,8 +18,8 @@ use spotpool_core::loss::{Lost, Restarts, lost, quarantine};
 use spotpool_core::signals::Signals;
 use spotpool_core::upkeep::Upkeep;
 use spotpool_core::{
-    AgentPoolView, Answered, Autoscaler, DrainView, Losses, Memory, NodeView, Probe, Relapses, Snapshot,
-    Stall, Wishes, arrived,
+    AgentPoolView, Answered, Autoscaler, DrainView, Losses, Memory, Needs, NodeView, PastNeed, Probe,
+    Relapses, Snapshot, Stall, Wishes, arrived,
 };
 use spotpool_crds::spot_pool::{
     AgentPoolStatus, AutoscalerStatus, AzureError as StatusError, FloorStatus, Operation, OperationKind,
@@ -421,6 +421,15 @@ fn memory(status: &spotpool_crds::SpotPoolStatus) -> Memory {
         lost_since: time(&status.capacity.lost_since),
         growth_since: time(&status.capacity.growth_since),
         surplus_since: time(&status.fallback.surplus_since),
+        needs: Needs {
+            units: status.fallback.needed.max(0) as u32,
+            before: status
+                .fallback
+                .needed_before
+                .iter()
+                .map(|past| PastNeed { units: past.units.max(0) as u32, until: past.until.0 })
+                .collect(),
+        },
         paused_until: time(&status.fallback.paused_until),
         fallback_since: time(&status.fallback.since),
         failed_back_at: time(&status.fallback.failed_back_at),

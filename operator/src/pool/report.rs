@@ -13,7 +13,7 @@ use spotpool_core::ranking::Rank;
 use spotpool_core::{Action, AgentPoolView, Plan, creation};
 use spotpool_crds::spot_pool::{
     Adoption, AgentPoolStatus, AutoscalerStatus, BlockedBudget, BudgetFloor, CapacityType, FallbackStatus,
-    FloorStatus, LeavingStatus, LossesStatus, MoneyStatus, NextFloor, Operation, PlanStep, Price,
+    FloorStatus, LeavingStatus, LossesStatus, MoneyStatus, NextFloor, Operation, PastNeed, PlanStep, Price,
     ProbeStatus, RankStatus, RelapsesStatus, RequestStatus, RestartsStatus, Role, WriteBudget,
 };
 use spotpool_crds::{Reason, SpotPool, SpotPoolStatus, names};
@@ -51,6 +51,13 @@ pub fn status(
             nodes: plan.fallback_nodes as i32,
             since: memory.fallback_since.map(Time),
             surplus_since: memory.surplus_since.map(Time),
+            needed: memory.needs.units as i32,
+            needed_before: memory
+                .needs
+                .before
+                .iter()
+                .map(|past| PastNeed { units: past.units as i32, until: Time(past.until) })
+                .collect(),
             draining: draining(gathered, plan),
             paused_until: memory.paused_until.map(Time),
             failed_back_at: memory.failed_back_at.map(Time),

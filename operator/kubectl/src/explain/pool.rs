@@ -152,16 +152,11 @@ fn next(pool: &SpotPool, status: &SpotPoolStatus, now: Timestamp) -> Vec<String>
     let mut events: Vec<(Option<Timestamp>, String)> = Vec::new();
     let (fallback, capacity) = (&status.fallback, &status.capacity);
     if let Some(since) = &fallback.surplus_since {
-        let doublings = fallback.relapses.as_ref().map_or(0, |relapses| relapses.count.max(0) as u32);
-        let doublings = doublings.min(spotpool_core::MOST_DOUBLINGS);
-        let wait = std::time::Duration::from(spec.failback.stabilization) * 2_u32.pow(doublings);
-        let why = match doublings {
-            0 => String::new(),
-            count => format!(", doubled {count} times because spot failed soon after"),
-        };
+        let needed_until = fallback.needed_before.first().map(|past| past.until.0);
         events.push((
-            since.0.saturating_add(wait).ok(),
-            format!("more nodes are there than needed: the first may be asked to leave (failback.stabilization{why})"),
+            later(needed_until.map_or(since.0, |until| until.max(since.0)), spec.failback.stabilization),
+            "more nodes are there than needed: the first may be asked to leave (failback.stabilization)"
+                .to_owned(),
         ));
     }
     if let Some(limits) = &spec.fallback {
@@ -266,12 +261,12 @@ mod tests {
         let pool: SpotPool = serde_json::from_value(json!({"apiVersion": "spotpool.dev/v1alpha1", "kind": "SpotPool",
             "metadata": {"namespace": "batch", "name": "workers",
                 "annotations": {"spotpool.dev/failback-paused": "true"}},
-            "spec": {"replicas": 4, "onDemand": {"baseline": 6}, "fallback": {"maxNodes": 2, "after": "5m"},
+            "spec": {"replicas": 4, "onDemand": {"baseline": 6}, "fallback": {"maxNodes": 2, "after": "5m"}, "failback": {"stabilization": "10m"},
                 "agentPools": [{"name": "spota", "maxNodes": 4}]},
             "status": {"observedGeneration": 1, "replicas": 6, "readyReplicas": 3,
                 "capacity": {"readySpot": 3, "lostSince": "2026-11-21T11:58:00Z"},
                 "fallback": {"nodes": 2, "since": "2026-11-21T11:00:00Z", "surplusSince": "2026-11-21T11:55:00Z",
-                    "relapses": {"count": 1, "at": "2026-11-21T10:00:00Z"}},
+                    "needed": 1, "neededBefore": [{"units": 2, "until": "2026-11-21T11:57:00Z"}]},
                 "agentPools": [{"name": "spota", "role": "Spot", "vmSize": "D4", "machines": 3, "ready": 3,
                     "rank": {"position": 1, "why": "0.05 a unit"}, "avoidedFor": "Capacity",
                     "avoidedUntil": "2026-11-21T12:03:00Z"}],
@@ -286,8 +281,7 @@ mod tests {
             "spota (spot, D4): 3 machines, 3 ready; rank 1: 0.05 a unit; avoided for Capacity until",
             "FallbackAtLimit: fallback.maxNodes of 2 is reached",
             // In the order in which it comes.
-            "  - 2026-11-21T12:03:00Z, in 3m: on-demand may stand in for what was lost (fallback.after)\n  - 2026-11-21T12:03:00Z, in 3m: agent pool spota is tried again\n  - 2026-11-21T12:15:00Z, in 15m: more nodes",
-            "doubled 1 times",
+            "  - 2026-11-21T12:03:00Z, in 3m: on-demand may stand in for what was lost (fallback.after)\n  - 2026-11-21T12:03:00Z, in 3m: agent pool spota is tried again\n  - 2026-11-21T12:07:00Z, in 7m: more nodes",
             "FallbackAtLimit: set fallback.maxNodes, or raise it",
             "annotation spotpool.dev/failback-paused pauses failback",
         ] {

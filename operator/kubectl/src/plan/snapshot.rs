@@ -11,8 +11,8 @@ use rust_decimal::Decimal;
 use spotpool_core::floor::FloorMemory;
 use spotpool_core::upkeep::Upkeep;
 use spotpool_core::{
-    AgentPoolView, Answered, Autoscaler, DrainView, Losses, Market, Memory, NodeView, Probe, Relapses, Score,
-    Snapshot, Wishes,
+    AgentPoolView, Answered, Autoscaler, DrainView, Losses, Market, Memory, Needs, NodeView, PastNeed, Probe,
+    Relapses, Score, Snapshot, Wishes,
 };
 use spotpool_crds::eviction::EvictionNotice;
 use spotpool_crds::spot_pool::{AgentPoolStatus, Role};
@@ -167,6 +167,14 @@ fn memory(status: &SpotPoolStatus) -> Memory {
         lost_since: time(&status.capacity.lost_since),
         growth_since: time(&status.capacity.growth_since),
         surplus_since: time(&fallback.surplus_since),
+        needs: Needs {
+            units: number(fallback.needed),
+            before: fallback
+                .needed_before
+                .iter()
+                .map(|past| PastNeed { units: number(past.units), until: past.until.0 })
+                .collect(),
+        },
         paused_until: time(&fallback.paused_until),
         fallback_since: time(&fallback.since),
         failed_back_at: time(&fallback.failed_back_at),
