@@ -439,7 +439,7 @@ impl AgentPools {
         let machines = tokio::time::timeout(LONGEST_CONFIRMATION, self.azure.machines(name)).await;
         let machines =
             machines.map_err(|_| AzureError::over_budget("list of all its machines", UNSETTLED))??;
-        let fresh = self.azure.list().await?.into_iter().find(|fresh| fresh.name == name);
+        let fresh = self.azure.get(name).await?;
         let names: Vec<String> = machines.into_iter().map(|machine| machine.name).collect();
         let mut state = self.state();
         let entry = state.entry(name);
@@ -497,10 +497,9 @@ impl AgentPools {
         self.settle_put(name, outcome)
     }
 
-    /// From a list of this very moment, and with its ETag: whatever comes in between makes Azure refuse.
+    /// As it is this very moment, and with its ETag: whatever comes in between makes Azure refuse.
     async fn lower_count(&self, name: &str, count: u32) -> Result<Accepted, AzureError> {
-        let pools = self.azure.list().await?;
-        match pools.into_iter().find(|pool| pool.name == name) {
+        match self.azure.get(name).await? {
             Some(pool) if !pool.busy() && pool.etag.is_some() && pool.count > count => {
                 self.azure.correct_count(&pool, count).await
             }

@@ -18,6 +18,9 @@ pub trait AgentPools: Send + Sync {
     /// Every agent pool of the cluster.
     fn list(&self) -> BoxFuture<'_, Result<Vec<AgentPool>, AzureError>>;
 
+    /// One agent pool, `None` if it is not there. One request, where a list may have many pages, each of which waits for its turn.
+    fn get<'a>(&'a self, agent_pool: &'a str) -> BoxFuture<'a, Result<Option<AgentPool>, AzureError>>;
+
     /// Machines of one agent pool.
     fn machines<'a>(&'a self, agent_pool: &'a str) -> BoxFuture<'a, Result<Vec<Machine>, AzureError>>;
 

@@ -223,29 +223,36 @@ impl Arm {
         Ok(self.accepted(&self.wire.send(kind, request).await?))
     }
 
-    async fn get(&self, agent_pool: &str) -> Result<AgentPool, AzureError> {
-        let read_at = self.wire.now();
-        let body =
+    async fn read_one(&self, agent_pool: &str) -> Result<AgentPool, AzureError> {
+        let read =
             pipeline::get(&self.wire, &self.endpoint, &self.cluster, &self.version, agent_pool).await?;
-        body::agent_pool(understand(&body)?, read_at).map_err(not_understood)
+        body::agent_pool(understand(&read.body)?, read.at).map_err(not_understood)
     }
 }
 
 impl AgentPools for Arm {
     fn list(&self) -> BoxFuture<'_, Result<Vec<AgentPool>, AzureError>> {
         async {
-            // Before it is asked for: what happens meanwhile may not be in it.
-            let read_at = self.wire.now();
             let first = pipeline::list(&self.wire, &self.endpoint, &self.cluster, &self.version).await?;
             let mut pools = Vec::new();
-            for body in self.pages(first).await? {
+            for body in self.pages(first.body).await? {
                 // One agent pool that we cannot read must not hide the others.
-                match body::agent_pool(body, read_at) {
+                match body::agent_pool(body, first.at) {
                     Ok(pool) => pools.push(pool),
                     Err(why) => tracing::warn!(why, "an agent pool could not be read"),
                 }
             }
             Ok(pools)
+        }
+        .boxed()
+    }
+
+    fn get<'a>(&'a self, agent_pool: &'a str) -> BoxFuture<'a, Result<Option<AgentPool>, AzureError>> {
+        async move {
+            match self.read_one(agent_pool).await {
+                Err(error) if error.status == 404 && error.code != "ResourceGroupNotFound" => Ok(None),
+                read => read.map(Some),
+            }
         }
         .boxed()
     }
@@ -328,13 +335,9 @@ impl AgentPools for Arm {
             }
             let body = body::of(wanted)?;
             // Read first: a version without ETags would take the PUT as an update.
-            match self.get(&wanted.name).await {
-                Err(error) if error.status == 404 && error.code != "ResourceGroupNotFound" => {}
-                Err(error) => return Err(error),
-                Ok(agent_pool) => {
-                    let differences = body::differences(wanted, &agent_pool);
-                    return Ok(Created::AlreadyThere { agent_pool, differences });
-                }
+            if let Some(agent_pool) = self.get(&wanted.name).await? {
+                let differences = body::differences(wanted, &agent_pool);
+                return Ok(Created::AlreadyThere { agent_pool, differences });
             }
             let kind = Kind::Put(&wanted.name, Urgency::Routine);
             let absent = Some((IF_NONE_MATCH, HeaderValue::from_static("*")));
@@ -342,7 +345,7 @@ impl AgentPools for Arm {
                 Ok(accepted) => Ok(Created::Accepted(accepted)),
                 // Somebody made it in between.
                 Err(error) if error.status == 412 => {
-                    let agent_pool = self.get(&wanted.name).await?;
+                    let agent_pool = self.read_one(&wanted.name).await?;
                     let differences = body::differences(wanted, &agent_pool);
                     Ok(Created::AlreadyThere { agent_pool, differences })
                 }

@@ -8,6 +8,7 @@ use azure_mgmt_containerservice::package_preview_2023_01::{Client, ClientBuilder
 use bytes::Bytes;
 use futures::{StreamExt, future, stream};
 use http::Method;
+use jiff::Timestamp;
 use old_azure_core::auth::{AccessToken, TokenCredential, TokenResponse};
 use old_azure_core::error::{Error, ErrorKind};
 use old_azure_core::headers::Headers;
@@ -19,7 +20,7 @@ use url::Url;
 use crate::arm::ClusterId;
 use crate::error::AzureError;
 use crate::throttle::Kind;
-use crate::wire::{ApiVersion, Wire, not_understood, request};
+use crate::wire::{ApiVersion, SentAt, Wire, not_understood, request};
 
 /// Asks for the first page of agent pools through the SDK. Its own paging would pin what is to be followed
 /// verbatim, and drop what its models do not know: only the bytes are of use.
@@ -28,7 +29,7 @@ pub(crate) async fn list(
     endpoint: &Url,
     cluster: &ClusterId,
     version: &ApiVersion,
-) -> Result<Bytes, AzureError> {
+) -> Result<Read, AzureError> {
     let last = Arc::new(Last::new(wire.clone(), version.clone()));
     let mut pages = client(endpoint, last.clone())
         .agent_pools_client()
@@ -45,7 +46,7 @@ pub(crate) async fn get(
     cluster: &ClusterId,
     version: &ApiVersion,
     agent_pool: &str,
-) -> Result<Bytes, AzureError> {
+) -> Result<Read, AzureError> {
     let last = Arc::new(Last::new(wire.clone(), version.clone()));
     let answer = client(endpoint, last.clone())
         .agent_pools_client()
@@ -64,6 +65,13 @@ fn client(endpoint: &Url, last: Arc<Last>) -> Client {
         .build()
 }
 
+/// What Azure said, and as of when.
+#[derive(Debug)]
+pub(crate) struct Read {
+    pub(crate) body: Bytes,
+    pub(crate) at: Timestamp,
+}
+
 /// The pipeline's last policy: makes of the SDK's request one of ours, sends it and keeps the answer.
 ///
 /// What is taken over is the URL alone. So nothing that the pipeline adds reaches Azure (its user agent, its
@@ -72,7 +80,7 @@ fn client(endpoint: &Url, last: Arc<Last>) -> Client {
 struct Last {
     wire: Arc<Wire>,
     version: ApiVersion,
-    answer: Mutex<Option<Result<Bytes, AzureError>>>,
+    answer: Mutex<Option<Result<Read, AzureError>>>,
 }
 
 impl Last {
@@ -81,7 +89,7 @@ impl Last {
     }
 
     /// What Azure answered, whether or not the SDK could read it.
-    fn answer(&self, sdk: Option<Error>) -> Result<Bytes, AzureError> {
+    fn answer(&self, sdk: Option<Error>) -> Result<Read, AzureError> {
         let answer = self.answer.lock().unwrap_or_else(PoisonError::into_inner).take();
         answer.unwrap_or_else(|| {
             let why = sdk.map(|error| error.to_string()).unwrap_or_default();
@@ -99,10 +107,13 @@ impl Policy for Last {
             Ok(request) => self.wire.send(Kind::Read, request).await,
             Err(error) => Err(error),
         };
-        let answer = answer.map(http::Response::into_body);
+        let answer = answer.map(|answer| {
+            let at = answer.extensions().get().map_or_else(|| self.wire.now(), |SentAt(at)| *at);
+            Read { body: answer.into_body(), at }
+        });
         let said = match &answer {
-            Ok(body) => {
-                let body = stream::once(future::ready(Ok(body.clone())));
+            Ok(read) => {
+                let body = stream::once(future::ready(Ok(read.body.clone())));
                 Ok(Response::new(StatusCode::Ok, Headers::new(), Box::pin(body)))
             }
             Err(error) => Err(Error::new(ErrorKind::Other, error.clone())),

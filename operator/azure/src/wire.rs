@@ -89,6 +89,10 @@ impl fmt::Debug for Wire {
     }
 }
 
+/// When a request went out, which is after its turn came; an extension of its answer. What happens later may not be in that.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SentAt(pub(crate) Timestamp);
+
 impl Wire {
     pub(crate) fn now(&self) -> Timestamp {
         (self.clock)()
@@ -110,6 +114,7 @@ impl Wire {
             return Err(AzureError::new(Class::Conflict, "NotLeader", "the leader lease is lost"));
         }
         self.turn(kind).await?;
+        let sent = SentAt(self.now());
         let id = request_id();
         let headers = request.headers_mut();
         headers.insert(USER_AGENT, self.user_agent.clone());
@@ -125,7 +130,7 @@ impl Wire {
             Err(AzureError::new(Class::Transient, "Timeout", message))
         });
         let now = self.now();
-        let answer = match answer {
+        let mut answer = match answer {
             Ok(answer) => answer,
             Err(error) => {
                 tracing::debug!(%method, path, client_request_id = id, %error, "Azure gave no answer");
@@ -159,6 +164,7 @@ impl Wire {
             }
         }
         if status.is_success() {
+            answer.extensions_mut().insert(sent);
             return Ok(answer);
         }
         let error = AzureError::from_response(&answer);

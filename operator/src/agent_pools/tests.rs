@@ -37,6 +37,10 @@ impl spotpool_azure::AgentPools for Azure {
         async { Ok(vec![self.agent_pool()]) }.boxed()
     }
 
+    fn get<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Option<AgentPool>, AzureError>> {
+        unused()
+    }
+
     fn machines<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Vec<Machine>, AzureError>> {
         let machines = self.pool.lock().unwrap().2;
         async move { Ok((0..machines).map(|at| Machine::named(format!("m{at}"))).collect()) }.boxed()

@@ -96,6 +96,20 @@ async fn reads_wait_for_their_turn() {
     assert_eq!(arm.delete_machines("spota", &["m".into()]).await.unwrap_err().code, "LocalBudget");
 }
 
+/// Who confirms what it is about to write would find a list that had to wait too old, read again, and wait again, for ever.
+#[tokio::test(start_paused = true)]
+async fn what_was_read_is_as_old_as_its_request_and_not_as_the_wait_for_its_turn() {
+    let scripted = Scripted::new(|_| ok(&list(&[pool("spota", json!({}))])));
+    let arm = scripted.arm();
+    let (start, first) = (tokio::time::Instant::now(), arm.list().await.unwrap().remove(0).read_at);
+    for _ in 0..100 {
+        let read = arm.list().await.unwrap().remove(0).read_at;
+        // Answers take no time here.
+        assert_eq!(read.duration_since(first).unsigned_abs(), start.elapsed());
+    }
+    assert!(start.elapsed() >= seconds(60), "they had to wait");
+}
+
 #[tokio::test(start_paused = true)]
 async fn operations_have_a_budget_of_their_own() {
     let url = "https://management.azure.com/operations/1?x=1";
