@@ -233,7 +233,7 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
     let before = pool.status.clone().unwrap_or_default();
     let metered = Metered { context: &context, pool: &pool, gathered: &gathered, plan: &plan };
     metered.count(&outcome, &news, now);
-    let current = context.write_report(current, status.clone()).await?;
+    let current = Box::pin(context.write_report(current, status.clone())).await?;
     metered.tell(&before, &status, cost);
     context.parts.workloads.cost(&pool, &gathered, &plan);
     let reference = pool.object_ref(&());
