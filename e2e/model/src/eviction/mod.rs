@@ -1,7 +1,7 @@
 //! How one noticed node is emptied: by its agent, which may die and come back at any moment, or by the operator in its
 //! stead.
 //!
-//! What is decided, asked of pods and written on the Node is the programs' own code ([`agent`], [`operator`], [`drain`]).
+//! What is decided, asked of pods and written on the Node is the programs' own code (`agent`, `operator`, `drain`).
 //! What lies between is written down there, after the files that are named.
 //!
 //! Time goes in steps from one moment at which something may be due to the next. In between, whatever can happen may
