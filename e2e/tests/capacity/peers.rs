@@ -189,7 +189,8 @@ fn a_pool_that_decays_over_night_is_whole_after_each_loss() {
 fn on_demand_is_asked_for_at_once_and_spot_comes_back() {
     run(async {
         let scene = Scene::set("comeback").await;
-        let failback = json!({"stabilization": "1s", "minOnDemandLifetime": "1s", "maxConcurrent": 2});
+        let failback =
+            json!({"stabilization": "1s", "minOnDemandLifetime": "1s", "maxConcurrent": 2, "probe": "0s"});
         scene.begin(2, json!({"fallback": {"maxNodes": 2}, "failback": failback})).await;
         scene.ready("both on spot", 2).await;
         for pool in ["comebacka", "comebackb"] {

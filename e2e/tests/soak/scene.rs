@@ -117,7 +117,7 @@ impl Scene {
         let budgets: Api<PodDisruptionBudget> = Api::namespaced(self.stage.world.client.clone(), NAME);
         let nodes = self.soak.nodes;
         for (name, replicas, operator, unavailable) in [
-            ("web", 2 * nodes, "NotIn", json!("25%")),
+            ("web", 2 * nodes, "NotIn", json!("100%")),
             ("free", nodes, "NotIn", json!("100%")),
             ("held", 4, "In", json!(0)),
             ("goes", 4, "In", json!("100%")),
