@@ -41,7 +41,7 @@ struct Args {
     /// Use this cluster in place of one of our own. Its nodes must be kwok's.
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
-    /// Azure's times: VMs boot in 100 s, failback waits 10 min. Takes about half an hour.
+    /// Azure's times: VMs boot in 100 s, failback by its defaults, 3 min and one node first. Takes many minutes.
     #[arg(long)]
     real_times: bool,
     /// Programs as they are shipped (a longer build).
