@@ -101,6 +101,8 @@ pub struct Machine {
     pub noticed_at: Option<Timestamp>,
     pub dies_at: Option<Timestamp>,
     pub drain: Option<(Timestamp, Timestamp)>,
+    /// When its drain was taken back: its agent opens it after that, not in the same instant.
+    pub taken_back_at: Option<Timestamp>,
     /// Of the drain.
     pub reason: DrainReason,
     /// Whether another SpotPool had asked for it.
@@ -268,7 +270,7 @@ impl World {
                     name: machine.name.clone(),
                     agent_pool: pool.name.clone(),
                     created: machine.node_at,
-                    ready: machine.drain.is_none(),
+                    ready: machine.is_open(self.now),
                     rehearsed: false,
                     cordoned: false,
                     noticed: machine.noticed_at,
@@ -527,6 +529,7 @@ impl World {
             Action::WithdrawDrain { node, .. } => {
                 let machine = self.machine(node);
                 machine.drain = None;
+                machine.taken_back_at = Some(now);
                 machine.foreign = false;
             }
             Action::CreateAgentPool { .. } => panic!("every agent pool is there: {action:?}"),
@@ -618,10 +621,16 @@ impl World {
     /// Units that are ready.
     pub fn ready(&self, role: Role) -> u32 {
         let serving = |machine: &&Machine| {
-            machine.node_at <= self.now && machine.dies_at.is_none() && machine.drain.is_none()
+            machine.node_at <= self.now && machine.dies_at.is_none() && machine.is_open(self.now)
         };
         let pools = self.pools.iter().filter(|pool| pool.role == role);
         pools.map(|pool| pool.machines.iter().filter(serving).count() as u32 * pool.units).sum()
+    }
+}
+
+impl Machine {
+    fn is_open(&self, now: Timestamp) -> bool {
+        self.drain.is_none() && self.taken_back_at.is_none_or(|at| at < now)
     }
 }
 
@@ -677,6 +686,7 @@ impl Pool {
             noticed_at: None,
             dies_at: None,
             drain: None,
+            taken_back_at: None,
             reason: DrainReason::Failback,
             foreign: false,
             blocked: false,
