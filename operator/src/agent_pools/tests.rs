@@ -2,8 +2,15 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use jiff::SignedDuration;
 use serde_json::json;
+use spotpool_azure::{
+    Accepted, Class, CreateAgentPool, Created, Machine, OperationOutcome, OperationUrl, Urgency,
+};
 
+use super::entry::Joining;
 use super::*;
 
 const SPOT: &str = "spota";
