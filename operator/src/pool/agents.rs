@@ -2,7 +2,7 @@
 
 use spotpool_crds::{Duration, Reason, SpotPoolStatus};
 
-use super::report::Verdict;
+use super::conditions::Verdict;
 use crate::workloads::AgentsTold;
 
 /// Its type.

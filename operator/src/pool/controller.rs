@@ -23,7 +23,7 @@ use super::gather::{Gathered, gather};
 use super::metered::Metered;
 use super::pace::Pace;
 use super::refused::{AFTER_REFUSAL, Refused};
-use super::{Error, money, release, report};
+use super::{Error, events, money, release, report};
 use crate::agent_pools::AgentPools;
 use crate::backup_drain::BackupDrains;
 use crate::market::Market;
@@ -200,7 +200,7 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
         current = context.write_status(current, intended).await?;
     }
     for step in plan.steps.iter().skip(1).filter(|_| !plan.actions.is_empty()) {
-        let event_id = report::answers(step.reason.as_ref(), &gathered.notices);
+        let event_id = events::answers(step.reason.as_ref(), &gathered.notices);
         tracing::info!(
             pool = pool.name_any(), reason = %step.reason, agent_pool = step.agent_pool, event_id, "{}", step.message
         );
@@ -223,11 +223,11 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
         || release::return_minimums(&context.parts.agent_pools, &gathered.minimums).await;
 
     let status = report::status(&current, &gathered, &plan, &intentions, &outcome, now);
-    let mut events = report::events(&pool.status.clone().unwrap_or_default(), &status, &plan, &outcome);
+    let mut events = events::of_pass(&pool.status.clone().unwrap_or_default(), &status, &plan, &outcome);
     events.extend(money::overridden(&pool, &status));
     events.extend(context.parts.backup_drains.news(&pool).into_iter().map(|news| {
-        let event = report::event(Reason::BackupDrain, news.is_warning, news.note);
-        report::about_node(Event { action: news.action.into(), ..event }, &news.node)
+        let event = events::event(Reason::BackupDrain, news.is_warning, news.note);
+        events::about_node(Event { action: news.action.into(), ..event }, &news.node)
     }));
     let cost = report::floor_cost(&pool, &gathered, &plan);
     let before = pool.status.clone().unwrap_or_default();
@@ -237,7 +237,7 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
     metered.tell(&before, &status, cost);
     context.parts.workloads.cost(&pool, &gathered, &plan);
     let reference = pool.object_ref(&());
-    for event in events.into_iter().map(|event| report::naming(event, &gathered.notices)) {
+    for event in events.into_iter().map(|event| events::naming(event, &gathered.notices)) {
         // Events tell, they do not decide: one that is lost changes nothing.
         if let Err(error) = context.recorder.publish(&event, &reference).await {
             tracing::warn!(%error, reason = event.reason, "Event not published");

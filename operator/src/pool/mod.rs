@@ -3,10 +3,12 @@
 pub mod act;
 pub mod agents;
 pub mod bills;
+mod conditions;
 mod controller;
 mod creation;
 pub mod doomed;
 mod drains;
+mod events;
 pub mod gather;
 mod metered;
 pub mod money;

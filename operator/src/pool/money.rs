@@ -15,7 +15,7 @@ use spotpool_crds::spot_pool::{
 };
 use spotpool_crds::{Reason, SpotPool, SpotPoolStatus, names};
 
-use super::report::event;
+use super::events::event;
 use crate::agent_pools::Known;
 use crate::market::decimal;
 

@@ -4,7 +4,7 @@ use kube::runtime::events::{Event, EventType};
 use spotpool_crds::Reason;
 use spotpool_crds::spot_pool::ObjectiveStatus;
 
-use super::report::Verdict;
+use super::conditions::Verdict;
 
 /// Condition `ObjectiveMet`: whether error budget is left, and why that may not last.
 pub(super) fn verdict(objective: &ObjectiveStatus) -> Verdict {
