@@ -16,7 +16,8 @@ use spotpool_crds::spot_pool::{BlockedBudget, PdbFloor, Role};
 
 use super::Known;
 use super::agents::AgentsTold;
-use super::read::{Labels, Running, Stays, matches, requirements, resources, taint};
+use super::read::{Running, Stays, matches, requirements, resources, taint};
+use super::shared::Labels;
 use crate::watches::{agent_pool_of, is_ready};
 
 /// How long a budget must have let no pod go before it is told of: each rollout blocks some for moments.

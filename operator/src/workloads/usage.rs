@@ -8,7 +8,7 @@ use spotpool_core::allocation::{NONE, Usage, keep_largest};
 use spotpool_core::scheduling::Resources;
 
 use super::Known;
-use super::read::label;
+use super::shared::label;
 use super::survey::{Scope, allocatable};
 use crate::watches::agent_pool_of;
 
