@@ -259,7 +259,7 @@ async fn sign_in(shared: &Shared, client: &Client, node: &str, pod: &Pod) -> Res
 }
 
 /// A token that names this very Pod, as the kubelet would project it.
-async fn issue(client: &Client, pod: &Pod) -> Result<String> {
+pub async fn issue(client: &Client, pod: &Pod) -> Result<String> {
     let namespace = pod.namespace().unwrap_or_default();
     let account =
         pod.spec.as_ref().and_then(|spec| spec.service_account_name.clone()).unwrap_or("default".into());

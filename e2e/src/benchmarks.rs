@@ -167,7 +167,11 @@ const MANY_NODES: Part = &[
     ("mass_evict_50x20", "the same until the last of their 1,000 evictions is accepted"),
     (
         "mass_evict_vs_raw",
-        "first eviction received to last accepted, against [the raw limit](#what-the-raw-limit-is)",
+        "first eviction received to last accepted, against [the raw limit](#what-the-raw-limit-is): bare programs that hear of it over a second, as whoever polls",
+    ),
+    (
+        "mass_evict_vs_same_instant",
+        "the same against bare programs that all begin in the same instant, as nobody can who polls",
     ),
 ];
 

@@ -13,16 +13,16 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use k8s_openapi::api::authentication::v1::TokenRequest;
-use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::policy::v1::Eviction;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, ObjectMeta, Preconditions};
-use kube::api::PostParams;
+use kube::api::ListParams;
 use kube::client::ConfigExt;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Config};
-use serde_json::{from_str, json, to_string};
-use spotpool_e2e::{World, objects, world::SYSTEM_NAMESPACE};
+use serde_json::{from_str, to_string};
+use spotpool_e2e::agents::issue;
+use spotpool_e2e::{World, world::SYSTEM_NAMESPACE};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 
@@ -42,14 +42,19 @@ pub struct Raw {
 }
 
 impl Raw {
-    /// Writes the kubeconfig that it signs in with, as the agents' ServiceAccount.
+    /// Writes the kubeconfig that it signs in with: as an agent, whose evictions the chart's policy admits on every node.
     pub async fn sign_in(world: &World) -> Result<PathBuf> {
-        let accounts: Api<ServiceAccount> = Api::namespaced(world.client.clone(), SYSTEM_NAMESPACE);
-        let request: TokenRequest =
-            objects::object(json!({"metadata": {}, "spec": {"audiences": [], "expirationSeconds": 3600}}))?;
         let account = "spotpool-node-agent";
-        let request = accounts.create_token_request(account, &PostParams::default(), &request).await?;
-        let token = request.status.context("the apiserver gave no token")?.token;
+        let pods: Api<Pod> = Api::namespaced(world.client.clone(), SYSTEM_NAMESPACE);
+        let is_agent = |pod: &Pod| {
+            pod.spec.as_ref().is_some_and(|spec| {
+                spec.node_name.is_some() && spec.service_account_name.as_deref() == Some(account)
+            })
+        };
+        let pods = pods.list(&ListParams::default()).await?;
+        let agent =
+            pods.iter().find(|pod| is_agent(pod)).context("no agent runs whose token it could have")?;
+        let token = issue(&world.client, agent).await?;
         let kubeconfig = world.cluster.dir().join("raw.kubeconfig");
         world.cluster.service_account_kubeconfig(SYSTEM_NAMESPACE, account, &token, &kubeconfig)?;
         Ok(kubeconfig)
