@@ -12,6 +12,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use kube::Api;
 use serde_json::{Value, json};
 use spotpool_azure_sim::api::PoolSpec;
+use spotpool_crds::SpotPoolStatus;
 use spotpool_e2e::collector::Collector;
 use spotpool_e2e::picture::{Account, Machine, Moment, Service};
 use spotpool_e2e::timeline::{Actor, Seen, Timeline};
@@ -167,6 +168,12 @@ async fn demo(args: &Args, spec: Value, watching: &AtomicBool) -> Result<()> {
     stage
         .status_is("workers", "the SpotPool to be ready", |status| {
             status.conditions.iter().any(|it| it.type_ == "Ready" && it.status == "True")
+        })
+        .await?;
+    // Plans do not wait for prices: an eviction in its first seconds would be answered without any.
+    stage
+        .status_is("workers", "the price of each agent pool to be known", |status| {
+            status.agent_pools.iter().all(|pool| pool.price.is_some())
         })
         .await?;
     let timeline = Timeline::start(&world.client, &world.sim, NAMESPACE, true);
@@ -429,18 +436,33 @@ fn merge(line: &mut Value, more: Value) {
     }
 }
 
+/// What all of it costs, and saves.
+fn cost(status: &SpotPoolStatus) -> String {
+    let Some(money) = &status.money else { return String::new() };
+    let hourly = money.hourly.as_ref().map(|hourly| format!("; {} {} an hour", hourly.total, money.currency));
+    let saving = money.saving_percent.map(|percent| format!(", {percent} % less than on demand"));
+    hourly.unwrap_or_default() + &saving.unwrap_or_default()
+}
+
 /// The pools as a table.
 async fn show(stage: &Stage<'_>, when: &str) -> Result<()> {
     let status = stage.status("workers").await?;
     println!(
-        "\n{when}: {} of {} ready, {} on fallback",
-        status.ready_replicas, status.replicas, status.fallback.nodes
+        "\n{when}: {} of {} ready, {} on fallback{}",
+        status.ready_replicas,
+        status.replicas,
+        status.fallback.nodes,
+        cost(&status)
     );
-    println!("  {:<10} {:<9} {:<18} {:>5} {:>8} {:>5}", "POOL", "ROLE", "SIZE", "COUNT", "MACHINES", "READY");
+    println!(
+        "  {:<10} {:<9} {:<18} {:>5} {:>8} {:>5} {:>9}",
+        "POOL", "ROLE", "SIZE", "COUNT", "MACHINES", "READY", "USD/HOUR"
+    );
     for pool in &status.agent_pools {
         let role = pool.role.map(|role| format!("{role:?}")).unwrap_or_default();
+        let price = pool.price.as_ref().map(|price| price.hourly.as_str()).unwrap_or_default();
         println!(
-            "  {:<10} {:<9} {:<18} {:>5} {:>8} {:>5}",
+            "  {:<10} {:<9} {:<18} {:>5} {:>8} {:>5} {price:>9}",
             pool.name, role, pool.vm_size, pool.count, pool.machines, pool.ready
         );
     }

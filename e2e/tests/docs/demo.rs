@@ -35,6 +35,7 @@ fn without_fallback_the_demo_shows_spot_alone_and_draws_it() {
         serde_json::from_slice(output.stdout.split(|it| *it == b'\n').rfind(|it| !it.is_empty()).unwrap())
             .unwrap();
     assert_eq!((&figures["demo"], &figures["podsKilledWithVm"]), (&"ok".into(), &0.into()), "{said}");
+    assert!(said.contains("0.0845") && said.contains(" % less than on demand"), "{said}");
     assert!(said.contains("ReplaceEvicted") && !said.contains("FallbackForShortfall"), "{said}");
     let account: Account =
         serde_json::from_slice(&std::fs::read(picture.with_extension("json")).unwrap()).unwrap();
