@@ -73,7 +73,7 @@ pub enum DrainPhase {
     Drained,
     /// `notAfter` came first; the node was given back.
     TimedOut,
-    /// The request was taken back; the node was given back.
+    /// It was drained for a rehearsal, whose time is over, and nobody has taken the request back; the node was given back.
     Cancelled,
 }
 

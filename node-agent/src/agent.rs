@@ -312,9 +312,7 @@ impl Agent {
                 Some(notice) if notice.by == Claimant::NodeAgent => return self.give_back(Phase::Over),
                 Some(notice) => match claim::unnamed(&notice, node.boot_id(), hearing, now()) {
                     Unnamed::GiveBack(phase) => return self.give_back(phase),
-                    Unnamed::LookAgain(time) => {
-                        self.look_again = Some(self.look_again.map_or(time, |known| known.min(time)));
-                    }
+                    Unnamed::LookAgain(time) => self.look_again_at(time),
                 },
                 None => {}
             }
@@ -336,7 +334,18 @@ impl Agent {
         }
         let status = node.drain_status();
         if let Some(asked) = asked {
-            if status.is_none_or(|status| status.id != asked.id || !status.phase.is_final()) {
+            let ended = status.filter(|status| status.id == asked.id && status.phase.is_final());
+            if let Some(status) = ended {
+                let Some(opens_at) = voluntary::opens_at(&asked, &status) else { return };
+                if now() < opens_at {
+                    self.look_again_at(opens_at);
+                } else if !marks::drain_cancelled(&node).is_done(&node) {
+                    tracing::info!(request = asked.id, node = self.context.node.name(), reason = %Reason::NodeNeededAgain, "the rehearsal is over, and nobody takes its request back");
+                    self.tidy(|context| async move {
+                        context.node.write(marks::drain_cancelled, || ()).await;
+                    });
+                }
+            } else {
                 let stop = CancellationToken::new();
                 let flow = voluntary::run(self.context.clone(), asked.clone(), stop.clone());
                 self.work.spawn(async move {
@@ -353,6 +362,10 @@ impl Agent {
                 context.node.write(marks::drain_forgotten, || ()).await;
             });
         }
+    }
+
+    fn look_again_at(&mut self, time: Timestamp) {
+        self.look_again = Some(self.look_again.map_or(time, |known| known.min(time)));
     }
 
     /// Takes marks off that no flow of ours takes off, with what is known of how the event ended before `phase`.

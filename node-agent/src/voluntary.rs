@@ -4,8 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use spotpool_crds::Reason;
-use spotpool_crds::voluntary_drain::{DrainPhase, DrainRequest, DrainStatus};
+use spotpool_crds::voluntary_drain::{DrainPhase, DrainReason, DrainRequest, DrainStatus};
 use spotpool_drain::{Answer, Drain, Ending, Observer, Pod, Progress, Terms};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -15,9 +16,20 @@ use crate::context::Context;
 use crate::edit::Edit;
 use crate::marks;
 use crate::telling::{Cause, Telling};
+use crate::time::later;
 
 /// Progress is written this often at most; an end is written at once.
 const WRITE_PAUSE: Duration = Duration::from_secs(2);
+
+/// How long after its time whoever asked for a rehearsal has to take the request back.
+const WITHDRAWN_WITHIN: Duration = Duration::from_secs(15);
+
+/// When a node that was drained for a rehearsal opens though the request stands: no operator leads then, and pods have no
+/// reason to stay away from a VM that goes on.
+pub fn opens_at(request: &DrainRequest, status: &DrainStatus) -> Option<Timestamp> {
+    let is_rehearsed = request.reason == DrainReason::Drill && status.phase == DrainPhase::Drained;
+    is_rehearsed.then(|| later(request.not_after, WITHDRAWN_WITHIN))
+}
 
 /// Drains as `request` asks and answers on the Node. `stop` ends it where it is: what then becomes of the Node is
 /// decided by what stands on it.
@@ -152,5 +164,41 @@ impl Observer for Hears<'_> {
             (status.pods_left, status.blocking_pdbs) = (progress.left, blocking);
             changed
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use DrainReason::{Drill, Failback, Manual, Repair, ScaleDown};
+
+    /// A failback that is opened again comes back as a machine that nobody needs; a rehearsal that is not keeps one closed.
+    #[test]
+    fn only_a_rehearsal_that_was_drained_ends_by_itself() {
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        let opens = |reason, phase| {
+            let request = DrainRequest {
+                id: "1".into(),
+                reason,
+                voluntary: true,
+                not_after: at("2026-01-01T00:00:30Z"),
+                spot_pool: None,
+            };
+            let status = DrainStatus {
+                id: "1".into(),
+                phase,
+                pods_left: 0,
+                blocking_pdbs: Vec::new(),
+                cordoned: true,
+            };
+            opens_at(&request, &status)
+        };
+        assert_eq!(opens(Drill, DrainPhase::Drained), Some(at("2026-01-01T00:00:45Z")));
+        for phase in [DrainPhase::Draining, DrainPhase::TimedOut, DrainPhase::Cancelled] {
+            assert_eq!(opens(Drill, phase), None, "{phase:?}");
+        }
+        for reason in [Failback, ScaleDown, Repair, Manual] {
+            assert_eq!(opens(reason, DrainPhase::Drained), None, "{reason:?}");
+        }
     }
 }

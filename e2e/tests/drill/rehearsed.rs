@@ -1,10 +1,12 @@
 //! Drains are rehearsed.
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::DeleteParams;
 use kube::{Api, ResourceExt};
 use serde_json::json;
 use spotpool_crds::drill::DrillPhase;
+use spotpool_crds::names;
+use spotpool_e2e::objects::takes_pods;
 use spotpool_e2e::{OperatorOptions, eventually, run};
 
 use crate::{EVICTIONS, drill, drill_is, drills, is_open, ordered, over, pod, whole, world};
@@ -65,6 +67,41 @@ fn a_drill_that_is_deleted_in_the_middle_leaves_no_node_closed() {
         drills(&stage).delete("d", &DeleteParams::default()).await.unwrap();
         eventually("the node to be open", async || {
             Ok(stage.nodes("deleteda").await?.iter().all(is_open).then_some(()))
+        })
+        .await
+        .unwrap();
+        assert_eq!(ordered(&stage).await, 0);
+        operator.stop().await.unwrap();
+    });
+}
+
+/// Where nobody leads, nobody takes the request back: the agent knows by itself that the VM stays.
+#[test]
+fn a_rehearsed_node_opens_by_itself_while_no_operator_leads() {
+    run(async {
+        let _calm = EVICTIONS.read().await;
+        let options = OperatorOptions::default();
+        let (stage, operator) = whole(world().await, "alone", 1, &options).await.unwrap();
+        drill(&stage, "d", json!({"amount": {"all": true}, "notice": "10s"})).await.unwrap();
+        drill_is(&stage, "d", "the node to be drained", |status| {
+            let run = status.run.as_ref();
+            run.is_some_and(|run| run.targets.iter().any(|target| target.drained_at.is_some()))
+        })
+        .await
+        .unwrap();
+        operator.process.kill().unwrap();
+        eventually("the node to take pods though the request stands", async || {
+            let nodes = stage.nodes("alonea").await?;
+            let is_asked = |node: &Node| node.annotations().contains_key(names::DRAIN_REQUEST_ANNOTATION);
+            Ok(nodes.iter().all(|node| takes_pods(node) && is_asked(node)).then_some(()))
+        })
+        .await
+        .unwrap();
+        let operator = stage.operator(&options).await.unwrap();
+        let status = over(&stage, "d").await.unwrap();
+        assert_eq!(status.phase, Some(DrillPhase::Succeeded), "{status:?}");
+        eventually("nothing to be left of it", async || {
+            Ok(stage.nodes("alonea").await?.iter().all(is_open).then_some(()))
         })
         .await
         .unwrap();

@@ -131,6 +131,18 @@ pub fn drain_timed_out(node: &Node, wanted: &DrainStatus) -> Edit {
     }
 }
 
+/// Gives a drained node back though the drain is asked for still. Nothing while others hold the node closed, too.
+pub fn drain_cancelled(node: &Node) -> Edit {
+    let Some(last) = node.drain_status().filter(|status| status.phase == DrainPhase::Drained) else {
+        return Edit::default();
+    };
+    if last.cordoned && node.spec.unschedulable && node.is_closed_by_others() {
+        return Edit::default();
+    }
+    let given_back = given_back(node, last.cordoned);
+    with(answer(&DrainStatus { phase: DrainPhase::Cancelled, cordoned: false, ..last }), given_back)
+}
+
 /// Gives the node back because nobody asks for a drain any more, and takes the answer off with it. Nothing while
 /// somebody asks, or while others hold the node closed, too.
 pub fn drain_forgotten(node: &Node) -> Edit {

@@ -259,6 +259,20 @@ fn a_node_is_given_back_as_it_was() {
     let theirs = drain_timed_out(&asked(&cordoned, "1", Some(("1", "Draining", false))), &status);
     assert_eq!(theirs.unschedulable, None);
 
+    // Pods that wait for a node must not wait for an operator that does not come back.
+    let rehearsed = asked(&cordoned, "1", Some(("1", "Drained", true)));
+    let edit = drain_cancelled(&rehearsed);
+    assert_eq!(edit.unschedulable, Some(false));
+    let told = status_in(&edit).unwrap();
+    assert_eq!((told.phase, told.cordoned), (DrainPhase::Cancelled, false));
+    let theirs = drain_cancelled(&asked(&cordoned, "1", Some(("1", "Drained", false))));
+    assert_eq!(theirs.unschedulable, None);
+    let goes_on = drain_cancelled(&asked(&cordoned, "1", Some(("1", "Draining", true))));
+    assert_eq!(goes_on, Edit::default());
+    let mut remediated = rehearsed;
+    remediated.spec.taints = Some(vec![json!({"key": AKS, "effect": "NoSchedule"})]);
+    assert_eq!(drain_cancelled(&remediated), Edit::default(), "AKS would have to close it again");
+
     let mut forgotten = asked(&cordoned, "1", Some(("1", "Drained", true)));
     assert_eq!(drain_forgotten(&forgotten), Edit::default(), "still asked for");
     forgotten.metadata.annotations.as_mut().unwrap().remove(names::DRAIN_REQUEST_ANNOTATION);

@@ -96,7 +96,7 @@ fn rehearsed(target: &mut Target, node: Option<&Node>, run: &str, is_late: bool,
     if let Some((_, phase, left)) = node.drain.as_ref().filter(|(request, ..)| *request == id) {
         at(&mut target.noticed_at, true, "its agent drains");
         at(&mut target.cordoned_at, node.closed, "closed");
-        at(&mut target.drained_at, *phase == DrainPhase::Drained, "drained");
+        at(&mut target.drained_at, matches!(phase, DrainPhase::Drained | DrainPhase::Cancelled), "drained");
         target.pods.left = *left as i32;
         target.pods.evicted = target.pods.before.saturating_sub(target.pods.left).max(0);
     }
