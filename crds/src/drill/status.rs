@@ -237,6 +237,19 @@ pub struct UnitsReady {
     /// Wanted and not ready, in unit-seconds, until `since`.
     #[serde(default)]
     pub short_unit_seconds: i64,
+    /// How that went, the oldest first, at most 64: where there was more, every other is left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub course: Vec<ReadyAt>,
+}
+
+/// So many units were ready from then on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ReadyAt {
+    /// Since when.
+    pub at: Time,
+    /// How many.
+    pub ready: i32,
 }
 
 /// Something that happened.

@@ -87,23 +87,32 @@ fn azure_evicts_the_nodes_of_a_drill_and_it_tells_how_they_were_drained_and_repl
     });
 }
 
-/// The report, by the plugin: each node and each expectation in it, and nothing that has to be fetched.
+/// What the plugin says of drills: each node and each expectation in the report, and nothing that has to be fetched.
 async fn report(stage: &spotpool_e2e::Stage<'_>, nodes: &[String]) {
-    let mut said = Vec::new();
-    for format in ["markdown", "html"] {
+    let plugin = async |args: &[&str]| {
         let mut command = Command::new(&stage.world.programs.kubectl_plugin);
-        command.args(["drill", "report", "d", "-n", "evicted", "-o", format]).env_clear();
+        command.arg("drill").args(args).args(["-n", "evicted"]).env_clear();
         command.env("KUBECONFIG", stage.world.cluster.admin_kubeconfig());
         let output = command.output().await.unwrap();
-        let text = String::from_utf8(output.stdout).unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8(output.stdout).unwrap();
+        println!("$ kubectl spotpool drill {} -n evicted\n{text}", args.join(" "));
+        text
+    };
+    let listed = plugin(&["list"]).await;
+    assert!(listed.contains("Succeeded") && listed.contains("evicted"), "{listed}");
+    let mut said = Vec::new();
+    for format in ["markdown", "html"] {
+        let text = plugin(&["report", "d", "-o", format]).await;
         for wanted in nodes.iter().map(String::as_str).chain(["replacedWithin", "Succeeded", "1 of 3"]) {
             assert!(text.contains(wanted), "`{wanted}` is not in\n{text}");
         }
         said.push(text);
     }
     assert!(
-        said[1].contains("<svg") && !said[1].contains("<script") && !said[1].contains("src="),
+        said[1].contains("ready units over time")
+            && !said[1].contains("<script")
+            && !said[1].contains("src="),
         "{}",
         said[1]
     );

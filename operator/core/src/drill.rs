@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use spotpool_crds::drill::{
-    DrillMethod, DrillPhase, DrillRun, EvictionDrillSpec, EvictionDrillStatus, Moment, PastRun, Target,
-    UnitsReady,
+    DrillMethod, DrillPhase, DrillRun, EvictionDrillSpec, EvictionDrillStatus, Moment, PastRun, ReadyAt,
+    Target, UnitsReady,
 };
 use spotpool_crds::eviction::{Phase, PodCounts};
 use spotpool_crds::voluntary_drain::DrainPhase;
@@ -252,6 +252,7 @@ impl Draft<'_> {
             now: ready as i32,
             since: Some(Time(self.now)),
             short_unit_seconds: 0,
+            course: vec![ReadyAt { at: Time(self.now), ready: ready as i32 }],
         };
         self.status.run = Some(DrillRun { started_at: Some(Time(self.now)), units, ..run });
         let words = format!("takes {nodes}");

@@ -1,11 +1,14 @@
 //! How far the nodes of a run are, and how many units are ready meanwhile.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use spotpool_crds::drill::{DrillMethod, DrillRun, Target};
+use spotpool_crds::drill::{DrillMethod, DrillRun, ReadyAt, Target};
 use spotpool_crds::eviction::Phase;
 use spotpool_crds::voluntary_drain::DrainPhase;
 
 use super::{Draft, Node, later, note, request_id};
+
+/// Points of [`UnitsReady::course`](spotpool_crds::drill::UnitsReady::course).
+const MOST_OF_COURSE: usize = 64;
 
 impl Draft<'_> {
     /// Takes in what is seen of the nodes of `run`.
@@ -38,14 +41,22 @@ impl Draft<'_> {
 
     /// Units that are ready, and which nodes have been replaced by that.
     fn measure(&self, run: &mut DrillRun) {
-        let ready = self.ready_units() as i32;
+        let (ready, now) = (self.ready_units() as i32, Time(self.now));
         let units = &mut run.units;
         if ready != units.now {
             let since = units.since.as_ref().map_or(self.now, |since| since.0);
             let seconds = self.now.duration_since(since).as_secs().max(0);
             units.short_unit_seconds += i64::from((units.wanted - units.now).max(0)) * seconds;
-            (units.now, units.since) = (ready, Some(Time(self.now)));
+            (units.now, units.since) = (ready, Some(now.clone()));
             units.lowest = units.lowest.min(ready);
+            if units.course.len() >= MOST_OF_COURSE {
+                let mut at = 0;
+                units.course.retain(|_| {
+                    at += 1;
+                    at % 2 == 1
+                });
+            }
+            units.course.push(ReadyAt { at: now, ready });
         }
         // What is ready again replaces those that were noticed first.
         let mut noticed: Vec<&mut Target> =
