@@ -12,8 +12,8 @@ use k8s_openapi::api::flowcontrol::v1::{FlowSchema, PriorityLevelConfiguration};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::ListParams;
-use kube::{Api, Client, ResourceExt};
-use spotpool_crds::{SpotPool, names};
+use kube::{Api, Client, CustomResourceExt, ResourceExt};
+use spotpool_crds::{EvictionDrill, SpotPool, names};
 
 use super::rights::{self, Missing};
 use crate::Error;
@@ -28,8 +28,8 @@ pub struct Facts {
     pub behind: Option<SignedDuration>,
     /// SpotPools.
     pub pools: Vec<SpotPool>,
-    /// Our CRD; absent in it if there is none.
-    pub crd: Option<Vec<CustomResourceDefinition>>,
+    /// Our CRDs, those that there are.
+    pub crds: Option<Vec<CustomResourceDefinition>>,
     /// The operator's Leases.
     pub leases: Option<Vec<Lease>>,
     /// Operator and agent Pods.
@@ -116,7 +116,7 @@ impl Facts {
             now: cluster.now(),
             behind: cluster.behind,
             pools,
-            crd: list(client, &by_name(crate::cluster::SPOT_POOLS)).await,
+            crds: crds(client).await,
             leases,
             programs,
             daemon_sets,
@@ -146,6 +146,14 @@ impl Facts {
 fn is_agents(set: &DaemonSet) -> bool {
     let labels = set.spec.as_ref().and_then(|spec| spec.template.metadata.as_ref()?.labels.as_ref());
     labels.and_then(|labels| labels.get(names::APP_NAME_LABEL)).is_some_and(|it| it == names::AGENT_APP_NAME)
+}
+
+async fn crds(client: &Client) -> Option<Vec<CustomResourceDefinition>> {
+    let mut found = Vec::new();
+    for name in [SpotPool::crd_name(), EvictionDrill::crd_name()] {
+        found.extend(list(client, &ListParams::default().fields(&format!("metadata.name={name}"))).await?);
+    }
+    Some(found)
 }
 
 async fn list<K>(client: &Client, params: &ListParams) -> Option<Vec<K>>

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::{CustomResourceExt, ResourceExt};
 use serde_json::Value;
-use spotpool_crds::{SpotPool, names};
+use spotpool_crds::{EvictionDrill, SpotPool, names};
 
 use super::rights::Missing;
 use super::{Facts, Finding, Found, Level};
@@ -44,9 +45,7 @@ fn fields(schema: &Value, path: &str, into: &mut BTreeSet<String>) {
     }
 }
 
-fn fields_of(
-    crd: &k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
-) -> BTreeSet<String> {
+fn fields_of(crd: &CustomResourceDefinition) -> BTreeSet<String> {
     let mut known = BTreeSet::new();
     let version = crd.spec.versions.iter().find(|version| version.name == "v1alpha1");
     let schema = version.and_then(|version| version.schema.as_ref()?.open_api_v3_schema.as_ref());
@@ -57,21 +56,38 @@ fn fields_of(
     known
 }
 
+/// What we install of the API: its definition, its file, and what there is none of without it.
+fn kinds() -> [(CustomResourceDefinition, &'static str, &'static str); 2] {
+    [
+        (SpotPool::crd(), "spotpools", "no SpotPool can be made"),
+        (EvictionDrill::crd(), "evictiondrills", "no eviction can be rehearsed"),
+    ]
+}
+
 pub(super) fn crd(check: &'static str, facts: &Facts) -> Found {
-    let about = "CustomResourceDefinition spotpools.spotpool.dev".to_owned();
-    let fail = |wrong: String| {
-        vec![Finding::new(
-            check,
-            Level::Fail,
-            about.clone(),
-            wrong,
-            "apply crds/yaml/spotpools.yaml of this version",
-        )]
-    };
-    let Some(crd) = facts.crd.as_ref()?.first() else {
-        return Some(fail("it is not installed: no SpotPool can be made".into()));
-    };
-    let (here, ours) = (fields_of(crd), fields_of(&SpotPool::crd()));
+    let installed = facts.crds.as_ref()?;
+    let found = kinds().into_iter().filter_map(|(ours, file, without)| {
+        let name = ours.name_any();
+        let here = installed.iter().find(|crd| crd.name_any() == name);
+        let about = format!("CustomResourceDefinition {name}");
+        let (level, wrong) = unlike(here, &ours, without)?;
+        let fix = match level {
+            Level::Fail => format!("apply crds/yaml/{file}.yaml of this version"),
+            Level::Warn => "use the plugin of the operator's version".to_owned(),
+        };
+        Some(Finding::new(check, level, about, wrong, fix))
+    });
+    Some(found.collect())
+}
+
+/// What is wrong with a definition, beside ours.
+fn unlike(
+    here: Option<&CustomResourceDefinition>,
+    ours: &CustomResourceDefinition,
+    without: &str,
+) -> Option<(Level, String)> {
+    let Some(here) = here else { return Some((Level::Fail, format!("it is not installed: {without}"))) };
+    let (here, ours) = (fields_of(here), fields_of(ours));
     let some = |fields: Vec<&String>| {
         let shown: Vec<&str> = fields.iter().take(3).map(|it| it.as_str()).collect();
         let more = if fields.len() > 3 { " and others" } else { "" };
@@ -79,23 +95,14 @@ pub(super) fn crd(check: &'static str, facts: &Facts) -> Found {
     };
     let missing: Vec<&String> = ours.difference(&here).collect();
     if !missing.is_empty() {
-        return Some(fail(format!(
-            "it is older than this plugin: it does not know {}, and drops what it does not know",
-            some(missing)
-        )));
+        let wrong = "it is older than this plugin: it does not know";
+        return Some((Level::Fail, format!("{wrong} {}, and drops what it does not know", some(missing))));
     }
     let newer: Vec<&String> = here.difference(&ours).collect();
-    if !newer.is_empty() {
-        let wrong = format!("it is newer than this plugin, which does not know {}", some(newer));
-        return Some(vec![Finding::new(
-            check,
-            Level::Warn,
-            about,
-            wrong,
-            "use the plugin of the operator's version",
-        )]);
+    if newer.is_empty() {
+        return None;
     }
-    Some(Vec::new())
+    Some((Level::Warn, format!("it is newer than this plugin, which does not know {}", some(newer))))
 }
 
 pub(super) fn lease(check: &'static str, facts: &Facts) -> Found {

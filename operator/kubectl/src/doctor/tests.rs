@@ -4,7 +4,7 @@
 
 use kube::CustomResourceExt;
 use serde_json::{Value, json};
-use spotpool_crds::SpotPool;
+use spotpool_crds::{EvictionDrill, SpotPool};
 
 use super::rights::Missing;
 use super::*;
@@ -68,7 +68,7 @@ fn right() -> Facts {
         now: NOW.parse().unwrap(),
         behind: Some(jiff::SignedDuration::ZERO),
         pools: vec![object(pool())],
-        crd: Some(vec![SpotPool::crd()]),
+        crds: Some(vec![SpotPool::crd(), EvictionDrill::crd()]),
         leases: Some(vec![object(json!({"metadata": {"namespace": "system", "name": "spotpool-operator"},
             "spec": {"holderIdentity": "a", "leaseDurationSeconds": 15, "renewTime": "2026-11-21T11:59:58.000000Z"}}))]),
         programs: Some(vec![
@@ -157,12 +157,14 @@ fn faults() -> Vec<(Facts, &'static str, Level, &'static str)> {
     let mut faults = Vec::new();
     let mut add = |facts: Facts, check, level, wanted| faults.push((facts, check, level, wanted));
 
-    add(Facts { crd: Some(Vec::new()), ..right() }, "crd", Fail, "not installed");
+    add(Facts { crds: Some(vec![EvictionDrill::crd()]), ..right() }, "crd", Fail, "no SpotPool can be made");
+    let no_drills = Facts { crds: Some(vec![SpotPool::crd()]), ..right() };
+    add(no_drills, "crd", Fail, "no eviction can be rehearsed");
     let mut old = SpotPool::crd();
     let schema = old.spec.versions[0].schema.as_mut().unwrap().open_api_v3_schema.as_mut().unwrap();
     let spec = schema.properties.as_mut().unwrap().get_mut("spec").unwrap();
     spec.properties.as_mut().unwrap().remove("costTags");
-    add(Facts { crd: Some(vec![old]), ..right() }, "crd", Fail, "spec.costTags");
+    add(Facts { crds: Some(vec![old, EvictionDrill::crd()]), ..right() }, "crd", Fail, "spec.costTags");
     let stale = json!({"metadata": {"namespace": "system", "name": "spotpool-operator"}, "spec": {"holderIdentity": "a",
         "leaseDurationSeconds": 15, "renewTime": "2026-11-21T11:00:00.000000Z"}});
     add(
