@@ -51,8 +51,11 @@ type Mark<'a> = Shared<BoxFuture<'a, bool>>;
 
 impl<O: Observer> Drain<'_, O> {
     /// Drains until nothing is left, the time is over, or it is stopped.
-    pub async fn run(mut self) -> Report {
-        let clock = Clock::start();
+    pub async fn run(self) -> Report {
+        self.run_by(Clock::start()).await
+    }
+
+    async fn run_by(mut self, clock: Clock) -> Report {
         let (mut schedule, mut budgets) = (Schedule::among(self.crowd), Budgets::new());
         let (mut flying, mut marking) = (FuturesUnordered::new(), FuturesUnordered::new());
         let mut progress = Progress::default();

@@ -37,7 +37,12 @@ pub struct Clock {
 impl Clock {
     /// Begins now.
     pub fn start() -> Self {
-        Self { began: Timestamp::now(), since: Instant::now() }
+        Self::at(Timestamp::now())
+    }
+
+    /// Begins now, and now is `began`.
+    pub fn at(began: Timestamp) -> Self {
+        Self { began, since: Instant::now() }
     }
 
     fn now(&self) -> Timestamp {

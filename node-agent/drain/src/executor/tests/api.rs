@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::schedule::Clock;
 use crate::{Answer, Budget, Controller, Drain, Holds, Observer, Pod, Pods, Progress, Report, Terms};
 
 /// Every request is kept with its time.
@@ -214,7 +215,7 @@ impl Api {
             stop,
             observer: &heard,
         };
-        (drain.run().await, heard)
+        (drain.run_by(Clock::at(BEGINS)).await, heard)
     }
 }
 
@@ -271,15 +272,21 @@ pub fn policy() -> DrainPolicy {
     }
 }
 
+/// When all drains here begin. The wall clock would go on between terms and drain, while the time of the test stands still.
+const BEGINS: Timestamp = Timestamp::UNIX_EPOCH;
+
+fn after(seconds: i64) -> Timestamp {
+    BEGINS + SignedDuration::from_secs(seconds)
+}
+
 pub fn preempt(seconds: i64) -> Terms {
-    let now = Timestamp::now();
-    Terms::Preempt { noticed: now, deadline: now + SignedDuration::from_secs(seconds), policy: policy() }
+    Terms::Preempt { noticed: BEGINS, deadline: after(seconds), policy: policy() }
 }
 
 pub fn planned(seconds: i64) -> Terms {
-    Terms::Planned { deadline: Timestamp::now() + SignedDuration::from_secs(seconds), policy: policy() }
+    Terms::Planned { deadline: after(seconds), policy: policy() }
 }
 
 pub fn voluntary(seconds: i64) -> Terms {
-    Terms::Voluntary { not_after: Timestamp::now() + SignedDuration::from_secs(seconds) }
+    Terms::Voluntary { not_after: after(seconds) }
 }

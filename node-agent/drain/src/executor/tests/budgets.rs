@@ -2,8 +2,6 @@
 
 use std::sync::Mutex;
 
-use jiff::Timestamp;
-
 use super::api::{OK, blocked, budget, planned, replicas};
 use super::*;
 use crate::{Budget, Pod, Tier};
@@ -279,8 +277,7 @@ async fn each_pod_that_is_left_is_named_with_its_reason() {
     api.holds.send_modify(|holds| {
         holds.hold("hooked-0");
     });
-    let until = Timestamp::now() + jiff::SignedDuration::from_secs(9);
-    let (report, _) = api.drain(Terms::Voluntary { not_after: until }).await;
+    let (report, _) = api.drain(voluntary(9)).await;
     assert_eq!(report.ending, Ending::TimeOver);
     assert_eq!(
         report.left,
