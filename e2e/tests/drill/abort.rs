@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::api::{Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use serde_json::json;
 use spotpool_azure_sim::api::PoolSpec;
-use spotpool_crds::EvictionDrillStatus;
 use spotpool_crds::drill::DrillPhase;
+use spotpool_crds::{EvictionDrillStatus, SpotPool, SpotPoolStatus};
 use spotpool_e2e::objects::create;
 use spotpool_e2e::{OperatorOptions, Stage, eventually, run};
 
@@ -100,4 +101,36 @@ fn a_budget_in_trouble_ends_a_drill_and_its_nodes_are_opened() {
         .await;
         operator.stop().await.unwrap();
     });
+}
+
+/// A game day is over before the month's error budget is.
+#[test]
+fn an_objective_that_burns_ends_a_drill_and_its_nodes_are_opened() {
+    run(async {
+        let _calm = EVICTIONS.read().await;
+        let (stage, operator) = whole(world().await, "burns", 3, &OperatorOptions::default()).await.unwrap();
+        let strict = Patch::Merge(json!({"spec": {"objective": {"availability": "99.99"}}}));
+        let pools = Api::<SpotPool>::namespaced(stage.world.client.clone(), &stage.name);
+        pools.patch("p", &PatchParams::default(), &strict).await.unwrap();
+        stage
+            .status_is("p", "the objective to be kept", |status| objective(status) == "ObjectiveKept")
+            .await
+            .unwrap();
+        let spec = json!({"amount": {"all": true}, "stagger": "5m", "notice": "5m"});
+        drill(&stage, "d", spec).await.unwrap();
+        let status = over(&stage, "d").await.unwrap();
+        assert_eq!((status.phase, asked(&status)), (Some(DrillPhase::Aborted), 1), "{status:?}");
+        let words = &status.message;
+        assert!(words.contains("abort.objectiveBurning: ") && words.contains("error budget"), "{words}");
+        eventually("all nodes to be open", async || {
+            Ok(stage.nodes("burnsa").await?.iter().all(is_open).then_some(()))
+        })
+        .await
+        .unwrap();
+        operator.stop().await.unwrap();
+    });
+}
+
+fn objective(status: &SpotPoolStatus) -> &str {
+    status.conditions.iter().find(|it| it.type_ == "ObjectiveMet").map_or("", |it| it.reason.as_str())
 }
