@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use spotpool_crds::drill::{
-    DrillMethod, DrillPhase, DrillRun, EvictionDrillSpec, EvictionDrillStatus, Moment, PastRun, ReadyAt,
-    Target, UnitsReady,
+    DrillMethod, DrillPhase, DrillRun, DrillSchedule, EvictionDrillSpec, EvictionDrillStatus, Moment,
+    PastRun, ReadyAt, Target, UnitsReady,
 };
 use spotpool_crds::eviction::{Phase, PodCounts};
 use spotpool_crds::voluntary_drain::DrainPhase;
@@ -286,34 +286,39 @@ impl Draft<'_> {
             }
         };
         // A schedule that was changed is followed from now on.
-        let before = self.status.next_run_at.as_ref().map(|at| at.0).filter(|_| !is_new);
-        let due = before.filter(|at| *at <= self.now);
-        let is_late = due.is_some_and(|at| self.now.duration_since(at) > TOO_LATE);
-        let waits = due.is_some() && !is_late && self.snapshot.other.is_some();
-        if let Some(due) = due.filter(|_| waits || !self.is_read()) {
+        let told = self.status.next_run_at.as_ref().map(|at| at.0).filter(|_| !is_new);
+        let due = told.and_then(|told| self.due_since(told, schedule));
+        let waits = self.snapshot.other.is_some() || !self.is_read();
+        if let Some(due) = due.filter(|_| waits) {
             // Whoever waits stays due.
             self.status.next_run_at = Some(Time(due));
         } else {
             self.status.next_run_at = Some(Time(next));
             self.wake_at(next);
         }
-        if due.is_none() || is_late {
+        if due.is_none() {
             self.wait_for_schedule(format!("runs next at {next:.0}"));
-            return None;
         }
         due.map(|at| format!("{}-{}", short(&self.snapshot.uid), at.as_second()))
+    }
+
+    /// The first time of the schedule since `told` that has come and is not too late.
+    fn due_since(&self, told: Timestamp, schedule: &DrillSchedule) -> Option<Timestamp> {
+        let from = told.max(self.now.saturating_sub(TOO_LATE).ok()?);
+        let before = from.saturating_sub(SignedDuration::from_secs(1)).ok()?;
+        let due = crate::next_time(SCHEDULE, &schedule.cron, &schedule.time_zone, before).ok()?;
+        Some(due).filter(|due| *due <= self.now)
     }
 
     fn is_read(&self) -> bool {
         self.snapshot.pods.is_some() && self.snapshot.unready_budgets.is_some()
     }
 
-    /// How the last run went goes on being told until the next.
+    /// How the last run went is told until the next, also after one that waited in vain.
     fn wait_for_schedule(&mut self, words: String) {
-        if self.status.run.is_none() {
-            self.status.phase = Some(DrillPhase::Pending);
-            self.status.message = words;
-        }
+        let last = self.status.run.as_ref().and_then(|run| Some((run.result?, run.message.clone())));
+        let (phase, message) = last.unwrap_or((DrillPhase::Pending, words));
+        (self.status.phase, self.status.message) = (Some(phase), message);
     }
 
     fn wait(&mut self, words: String) {

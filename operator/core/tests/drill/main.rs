@@ -2,164 +2,18 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
-use std::collections::{BTreeMap, BTreeSet};
+mod choice;
+mod limits;
+mod schedule;
+mod world;
 
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 use serde_json::json;
-use spotpool_core::drill::{Ask, Node, Notice, Plan, Pool, Snapshot, plan};
-use spotpool_crds::drill::{DrillPhase, EvictionDrillSpec, EvictionDrillStatus};
-use spotpool_crds::eviction::{Phase, PodCounts};
-use spotpool_crds::voluntary_drain::DrainPhase;
+use spotpool_core::drill::Ask;
+use spotpool_crds::drill::{DrillPhase, EvictionDrillStatus};
 
-fn spec(more: &serde_json::Value) -> EvictionDrillSpec {
-    let mut spec = json!({"target": {"spotPool": "p"}, "amount": {"all": true}, "limits": {"maxNodes": 10}});
-    for (key, value) in more.as_object().unwrap() {
-        spec[key] = value.clone();
-    }
-    serde_json::from_value(spec).unwrap()
-}
-
-/// A cluster that does what it is asked, in its own time.
-struct World {
-    now: Timestamp,
-    snapshot: Snapshot,
-    status: EvictionDrillStatus,
-    /// VMs that go, and when.
-    doomed: BTreeMap<String, Timestamp>,
-    /// All that was asked for, in order.
-    evicted: Vec<String>,
-    born: usize,
-}
-
-impl World {
-    fn new(nodes: usize) -> Self {
-        let mut world = Self {
-            now: "2026-01-06T10:00:00Z".parse().unwrap(),
-            snapshot: Snapshot {
-                uid: "0123456789".into(),
-                generation: 1,
-                pool: Some(Pool { wanted: nodes as u32, ready: nodes as u32, ..Pool::default() }),
-                unready_budgets: Some(Vec::new()),
-                pods: Some(BTreeMap::new()),
-                ..Snapshot::default()
-            },
-            status: EvictionDrillStatus::default(),
-            doomed: BTreeMap::new(),
-            evicted: Vec::new(),
-            born: 0,
-        };
-        for _ in 0..nodes {
-            world.boot();
-        }
-        world.settle();
-        world
-    }
-
-    fn boot(&mut self) {
-        self.born += 1;
-        let name = format!("n{}", self.born);
-        self.snapshot.nodes.push(Node {
-            uid: format!("uid-{name}"),
-            vm: format!("vm-{name}"),
-            name,
-            agent_pool: "spota".into(),
-            zone: "z-1".into(),
-            units: 1,
-            is_spot: true,
-            selected: true,
-            ready: true,
-            alive: true,
-            ..Node::default()
-        });
-    }
-
-    /// What the SpotPool's operator would say of it.
-    fn settle(&mut self) {
-        let ready = self.ready();
-        if let Some(pool) = &mut self.snapshot.pool {
-            pool.ready = ready;
-        }
-        let noticed = self.snapshot.nodes.iter().filter(|node| node.notice.is_some());
-        self.snapshot.noticed = noticed.map(|node| node.name.clone()).collect();
-    }
-
-    fn ready(&self) -> u32 {
-        self.snapshot.nodes.iter().filter(|node| node.ready).count() as u32
-    }
-
-    /// A step; what it asks is done if `heard`.
-    fn step(&mut self, spec: &EvictionDrillSpec, heard: bool) -> Plan {
-        let plan = plan(spec, &self.snapshot, &self.status, self.now);
-        self.status = plan.status.clone();
-        for ask in &plan.asks {
-            if heard {
-                self.carry_out(ask);
-            }
-        }
-        self.settle();
-        plan
-    }
-
-    fn carry_out(&mut self, ask: &Ask) {
-        let now = self.now;
-        let find =
-            |world: &mut Self, name: &str| world.snapshot.nodes.iter().position(|node| node.name == name);
-        match ask {
-            Ask::Evict { node, vm } => {
-                let Some(at) = find(self, node) else { return };
-                assert_eq!(self.snapshot.nodes[at].vm, *vm, "another machine");
-                self.evicted.push(vm.clone());
-                self.doom(at, now + SignedDuration::from_secs(30));
-            }
-            Ask::Drain { node, uid, request, .. } => {
-                let Some(at) = find(self, node) else { return };
-                let node = &mut self.snapshot.nodes[at];
-                assert_eq!(node.uid, *uid, "another node");
-                (node.closed, node.ready) = (true, false);
-                node.request = Some(request.clone());
-                node.drain = Some((request.clone(), DrainPhase::Drained, 0));
-                self.evicted.push(node.vm.clone());
-            }
-            Ask::Withdraw { node, .. } => {
-                let Some(at) = find(self, node) else { return };
-                let node = &mut self.snapshot.nodes[at];
-                (node.closed, node.request, node.drain) = (false, None, None);
-                node.ready = node.alive && node.notice.is_none();
-            }
-        }
-    }
-
-    /// Azure will take this VM.
-    fn doom(&mut self, at: usize, then: Timestamp) {
-        let node = &mut self.snapshot.nodes[at];
-        if node.notice.is_none() {
-            node.notice = Some(Notice { phase: Phase::Drained, pods: PodCounts::default() });
-            (node.closed, node.ready) = (true, false);
-            self.doomed.insert(node.name.clone(), then);
-        }
-        self.settle();
-    }
-
-    /// Time goes on; what is gone is replaced.
-    fn pass(&mut self, seconds: i64) {
-        self.now += SignedDuration::from_secs(seconds);
-        let now = self.now;
-        let gone: BTreeSet<String> =
-            self.doomed.iter().filter(|(_, at)| **at <= now).map(|(name, _)| name.clone()).collect();
-        self.doomed.retain(|_, at| *at > now);
-        self.snapshot.nodes.retain(|node| !gone.contains(&node.name));
-        for _ in &gone {
-            self.boot();
-        }
-        self.settle();
-    }
-
-    fn asked(&self) -> usize {
-        let targets = self.status.run.iter().flat_map(|run| &run.targets);
-        targets.filter(|target| target.intended_at.is_some()).count()
-    }
-}
+use world::{World, spec};
 
 /// What may happen between two steps.
 #[derive(Clone, Debug)]
