@@ -253,4 +253,6 @@ pub enum Reason {
     DrillSucceeded,
     /// A drill is over, and something that was expected did not hold.
     DrillFailed,
+    /// A reason of a newer version, as a program reads it that does not know it. Nothing is ever decided for it.
+    Unknown,
 }

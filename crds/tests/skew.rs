@@ -1,14 +1,16 @@
-//! Agents and operator of neighbouring versions at work on the same Nodes: what each of them reads of the other's annotations.
+//! Programs of neighbouring versions at work on the same objects: what agents and operator read of each other's annotations on
+//! Nodes, and what operator and plugin read of a SpotPool that another version has written, as after a rollback.
 //! The documents are as version 0.1 writes them, and stay as they are: a program that cannot read one cannot be released.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use spotpool_crds::eviction::{Claimant, Phase, Source};
 use spotpool_crds::spot_pool::EventResponse;
 use spotpool_crds::voluntary_drain::{DrainPhase, DrainReason, DrainRequest, DrainStatus};
-use spotpool_crds::{EvictionNotice, NodePolicy};
+use spotpool_crds::{Duration, EvictionNotice, NodePolicy, Reason, SpotPool};
 
 fn notice() -> Value {
     json!({"by": "Operator", "eventId": "C1BF8322", "type": "Preempt", "source": "NodeProblemDetector", "response": "Cordon",
@@ -104,4 +106,90 @@ fn a_word_of_tomorrow_loses_no_notice_and_no_drain() {
     assert_eq!(read::<EvictionNotice>(&with(notice(), "phase")).phase, Phase::Draining);
     assert!(read::<DrainRequest>(&with(request(), "reason")).voluntary);
     assert!(!read::<DrainStatus>(&with(status(), "phase")).phase.is_final());
+}
+
+/// As an operator of version 0.1 left it in the middle of an eviction.
+fn spot_pool() -> Value {
+    serde_json::from_str(include_str!("spotpool-0.1.json")).unwrap()
+}
+
+/// Whether all of `part` is in `whole`.
+fn holds(whole: &Value, part: &Value) -> bool {
+    match (whole, part) {
+        (Value::Object(whole), Value::Object(part)) => {
+            part.iter().all(|(key, part)| whole.get(key).is_some_and(|whole| holds(whole, part)))
+        }
+        (Value::Array(whole), Value::Array(part)) => {
+            whole.len() == part.len() && whole.iter().zip(part).all(|(whole, part)| holds(whole, part))
+        }
+        _ => whole == part,
+    }
+}
+
+/// Where there are words in a document: text that is neither a time nor a duration.
+fn words(value: &Value, at: &str, found: &mut Vec<String>) {
+    match value {
+        Value::String(text) if text.parse::<Timestamp>().is_err() && text.parse::<Duration>().is_err() => {
+            found.push(at.to_owned());
+        }
+        Value::Array(values) => {
+            values
+                .iter()
+                .enumerate()
+                .for_each(|(index, value)| words(value, &format!("{at}/{index}"), found));
+        }
+        Value::Object(fields) => {
+            fields.iter().for_each(|(key, value)| words(value, &format!("{at}/{key}"), found));
+        }
+        _ => {}
+    }
+}
+
+/// What fallback has cost, what is on its way and since when spot was lost stand nowhere else.
+#[test]
+fn a_spot_pool_of_version_0_1_is_read_whole() {
+    let document = spot_pool();
+    let known = serde_json::to_value(read::<SpotPool>(&document)).unwrap();
+    for part in ["spec", "status"] {
+        assert!(
+            holds(&known[part], &document[part]),
+            "{part} was {}\nand is {}",
+            document[part],
+            known[part]
+        );
+    }
+    let mut newer = document;
+    newer["spec"] = with_more(newer["spec"].take());
+    newer["status"] = with_more(newer["status"].take());
+    assert_eq!(serde_json::to_value(read::<SpotPool>(&newer)).unwrap(), known);
+}
+
+/// SpotPools are read in one list: one that could not be read would leave all of its namespace alone, with nothing replaced.
+#[test]
+fn no_word_of_tomorrow_in_a_status_hides_a_spot_pool() {
+    let document = spot_pool();
+    let mut found = Vec::new();
+    words(&document["status"], "/status", &mut found);
+    for kind in ["role", "kind", "reason", "mode"] {
+        assert!(found.iter().any(|at| at.ends_with(&format!("/{kind}"))), "none is a {kind}: {found:?}");
+    }
+    for at in found {
+        let mut newer = document.clone();
+        *newer.pointer_mut(&at).unwrap() = json!("OfTomorrow");
+        let pool = serde_json::from_value::<SpotPool>(newer).unwrap_or_else(|error| panic!("{at}: {error}"));
+        let step = &pool.status.unwrap().plan[0];
+        assert_eq!(step.reason == Reason::Unknown, at == "/status/plan/0/reason", "{at}");
+    }
+    let mut newer = document;
+    newer["status"]["agentPools"][0]["unusable"] = json!("OfTomorrow");
+    assert_eq!(read::<SpotPool>(&newer).status.unwrap().agent_pools[0].unusable, Some(Reason::Unknown));
+}
+
+/// What a person asks for is not guessed at: it may cost money.
+#[test]
+fn a_word_of_tomorrow_in_a_spec_is_refused() {
+    let mut newer = spot_pool();
+    newer["spec"]["mode"] = json!("OfTomorrow");
+    let error = serde_json::from_value::<SpotPool>(newer).unwrap_err().to_string();
+    assert!(error.contains("OfTomorrow"), "{error}");
 }

@@ -3,9 +3,10 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::KubeSchema;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::duration::Duration;
+use crate::skew::known_or;
 
 /// How much of what is wanted is to be ready, over time. Where it is missed too fast the SpotPool becomes cautious: more
 /// on demand, inside the limits of `fallback`, and nothing of that given back.
@@ -36,6 +37,7 @@ pub struct ObjectiveStatus {
     /// In short: what was reached, of what, and the mode.
     pub summary: String,
     /// Whether the SpotPool is cautious.
+    #[serde(deserialize_with = "mode")]
     pub mode: ObjectiveMode,
     /// Steps of caution, 0 to 5.
     #[serde(default)]
@@ -84,6 +86,11 @@ pub struct Drains {
     /// Not over then.
     #[serde(default)]
     pub late: i64,
+}
+
+/// A word of a newer operator, which a rollback leaves: how cautious to be is reckoned anew from what was measured.
+fn mode<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectiveMode, D::Error> {
+    known_or(deserializer, ObjectiveMode::Normal)
 }
 
 /// Whether a SpotPool is cautious.

@@ -3,10 +3,26 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::KubeSchema;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{BlockedBudget, FloorStatus, LeavingStatus, MoneyStatus, ObjectiveStatus, SignalsStatus};
 use crate::reason::Reason;
+use crate::skew::{known, known_or};
+
+// Words of a newer operator, which a rollback leaves here.
+fn role<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Role>, D::Error> {
+    known(deserializer)
+}
+fn reason<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Reason, D::Error> {
+    known_or(deserializer, Reason::Unknown)
+}
+fn unusable<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Reason>, D::Error> {
+    reason(deserializer).map(Some)
+}
+/// It neither adds machines nor takes any: how many there are, Azure's next list tells.
+fn kind<'de, D: Deserializer<'de>>(deserializer: D) -> Result<OperationKind, D::Error> {
+    known_or(deserializer, OperationKind::CorrectCount)
+}
 
 /// What the operator sees, does and plans. Written by the operator alone.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -112,7 +128,7 @@ pub struct AgentPoolStatus {
     /// Its name.
     pub name: String,
     /// Spot or on-demand, from Azure; absent while Azure has not answered.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "role", skip_serializing_if = "Option::is_none")]
     pub role: Option<Role>,
     /// VM size.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -182,7 +198,7 @@ pub struct AgentPoolStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<AzureError>,
     /// Why it is not used, if it is not.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "unusable", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub unusable: Option<Reason>,
 }
@@ -269,6 +285,7 @@ pub enum Role {
 #[serde(rename_all = "camelCase")]
 pub struct Operation {
     /// What was asked.
+    #[serde(deserialize_with = "kind")]
     pub kind: OperationKind,
     /// The agent pool's count that was asked for, or the minimum of an autoscaled one; for `DeleteMachines` what is left
     /// after it.
@@ -414,6 +431,7 @@ pub struct RelapsesStatus {
 #[serde(rename_all = "camelCase")]
 pub struct PlanStep {
     /// Why. Any text in the schema, so that a newer operator can write to an older CRD.
+    #[serde(deserialize_with = "reason")]
     #[schemars(with = "String")]
     pub reason: Reason,
     /// The agent pool it is about.
