@@ -55,7 +55,9 @@ fn of(pool: &AgentPoolView, now: Timestamp) -> Option<(Reason, Timestamp, String
     }
     if let Some(operation) = ended {
         let asked = asked(operation);
-        let missing = never_came(pool, operation).saturating_sub(pool.without_node());
+        let short = (operation.count.max(0) as u32).saturating_sub(pool.existing());
+        // None is missing where as many are there as should be: a node that came within two seconds counts as an old one.
+        let missing = never_came(pool, operation).saturating_sub(pool.without_node()).min(short);
         let since = operation.since.0;
         let message =
             format!("{name} was asked for {asked} machines, its operation is over and {missing} are missing");

@@ -577,6 +577,26 @@ fn an_operation_that_brought_too_few_machines_is_no_reason_to_ask_the_same_again
     assert!(plan.stalls[0].message.contains("asked for 2 machines"), "{}", plan.stalls[0].message);
 }
 
+/// An agent pool would be avoided for minutes for a machine that is there: times are whole seconds, of two clocks.
+#[test]
+fn a_machine_whose_node_came_in_the_very_second_it_was_asked_for_is_not_missing() {
+    let mut world = world().with("spota", 2, 0).with("spotb", 2, 0);
+    world.reconcile();
+    let mut snapshot = world.snapshot();
+    let node = &snapshot.agent_pools[0].nodes[0];
+    snapshot.agent_pools[0].ended = Some(spotpool_crds::spot_pool::Operation {
+        kind: spotpool_crds::spot_pool::OperationKind::ScaleUp,
+        count: 2,
+        machines: 1,
+        coming: 0,
+        since: node.created.into(),
+        arrived: 0,
+        accepted: true,
+    });
+    let plan = spotpool_core::plan(&world.spec, &snapshot, world.now);
+    assert!(plan.stalls.is_empty() && plan.actions.is_empty(), "{:?} {:?}", plan.stalls, plan.actions);
+}
+
 #[test]
 fn a_machine_that_never_becomes_a_node_is_replaced_and_still_counts_against_max_nodes() {
     let mut world = world().with("spota", 1, 0).with("spotb", 2, 0);
