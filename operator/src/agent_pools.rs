@@ -45,6 +45,8 @@ pub struct Known {
     pub busy: bool,
     /// Whether an operation runs that this process has not begun.
     pub is_others_operation: bool,
+    /// The count, or minimum, that our last PUT asked for if it was not answered: it may yet be carried out.
+    pub unanswered: Option<u32>,
     /// How the last operation of ours failed, if it did.
     pub failure: Option<(AzureError, Timestamp)>,
     /// When machines of it went that nobody had announced.
@@ -227,6 +229,7 @@ impl AgentPools {
             count_stale_since,
             busy,
             is_others_operation,
+            unanswered: entry.unanswered(),
             failure,
             vanished: entry.vanished.clone(),
             write_budget,

@@ -9,6 +9,8 @@ use tokio::time::Instant;
 
 use super::due::LONGEST_IDLE;
 
+/// A PUT that was not answered may be carried out for so long.
+const LANDS_WITHIN: Duration = Duration::from_mins(10);
 /// A clock that differs by more from what has passed was set.
 const CLOCK_SLIPS: SignedDuration = SignedDuration::from_mins(1);
 /// How often an operation's own URL is asked: what fails mostly fails early, what succeeds takes minutes, and
@@ -29,6 +31,8 @@ pub(super) struct Entry {
     pub(super) written: Written,
     /// At which of all beginnings and ends of writes it was written last.
     pub(super) turn: u64,
+    /// What our last PUT asked for, and when we gave up waiting for its answer.
+    pub(super) unanswered: Option<(u32, Instant)>,
     pub(super) failure: Option<(AzureError, Timestamp)>,
     pub(super) joining: BTreeMap<String, Joining>,
     pub(super) count_stale_since: Option<Timestamp>,
@@ -48,12 +52,19 @@ impl Entry {
             tried: None,
             written: Written::Read,
             turn,
+            unanswered: None,
             failure: None,
             joining: BTreeMap::new(),
             count_stale_since: None,
             vanished: Vec::new(),
             write_budget: None,
         }
+    }
+
+    /// What our last PUT asked for, while it may yet be carried out.
+    pub(super) fn unanswered(&self) -> Option<u32> {
+        let (asked, at) = self.unanswered?;
+        (at.elapsed() < LANDS_WITHIN).then_some(asked)
     }
 
     /// Whether Azure counts machines that it does not list, and does nothing about it.

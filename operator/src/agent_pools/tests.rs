@@ -12,6 +12,7 @@ use spotpool_azure::{
 
 use super::entry::Joining;
 use super::*;
+use crate::pool::others::Others;
 
 const SPOT: &str = "spota";
 
@@ -167,6 +168,27 @@ async fn an_agent_pool_whose_etag_has_moved_is_listed_again_though_its_count_is_
     *azure.pool.lock().unwrap() = (2, "e2", 3);
     drop(agent_pools.read().await);
     assert_eq!((before.listed, now(&agent_pools).listed), (2, 3));
+}
+
+/// ARM took it after we had given up: nobody is to be looked for who has changed the count.
+#[tokio::test]
+async fn a_count_that_lands_when_its_sender_has_given_up_is_nobody_elses() {
+    let (azure, agent_pools, planned) = known().await;
+    azure.answers.notify_one();
+    assert!(agent_pools.scale(SPOT, &planned, 3, Urgency::Routine).await.unwrap_err().outcome_unknown());
+    drop(agent_pools.read().await);
+    let before = json!({"agentPools": [{"name": SPOT, "count": 2, "provisioningState": "Succeeded"}]});
+    let before: SpotPoolStatus = serde_json::from_value(before).unwrap();
+    let changes = || {
+        let azure = BTreeMap::from([(SPOT.to_owned(), now(&agent_pools))]);
+        Others::seen(&before, &azure, false, Timestamp::now()).changes
+    };
+    assert!(changes().is_empty(), "it has not landed");
+    for (count, etag, is_theirs) in [(3, "e2", false), (4, "e3", true)] {
+        *azure.pool.lock().unwrap() = (count, etag, count);
+        drop(agent_pools.read().await);
+        assert_eq!(!changes().is_empty(), is_theirs, "{count}");
+    }
 }
 
 #[test]

@@ -37,7 +37,7 @@ impl AgentPools {
             Err(error) => Err(error),
         };
         self.metrics.azure_write("scale", &outcome);
-        self.settle_put(name, outcome)
+        self.settle_put(name, count, outcome)
     }
 
     /// Has the cluster autoscaler keep at least `min` machines.
@@ -48,7 +48,7 @@ impl AgentPools {
             Err(error) => Err(error),
         };
         self.metrics.azure_write("setMinimum", &outcome);
-        self.settle_put(name, outcome)
+        self.settle_put(name, min, outcome)
     }
 
     /// Its maximum goes back as it was read, and is never passed.
@@ -138,7 +138,7 @@ impl AgentPools {
         self.claim_write(name)?;
         let outcome = self.lower_count(name, count).await;
         self.metrics.azure_write("correctCount", &outcome);
-        self.settle_put(name, outcome)
+        self.settle_put(name, count, outcome)
     }
 
     /// As it is this very moment, and with its ETag: whatever comes in between makes Azure refuse.
@@ -176,11 +176,24 @@ impl AgentPools {
         }
     }
 
-    /// A PUT of an agent pool is answered with the agent pool, or with where to ask.
-    fn settle_put(&self, name: &str, outcome: Result<Accepted, AzureError>) -> Result<(), AzureError> {
+    /// A PUT of an agent pool is answered with the agent pool, or with where to ask. `asked` is its count or minimum.
+    fn settle_put(
+        &self,
+        name: &str,
+        asked: u32,
+        outcome: Result<Accepted, AzureError>,
+    ) -> Result<(), AzureError> {
         let says_nothing =
             |accepted: &Accepted| accepted.operation.is_none() && accepted.agent_pool.is_none();
         let is_doubtful = outcome.as_ref().is_ok_and(says_nothing);
+        if let Some(entry) = self.state().entry(name) {
+            if is_doubtful || outcome.as_ref().is_err_and(AzureError::outcome_unknown) {
+                entry.unanswered = Some((asked, Instant::now()));
+            } else if outcome.is_ok() {
+                // The ETag is another now: what came before is refused.
+                entry.unanswered = None;
+            }
+        }
         self.settle(name, outcome)?;
         if is_doubtful {
             // Perhaps it was not Azure who answered: the next list tells, and nobody may count on machines before.

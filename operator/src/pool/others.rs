@@ -37,7 +37,8 @@ impl Others {
                 if known.pool.autoscaled {
                     return minimum_change(before, known, now);
                 }
-                change(before, known.pool.count, is_scaled_by_others(known), now)
+                let change = change(before, known.pool.count, is_scaled_by_others(known), now);
+                change.filter(|_| known.unanswered != Some(known.pool.count))
             });
             let is_shown = |change: &CountChange| now.duration_since(change.at.0) < SHOWN;
             let last = before.changed_elsewhere.clone().filter(is_shown);
@@ -90,7 +91,7 @@ pub fn changed(agent_pool: &str, change: &CountChange, is_autoscaled: bool) -> (
 /// Whether somebody else has set the minimum of an autoscaled agent pool.
 pub fn is_minimum_theirs(before: &AgentPoolStatus, known: &Known) -> bool {
     // What Azure makes of a minimum of ours when the operation fails is no one else's doing.
-    known.failure.is_none() && differs_from_ours(before, known.min())
+    known.failure.is_none() && known.unanswered != Some(known.min()) && differs_from_ours(before, known.min())
 }
 
 /// Whether `min` is neither what status knows nor what we asked for.

@@ -193,6 +193,7 @@ impl Planner {
             count_stale_since: cached.stale_since.map(stamp),
             busy: cached.busy || cached.written != Written::Read || !cached.listed,
             is_others_operation: cached.busy && cached.written == Written::Read,
+            unanswered: None,
             failure: cached
                 .failed_at
                 .map(|at| (AzureError::new(Class::Capacity, "AllocationFailed", "none"), stamp(at))),
