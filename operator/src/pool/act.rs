@@ -120,7 +120,7 @@ pub async fn act(
                 outcome.done.extend(action);
             }
             // The node is gone, or another node of that name is there: the next plan knows.
-            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
+            Err(kube::Error::Api(status)) if status.code == 404 || (status.code == 409 && action.is_none()) => {}
             Err(error) => outcome.error = Some(Error::kubernetes("patch a Node")(error)),
         }
     }
@@ -270,7 +270,8 @@ async fn patch_node(
     (action, nodes.patch(&node, &params, &Patch::Merge(patch)).await)
 }
 
-/// The patch for a drain request or its withdrawal; carries the uid, so that it hits this very node.
+/// The patch for a drain request or its withdrawal. It is for this very node, as it was seen: one that arrives when another
+/// has been written in its stead is refused.
 fn drain_patch(
     pool: &SpotPool,
     gathered: &Gathered,
@@ -298,8 +299,10 @@ fn drain_patch(
         Action::WithdrawDrain { node, .. } => (node, json!({names::DRAIN_REQUEST_ANNOTATION: null})),
         _ => return None,
     };
-    let uid = gathered.nodes.iter().find(|found| found.name_any() == *node)?.uid()?;
-    Some((node.clone(), json!({"metadata": {"uid": uid, "annotations": annotations}})))
+    let seen = gathered.nodes.iter().find(|found| found.name_any() == *node)?;
+    let (uid, version) = (seen.uid()?, seen.resource_version());
+    let metadata = json!({"uid": uid, "resourceVersion": version, "annotations": annotations});
+    Some((node.clone(), json!({ "metadata": metadata })))
 }
 
 fn reason_prefix(reason: DrainReason) -> &'static str {
