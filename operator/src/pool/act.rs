@@ -120,7 +120,8 @@ pub async fn act(
                 outcome.done.extend(action);
             }
             // The node is gone, or another node of that name is there: the next plan knows.
-            Err(kube::Error::Api(status)) if status.code == 404 || (status.code == 409 && action.is_none()) => {}
+            Err(kube::Error::Api(status))
+                if status.code == 404 || (status.code == 409 && action.is_none()) => {}
             Err(error) => outcome.error = Some(Error::kubernetes("patch a Node")(error)),
         }
     }
@@ -233,12 +234,12 @@ async fn write_node(client: &Client, node: &Node, edit: impl Fn(&drain::Node) ->
     matches!(tokio::time::timeout(NODE_TIMEOUT, written).await, Ok(Some(_)))
 }
 
-/// Takes deletions of machines that never became Nodes out of the plan where one has, after all: the watch may be late, and
+/// Takes deletions of machines that never became Nodes out of the actions where one has, after all: the watch may be late, and
 /// pods may run there.
-pub async fn spare_nodes(context: &Context, plan: &mut Plan) {
-    let nodes: Api<Node> = Api::all(context.client.clone());
+pub async fn spare_nodes(client: &Client, actions: &mut Vec<Action>) {
+    let nodes: Api<Node> = Api::all(client.clone());
     let mut spared = Vec::new();
-    for action in &plan.actions {
+    for action in &*actions {
         let Action::DeleteMachines { nodes: machines, reason: Reason::NeverJoined, .. } = action else {
             continue;
         };
@@ -251,7 +252,7 @@ pub async fn spare_nodes(context: &Context, plan: &mut Plan) {
             spared.push(action.clone());
         }
     }
-    plan.actions.retain(|action| !spared.contains(action));
+    actions.retain(|action| !spared.contains(action));
 }
 
 /// Whether capacity is short until it is done.
@@ -335,4 +336,50 @@ fn membership(pool: &SpotPool, gathered: &Gathered) -> Vec<(String, Value)> {
         (node.name_any(), json!({ "metadata": metadata }))
     };
     gathered.nodes.iter().filter(lacking).take(NODES_AT_A_TIME).map(patch).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+    use std::convert::Infallible;
+
+    use http::{Request, Response};
+    use kube::client::Body;
+
+    use super::*;
+
+    /// An apiserver that answers every read with this.
+    fn apiserver(code: u16, body: &Value) -> Client {
+        let body = body.to_string().into_bytes();
+        let answer = move |_: Request<Body>| {
+            let response = Response::builder().status(code).body(Body::from(body.clone())).unwrap();
+            async move { Ok::<_, Infallible>(response) }
+        };
+        Client::new(tower::service_fn(answer), "default")
+    }
+
+    /// A VM whose Node came while the watch was behind would be deleted with the pods on it.
+    #[tokio::test]
+    async fn a_machine_is_not_deleted_for_having_no_node_unless_the_apiserver_says_so_now() {
+        let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "m1"}});
+        let refusal = |code: u16, reason: &str| json!({"apiVersion": "v1", "kind": "Status", "status": "Failure", "code": code, "reason": reason});
+        let deletion = |reason| Action::DeleteMachines {
+            agent_pool: "spota".into(),
+            nodes: vec!["m1".into()],
+            remaining: 1,
+            reason,
+        };
+        for (code, body, is_deleted, why) in [
+            (404, refusal(404, "NotFound"), true, "there is none"),
+            (200, node, false, "it is there, the watch was late"),
+            (403, refusal(403, "Forbidden"), false, "nothing is known"),
+        ] {
+            let mut actions = vec![deletion(Reason::NeverJoined), deletion(Reason::LostDeleted)];
+            spare_nodes(&apiserver(code, &body), &mut actions).await;
+            let is_kept = |reason| actions.contains(&deletion(reason));
+            assert_eq!(is_kept(Reason::NeverJoined), is_deleted, "{why}");
+            assert!(is_kept(Reason::LostDeleted), "that machine has a Node, which is lost");
+        }
+    }
 }

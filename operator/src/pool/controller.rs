@@ -178,7 +178,7 @@ async fn reconcile(seen: Arc<SpotPool>, context: Arc<Context>) -> Result<Action,
     let started = Instant::now();
     let mut plan = plan(&pool.spec, &gathered.snapshot, now);
     context.metrics.planned(started.elapsed().as_secs_f64());
-    act::spare_nodes(&context, &mut plan).await;
+    act::spare_nodes(&context.client, &mut plan.actions).await;
     let rests = context.hold_refused(&pool, &mut plan);
     let planned = context.parts.agent_pools.now();
     gathered.bills = context.parts.workloads.bills(&pool, &gathered, &plan);
