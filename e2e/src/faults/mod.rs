@@ -83,6 +83,11 @@ impl Fault {
         Self::iter().filter(|fault| fault.is_of_watch())
     }
 
+    /// Whether the operator dies of it, and nothing else goes wrong.
+    pub fn is_crash(self) -> bool {
+        matches!(self, Self::KillBefore | Self::KillAfter)
+    }
+
     /// Whether it happens at an event of the watch of Nodes.
     pub fn is_of_watch(self) -> bool {
         matches!(self, Self::Hide | Self::Stall | Self::Expire | Self::Disconnect)
@@ -135,4 +140,41 @@ pub fn sample(mut plans: Vec<Plan>, seed: u64, many: usize) -> Vec<Plan> {
         plans.remove(index);
     }
     plans
+}
+
+/// What is asked for in the environment; without it, every test takes a sample of its own.
+pub struct Wanted {
+    /// `SPOTPOOL_FAULT_PLAN`: this one alone.
+    pub plan: Option<Plan>,
+    /// `SPOTPOOL_FAULT_PLANS`: `all`, `kill`, or what their names begin with.
+    pub plans: Option<String>,
+    /// `SPOTPOOL_FAULT_SEED`: of samples.
+    pub seed: u64,
+}
+
+impl Wanted {
+    /// As the environment has it.
+    pub fn read() -> Result<Self, Error> {
+        let plan = std::env::var("SPOTPOOL_FAULT_PLAN").ok();
+        let seed = std::env::var("SPOTPOOL_FAULT_SEED").ok();
+        Ok(Self {
+            plan: plan.map(|plan| plan.parse()).transpose()?,
+            plans: std::env::var("SPOTPOOL_FAULT_PLANS").ok(),
+            seed: seed.map_or(Ok(1), |seed| seed.parse()).context("SPOTPOOL_FAULT_SEED is no number")?,
+        })
+    }
+
+    /// Those of `all` that are asked for, if any are.
+    pub fn of(&self, all: &[Plan]) -> Option<Vec<Plan>> {
+        if let Some(plan) = self.plan {
+            return Some(vec![plan]);
+        }
+        let word = self.plans.as_deref()?;
+        let is_wanted = |plan: &&Plan| match word {
+            "all" => true,
+            "kill" => plan.fault.is_crash(),
+            word => plan.to_string().starts_with(word),
+        };
+        Some(all.iter().filter(is_wanted).copied().collect())
+    }
 }

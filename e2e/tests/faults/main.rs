@@ -9,20 +9,3 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod simulated;
-
-use spotpool_e2e::faults::Plan;
-
-/// The one plan that is asked for.
-fn wanted_plan() -> Option<Plan> {
-    std::env::var("SPOTPOOL_FAULT_PLAN").ok().map(|plan| plan.parse().unwrap())
-}
-
-/// What the plans that are asked for have in their names.
-fn wanted() -> Option<String> {
-    std::env::var("SPOTPOOL_FAULT_PLANS").ok()
-}
-
-fn seed() -> u64 {
-    std::env::var("SPOTPOOL_FAULT_SEED")
-        .map_or(1, |seed| seed.parse().expect("SPOTPOOL_FAULT_SEED is no number"))
-}

@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use spotpool_e2e::faults::courses::Course;
 use spotpool_e2e::faults::simulated::{Outcome, run};
-use spotpool_e2e::faults::{Fault, Plan, sample};
+use spotpool_e2e::faults::{Fault, Plan, Wanted, sample};
 use strum::IntoEnumIterator;
 
 /// How many of the crash points of all courses CI tries, and how many other faults at the writes of an eviction.
@@ -33,31 +33,23 @@ fn check(plan: Plan, reference: &Outcome) -> Result<()> {
     outcome.agrees(reference).with_context(|| format!("writes were {:#?}", outcome.writes))
 }
 
-/// What is asked for by the environment: one plan, or all whose names begin so; else by seed so many of the crash points of
-/// all courses, and of what else may happen to the writes of an eviction.
-fn chosen() -> (BTreeMap<Course, Outcome>, Vec<Plan>) {
-    if let Some(plan) = crate::wanted_plan() {
-        return (references([plan.course].into_iter()), vec![plan]);
-    }
-    let wanted = crate::wanted();
-    let course = wanted.as_ref().and_then(|word| word.split('/').next()?.parse::<Course>().ok());
+/// What is asked for by the environment; else so many of the crash points of all courses, so many of what else may happen to
+/// the writes of an eviction, and all of these that land late.
+fn chosen(wanted: &Wanted) -> (BTreeMap<Course, Outcome>, Vec<Plan>) {
+    let of_word = |word: &String| word.split('/').next()?.parse::<Course>().ok();
+    let course = wanted.plan.map(|plan| plan.course).or_else(|| wanted.plans.as_ref().and_then(of_word));
     let references = references(Course::iter().filter(|it| course.is_none_or(|course| course == *it)));
     let all: Vec<Plan> = references.iter().flat_map(|(course, outcome)| outcome.plans(*course)).collect();
-    let is_crash = |plan: &Plan| matches!(plan.fault, Fault::KillBefore | Fault::KillAfter);
-    let is_wanted = |plan: &Plan, word: &str| match word {
-        "all" => true,
-        "kill" => is_crash(plan),
-        word => plan.to_string().starts_with(word),
-    };
-    if let Some(word) = wanted {
-        return (references, all.into_iter().filter(|plan| is_wanted(plan, &word)).collect());
+    if let Some(plans) = wanted.of(&all) {
+        return (references, plans);
     }
-    let (crashes, mut others): (Vec<Plan>, Vec<Plan>) = all.into_iter().partition(is_crash);
-    // What lands late is not mended yet: see docs/reliability.md.
-    let is_tried = |fault: Fault| !fault.is_of_watch() && fault != Fault::LandsLate;
-    others.retain(|plan| plan.course == Course::Eviction && is_tried(plan.fault));
-    let mut plans = sample(crashes, crate::seed(), CRASHES);
-    plans.extend(sample(others, crate::seed(), OTHERS));
+    let (crashes, mut others): (Vec<Plan>, Vec<Plan>) =
+        all.into_iter().partition(|plan| plan.fault.is_crash());
+    others.retain(|plan| plan.course == Course::Eviction && !plan.fault.is_of_watch());
+    let (late, others) = others.into_iter().partition(|plan| plan.fault == Fault::LandsLate);
+    let mut plans: Vec<Plan> = late;
+    plans.extend(sample(crashes, wanted.seed, CRASHES));
+    plans.extend(sample(others, wanted.seed, OTHERS));
     (references, plans)
 }
 
@@ -67,7 +59,7 @@ fn whatever_goes_wrong_the_end_is_the_same() {
         let filter = tracing_subscriber::EnvFilter::from_env("SPOTPOOL_LOG");
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init().ok();
     }
-    let (references, plans) = chosen();
+    let (references, plans) = chosen(&Wanted::read().unwrap());
     for (course, outcome) in &references {
         println!(
             "{course}: {} writes, {} events, {:?}",
