@@ -1,34 +1,67 @@
-//! A proxy between one operator and what it writes to, so that a test can stop the world at any write.
+//! A proxy between one operator and its servers, so that a test can have something go wrong at any write, or at any event that
+//! its watch of Nodes brings.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, BodyDataStream};
 use axum::extract::{Request, State};
-use axum::http::{StatusCode, Uri, header};
+use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
+use bytes::{Bytes, BytesMut};
+use futures::{StreamExt, stream};
 use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use kube::client::ConfigExt;
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use spotpool_crds::names;
 use spotpool_e2e_cluster::Supervised;
 use tokio::net::TcpListener;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
-/// What happens at the write that a trap waits for.
+use crate::faults::Fault;
+use crate::faults::between::{Server, broken, made_up, too_old};
+
+/// What happens at the write, or event, that a trap waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Spring {
-    /// The program is killed and the write is never sent on.
-    KillBefore,
-    /// The write is sent on, then the program is killed before it hears the answer.
-    KillAfter,
+    /// One of [`FAULTS`].
+    Fault(Fault),
     /// The write waits until [`Proxy::release`].
     Hold,
 }
+
+/// Those that can be brought about here.
+pub const FAULTS: [Fault; 14] = [
+    Fault::KillBefore,
+    Fault::KillAfter,
+    Fault::LoseRequest,
+    Fault::LoseAnswer,
+    Fault::Timeout,
+    Fault::LandsLate,
+    Fault::Conflict,
+    Fault::Throttle,
+    Fault::ServerError,
+    Fault::Outage,
+    Fault::Hide,
+    Fault::Stall,
+    Fault::Expire,
+    Fault::Disconnect,
+];
+
+/// How long who is away is away, how late a stalled watch is, and how long an event stays hidden.
+const AWAY: Duration = Duration::from_secs(5);
+/// What comes after its sender has given up comes so much later.
+const LATE: Duration = Duration::from_secs(2);
+/// Seconds after which something between says to try again.
+const RETRY_AFTER: u64 = 3;
 
 /// Paths of what is no write of a plan: leader election, and what Azure has one ask by POST.
 const READ: [&str; 3] = ["/leases", "/providers/Microsoft.ResourceGraph/", "/placementScores/"];
@@ -51,30 +84,85 @@ pub struct Proxy {
     shared: Arc<Shared>,
 }
 
-#[derive(Default)]
 struct Shared {
     state: Mutex<Trapped>,
     release: Notify,
+    /// Told when the apiserver goes away.
+    gone: watch::Sender<()>,
 }
 
 #[derive(Default)]
 struct Trapped {
     writes: Vec<Write>,
-    /// Counts down with each write.
+    /// How many events of Nodes were told of whose agent pools' names begin with `prefix`.
+    events: usize,
+    prefix: String,
+    /// Counts down with each write, or each event.
     trap: Option<(usize, Spring)>,
     victim: Option<Arc<Supervised>>,
     sprung: bool,
+    /// Who is away, and until when.
+    out: Option<(Server, Instant)>,
+    stalled_until: Option<Instant>,
+    hidden_until: Option<Instant>,
+}
+
+impl Trapped {
+    /// What springs at the next write, or event.
+    fn next(&mut self, is_event: bool) -> Option<Spring> {
+        let is_awaited =
+            |spring: &Spring| matches!(spring, Spring::Fault(fault) if fault.is_of_watch()) == is_event;
+        let (left, spring) = self.trap.as_mut().filter(|(_, spring)| is_awaited(spring))?;
+        *left -= 1;
+        if *left > 0 {
+            return None;
+        }
+        let spring = *spring;
+        self.trap = None;
+        self.sprung = true;
+        Some(spring)
+    }
 }
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Trapped> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn kill(&self) {
+        if let Some(victim) = &self.lock().victim {
+            let _ = victim.kill();
+        }
+    }
+
+    /// Until the watch in which an event was hidden begins anew.
+    async fn uncovers(&self) {
+        let until = self.lock().hidden_until;
+        match until {
+            Some(until) => tokio::time::sleep_until(until).await,
+            None => std::future::pending().await,
+        }
+        self.lock().hidden_until = None;
+    }
+
+    /// What strikes at this event of the watch of Nodes.
+    fn event(&self, line: &[u8]) -> Option<Fault> {
+        let mut state = self.lock();
+        if state.prefix.is_empty() || !String::from_utf8_lossy(line).contains(&state.prefix) {
+            return None;
+        }
+        state.events += 1;
+        match state.next(true) {
+            Some(Spring::Fault(fault)) => Some(fault),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Clone)]
 struct Upstream {
     shared: Arc<Shared>,
+    server: Server,
     base: String,
     client: Client<HttpsConnector<HttpConnector>, Body>,
 }
@@ -90,17 +178,19 @@ impl Proxy {
             .enable_http1()
             .build();
         let client = Client::builder(TokioExecutor::new()).build(https);
-        let shared = Arc::new(Shared::default());
-        let serve = async |base: String| {
-            let upstream = Upstream { shared: shared.clone(), base, client: client.clone() };
+        let (state, release, gone) = (Mutex::default(), Notify::new(), watch::Sender::new(()));
+        let shared = Arc::new(Shared { state, release, gone });
+        let serve = async |server: Server, base: String| {
+            let upstream = Upstream { shared: shared.clone(), server, base, client: client.clone() };
             serve(upstream).await
         };
-        let kubernetes = serve(config.cluster_url.to_string().trim_end_matches('/').to_owned()).await?;
-        let arm = serve(arm.trim_end_matches('/').to_owned()).await?;
+        let apiserver = config.cluster_url.to_string().trim_end_matches('/').to_owned();
+        let kubernetes = serve(Server::Kubernetes, apiserver).await?;
+        let arm = serve(Server::Azure, arm.trim_end_matches('/').to_owned()).await?;
         Ok(Self { kubernetes, arm, shared })
     }
 
-    /// Sets a trap for the `nth` write from now on (1 is the next) of `victim`.
+    /// Sets a trap for the `nth` write from now on (1 is the next) of `victim`, or event of its Nodes.
     pub fn trap(&self, nth: usize, spring: Spring, victim: Arc<Supervised>) {
         let mut state = self.shared.lock();
         state.trap = Some((nth, spring));
@@ -127,6 +217,18 @@ impl Proxy {
     pub fn take_writes(&self) -> Vec<Write> {
         std::mem::take(&mut self.shared.lock().writes)
     }
+
+    /// From now on counts events of the Nodes of agent pools whose names begin so.
+    pub fn count_events(&self, agent_pools: &str) {
+        let mut state = self.shared.lock();
+        state.prefix = format!("\"{}\":\"{agent_pools}", names::AGENT_POOL_LABEL);
+        state.events = 0;
+    }
+
+    /// How many there were.
+    pub fn events(&self) -> usize {
+        self.shared.lock().events
+    }
 }
 
 async fn serve(upstream: Upstream) -> Result<String> {
@@ -145,57 +247,158 @@ async fn pass(State(upstream): State<Upstream>, request: Request) -> Response {
 }
 
 impl Upstream {
-    async fn pass(&self, mut request: Request) -> Result<Response> {
-        let path = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
-        let counts = !request.method().is_safe() && !READ.iter().any(|read| path.contains(read));
-        let what = format!("{} {}", request.method(), request.uri().path());
-        let (index, spring) = if counts { self.count(what) } else { (None, None) };
+    async fn pass(&self, request: Request) -> Result<Response> {
+        let path = request.uri().path().to_owned();
+        let is_write = !request.method().is_safe() && !READ.iter().any(|read| path.contains(read));
+        let is_watch = request.method() == Method::GET
+            && request.uri().query().is_some_and(|query| query.contains("watch=true"));
+        let (index, spring) =
+            if is_write { self.count(format!("{} {path}", request.method())) } else { (None, None) };
+        if let Some(Spring::Fault(Fault::Outage)) = spring {
+            self.shared.lock().out = Some((self.server, Instant::now() + AWAY));
+            if self.server == Server::Kubernetes {
+                self.shared.gone.send_replace(());
+            }
+        }
+        let out = self.shared.lock().out;
+        if out.is_some_and(|(server, until)| server == self.server && Instant::now() < until) {
+            return Ok(torn());
+        }
+        let Some(spring) = spring else { return self.deliver(request, index, is_watch).await };
         match spring {
-            Some(Spring::KillBefore) => {
-                self.kill();
+            Spring::Hold => self.shared.release.notified().await,
+            Spring::Fault(Fault::KillBefore) => {
+                self.shared.kill();
                 // The answer goes to nobody.
-                return Ok(StatusCode::SERVICE_UNAVAILABLE.into_response());
+                return Ok(torn());
             }
-            Some(Spring::Hold) => self.shared.release.notified().await,
-            Some(Spring::KillAfter) | None => {}
+            Spring::Fault(Fault::LoseRequest) => return Ok(torn()),
+            Spring::Fault(Fault::LandsLate) => {
+                let (parts, body) = request.into_parts();
+                let body = axum::body::to_bytes(body, usize::MAX).await?;
+                let late = self.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(late.server.patience() + LATE).await;
+                    let request = Request::from_parts(parts, body.into());
+                    // Whatever comes of it, nobody waits for it any more.
+                    drop(late.deliver(request, index, false).await);
+                });
+                return self.no_answer().await;
+            }
+            Spring::Fault(Fault::Conflict) => return self.refusal(409, None),
+            Spring::Fault(Fault::Throttle) => return self.refusal(429, Some(RETRY_AFTER)),
+            Spring::Fault(Fault::ServerError) => return self.refusal(500, None),
+            Spring::Fault(_) => {}
         }
+        let answer = self.deliver(request, index, is_watch).await?;
+        match spring {
+            Spring::Fault(Fault::KillAfter) => self.shared.kill(),
+            Spring::Fault(Fault::LoseAnswer) => return Ok(torn()),
+            Spring::Fault(Fault::Timeout) => return self.no_answer().await,
+            _ => {}
+        }
+        Ok(answer)
+    }
+
+    async fn deliver(&self, mut request: Request, index: Option<usize>, is_watch: bool) -> Result<Response> {
+        let path = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
+        let is_of_nodes = request.uri().path() == "/api/v1/nodes";
         *request.uri_mut() = format!("{}{path}", self.base).parse::<Uri>().context("a path that is none")?;
-        request.headers_mut().remove(header::HOST);
-        let answer = self.client.request(request).await?;
-        if let Some(index) = index {
-            let mut state = self.shared.lock();
-            if let Some(write) = state.writes.get_mut(index) {
-                write.status = Some(answer.status().as_u16());
-            }
+        // Azure's links lead to where it was asked: so these come by here, too.
+        if self.server == Server::Kubernetes {
+            request.headers_mut().remove(header::HOST);
         }
-        if spring == Some(Spring::KillAfter) {
-            self.kill();
+        let answer = self.client.request(request).await?.map(Body::new);
+        if let Some(index) = index
+            && let Some(write) = self.shared.lock().writes.get_mut(index)
+        {
+            write.status = Some(answer.status().as_u16());
         }
-        Ok(answer.map(Body::new).into_response())
+        Ok(if is_watch { self.watched(answer, is_of_nodes) } else { answer })
+    }
+
+    fn refusal(&self, status: u16, retry_after: Option<u64>) -> Result<Response> {
+        Ok(made_up(self.server, status, retry_after)?.map(Body::from))
+    }
+
+    /// Lets the sender wait for longer than it does.
+    async fn no_answer(&self) -> Result<Response> {
+        tokio::time::sleep(self.server.patience() + LATE).await;
+        Ok(torn())
     }
 
     fn count(&self, what: String) -> (Option<usize>, Option<Spring>) {
         let mut state = self.shared.lock();
         state.writes.push(Write { what, status: None });
-        let index = Some(state.writes.len() - 1);
-        match &mut state.trap {
-            Some((1, spring)) => {
-                let spring = *spring;
-                state.trap = None;
-                state.sprung = true;
-                (index, Some(spring))
-            }
-            Some((left, _)) => {
-                *left -= 1;
-                (index, None)
-            }
-            None => (index, None),
-        }
+        (Some(state.writes.len() - 1), state.next(false))
     }
 
-    fn kill(&self) {
-        if let Some(victim) = &self.shared.lock().victim {
-            let _ = victim.kill();
+    /// A watch, line by line, as far as faults let it through.
+    fn watched(&self, answer: Response, is_of_nodes: bool) -> Response {
+        let (head, body) = answer.into_parts();
+        let lines = Lines { body: body.into_data_stream(), read: BytesMut::new() };
+        let shared = self.shared.clone();
+        let flow = stream::unfold(Some((lines, shared.gone.subscribe())), move |flow| {
+            let shared = shared.clone();
+            async move {
+                let (mut lines, mut gone) = flow?;
+                loop {
+                    let line = tokio::select! {
+                        line = lines.next() => line?,
+                        _ = gone.changed() => return Some((Err(broken()), None)),
+                        () = shared.uncovers(), if is_of_nodes => return Some((Ok(too_old()), None)),
+                    };
+                    let line = match line {
+                        Ok(line) => line,
+                        Err(error) => return Some((Err(error), None)),
+                    };
+                    let fault = if is_of_nodes { shared.event(&line) } else { None };
+                    match fault {
+                        Some(Fault::Hide) => {
+                            shared.lock().hidden_until = Some(Instant::now() + AWAY);
+                            continue;
+                        }
+                        Some(Fault::Expire) => return Some((Ok(too_old()), None)),
+                        Some(Fault::Disconnect) => return Some((Err(broken()), None)),
+                        Some(Fault::Stall) => shared.lock().stalled_until = Some(Instant::now() + AWAY),
+                        _ => {}
+                    }
+                    let stalled = shared.lock().stalled_until;
+                    if let (Some(until), true) = (stalled, is_of_nodes) {
+                        tokio::time::sleep_until(until).await;
+                    }
+                    return Some((Ok(line), Some((lines, gone))));
+                }
+            }
+        });
+        Response::from_parts(head, Body::from_stream(flow))
+    }
+}
+
+/// The lines of a body, each with its end.
+struct Lines {
+    body: BodyDataStream,
+    read: BytesMut,
+}
+
+impl Lines {
+    /// May be dropped while it waits: nothing is lost.
+    async fn next(&mut self) -> Option<io::Result<Bytes>> {
+        loop {
+            if let Some(end) = self.read.iter().position(|byte| *byte == b'\n') {
+                return Some(Ok(self.read.split_to(end + 1).freeze()));
+            }
+            match self.body.next().await {
+                Some(Ok(more)) => self.read.extend_from_slice(&more),
+                Some(Err(error)) => return Some(Err(io::Error::other(error))),
+                None if self.read.is_empty() => return None,
+                None => return Some(Ok(self.read.split().freeze())),
+            }
         }
     }
+}
+
+/// The connection breaks before the answer is there in full.
+fn torn() -> Response {
+    Body::from_stream(stream::iter([Err::<Bytes, _>(broken())])).into_response()
 }

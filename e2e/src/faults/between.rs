@@ -32,7 +32,7 @@ pub enum Server {
 
 impl Server {
     /// How long the operator's clients wait for an answer.
-    fn patience(self) -> Duration {
+    pub fn patience(self) -> Duration {
         match self {
             Self::Kubernetes => Duration::from_secs(30),
             Self::Azure => Duration::from_secs(20),
@@ -346,12 +346,13 @@ impl Between {
 }
 
 /// The line that ends a watch whose version is too old.
-fn too_old() -> Bytes {
+pub fn too_old() -> Bytes {
     let gone = status(410, "Expired", "too old resource version");
     (json!({"type": "ERROR", "object": gone}).to_string() + "\n").into()
 }
 
-fn broken() -> io::Error {
+/// What breaks a connection.
+pub fn broken() -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionReset, "broken by the test")
 }
 

@@ -4,6 +4,7 @@ use anyhow::{Context, Result, ensure};
 use futures::{StreamExt, TryStreamExt};
 use serde_json::json;
 use spotpool_crds::drill::DrillPhase;
+use spotpool_e2e::faults::Fault;
 use spotpool_e2e::proxy::{Proxy, Spring};
 use spotpool_e2e::{OperatorOptions, Stage, World, WorldOptions, eventually, run};
 
@@ -13,7 +14,7 @@ use crate::{drill, drills, ordered, whole};
 const AT_ONCE: usize = 6;
 
 /// One drill of one of two nodes, with the operator killed as told; returns how many writes it took.
-async fn drilled(world: &World, name: &str, trap: Option<(usize, Spring)>) -> Result<usize> {
+async fn drilled(world: &World, name: &str, trap: Option<(usize, Fault)>) -> Result<usize> {
     // The proxy asks as the operator of this stage.
     let proxy =
         Proxy::start(&Stage::set(world, name).await?.operator_kubeconfig().await?, world.sim.base_url())
@@ -25,8 +26,8 @@ async fn drilled(world: &World, name: &str, trap: Option<(usize, Spring)>) -> Re
     };
     let (stage, mut operator) = whole(world, name, 2, &options).await?;
     proxy.take_writes();
-    if let Some((nth, spring)) = trap {
-        proxy.trap(nth, spring, operator.process.clone());
+    if let Some((nth, fault)) = trap {
+        proxy.trap(nth, Spring::Fault(fault), operator.process.clone());
     }
     // Those beside it evict, too; and what happens while no operator is there, nobody sees.
     let spec = json!({"amount": {"count": 1}, "method": "SimulateEviction", "abort": {"realEvictions": false}, "expect": {"drainedInTime": false}});
@@ -56,13 +57,13 @@ fn an_operator_killed_at_any_write_of_a_drill_evicts_and_buys_no_machine_more() 
         let world = World::start(WorldOptions::default()).await.unwrap();
         let writes = drilled(&world, "reference", None).await.unwrap();
         assert!((8..60).contains(&writes), "{writes} writes");
-        let cases = (1..=writes).flat_map(|nth| [(nth, Spring::KillBefore), (nth, Spring::KillAfter)]);
+        let cases = (1..=writes).flat_map(|nth| [(nth, Fault::KillBefore), (nth, Fault::KillAfter)]);
         let world_of = &world;
-        let runs = cases.map(|(nth, spring)| async move {
-            let letter = if spring == Spring::KillBefore { 'x' } else { 'y' };
+        let runs = cases.map(|(nth, fault)| async move {
+            let letter = if fault == Fault::KillBefore { 'x' } else { 'y' };
             let number = [nth / 26, nth % 26].map(|digit| char::from(b'a' + u8::try_from(digit).unwrap()));
             let name = format!("k{letter}{}{}", number[0], number[1]);
-            drilled(world_of, &name, Some((nth, spring))).await
+            drilled(world_of, &name, Some((nth, fault))).await
         });
         futures::stream::iter(runs).buffer_unordered(AT_ONCE).try_collect::<Vec<_>>().await.unwrap();
         world.stop().await.unwrap();
