@@ -28,6 +28,7 @@ use spotpool_azure::{
     SpotPlacementScores, Transport,
 };
 use spotpool_azure_sim::api::{EventState, Identity, State};
+pub use spotpool_azure_sim::dice::Dice;
 use spotpool_azure_sim::model::{Cloud, WantedNode};
 use spotpool_azure_sim::nodes::node_object;
 use spotpool_azure_sim::sim::{Sim, tokio_clock};
@@ -48,36 +49,6 @@ use url::Url;
 
 /// An agent's drain of a node that holds nothing back.
 const DRAIN: SignedDuration = SignedDuration::from_secs(10);
-
-/// Random numbers of one seed.
-#[derive(Clone, Debug)]
-pub struct Dice(u64);
-
-impl Dice {
-    /// The sequence of `seed`.
-    pub fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    /// SplitMix64.
-    pub fn roll(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// 0 to `below` - 1.
-    pub fn below(&mut self, below: u64) -> u64 {
-        self.roll() % below.max(1)
-    }
-
-    /// True in so many of a hundred.
-    pub fn percent(&mut self, percent: u64) -> bool {
-        self.below(100) < percent
-    }
-}
 
 /// Requests go to the simulator's handlers directly, and are tampered with on the way while it is hostile.
 pub struct InProcess {

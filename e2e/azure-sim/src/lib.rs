@@ -24,6 +24,7 @@ pub mod body;
 pub mod client;
 mod compute;
 pub mod control;
+pub mod dice;
 pub mod events;
 pub mod failures;
 pub mod faults;

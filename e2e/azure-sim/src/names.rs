@@ -1,6 +1,7 @@
 //! Azure's names for one machine, and the generator behind ids that must merely look random.
 
 use crate::api::Identity;
+use crate::dice::Dice;
 
 /// The eight digits in a pool's scale set name, the same for a pool at each start.
 pub fn digits(identity: &Identity, pool: &str) -> String {
@@ -93,27 +94,19 @@ fn base_36(number: u64) -> String {
     reversed.chars().rev().collect()
 }
 
-/// SplitMix64: repeatable for a seed, which a test may want.
+/// Names that nobody chose: repeatable for a seed, which a test may want.
 #[derive(Debug, Clone)]
-pub struct Ids(u64);
+pub struct Ids(Dice);
 
 impl Ids {
     /// A generator that repeats itself for the same seed.
     pub fn seeded(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
+        Self(Dice::new(seed))
     }
 
     /// A GUID in small letters.
     pub fn guid(&mut self) -> String {
-        let (high, low) = (self.next(), self.next());
+        let (high, low) = (self.0.roll(), self.0.roll());
         format!(
             "{:08x}-{:04x}-4{:03x}-{:04x}-{:012x}",
             high >> 32,
@@ -127,7 +120,7 @@ impl Ids {
     /// That many characters of base-64url, as in signatures.
     pub fn opaque(&mut self, length: usize) -> String {
         const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-        (0..length).map(|_| char::from(ALPHABET[(self.next() % 64) as usize])).collect()
+        (0..length).map(|_| char::from(ALPHABET[self.0.below(64) as usize])).collect()
     }
 }
 

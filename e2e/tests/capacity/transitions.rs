@@ -10,6 +10,7 @@ use std::time::Duration;
 use kube::CustomResourceExt;
 use serde_json::{Value, json};
 use spotpool_azure_sim::api::{PoolSpec, VmPhase};
+use spotpool_azure_sim::dice::Dice;
 use spotpool_crds::{SpotPool, SpotPoolStatus};
 use spotpool_e2e::{OperatorOptions, Stage, eventually, run};
 
@@ -369,13 +370,10 @@ fn knows_all(status: &SpotPoolStatus) -> bool {
     status.conditions.iter().all(|it| it.status != "Unknown" || it.type_ == "AgentsHealthy")
 }
 
-/// SplitMix64.
-fn shuffled<T>(mut things: Vec<T>, mut seed: u64) -> Vec<T> {
+fn shuffled<T>(mut things: Vec<T>, seed: u64) -> Vec<T> {
+    let mut dice = Dice::new(seed);
     for at in (1..things.len()).rev() {
-        seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = (seed ^ (seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        things.swap(at, (mixed ^ (mixed >> 31)) as usize % (at + 1));
+        things.swap(at, dice.below(at as u64 + 1) as usize);
     }
     things
 }

@@ -21,6 +21,7 @@ use spotpool_azure_sim::api::{
     BackgroundOperation, Failure, FailureKind, Fault, FaultAction, FaultTarget, Identity, PoolSpec, Settings,
     State, Targets,
 };
+use spotpool_azure_sim::dice::Dice;
 use spotpool_azure_sim::model::Cloud;
 use spotpool_azure_sim::sim::{Sim, tokio_clock};
 use spotpool_azure_sim::{reply, server};
@@ -343,14 +344,8 @@ async fn a_hostile_hour_runs_into_none_of_azures_limits() {
 }
 
 async fn hostile_hour(seed: u64) {
-    // splitmix64
-    let mut state = seed;
-    let mut pick = move |below: u64| {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % below
-    };
+    let mut dice = Dice::new(seed);
+    let mut pick = move |below: u64| dice.below(below);
     let mut settings = Settings { count_follows_evictions: pick(2) == 0, ..Settings::default() };
     let e_tags = if pick(3) == 0 { "absent" } else { "present" };
     let switches =
