@@ -117,7 +117,7 @@ impl Args {
 fn plain_http(text: &str) -> Result<Url, String> {
     let url: Url = text.parse().map_err(|error| format!("{error}"))?;
     if url.scheme() != "http" || url.host().is_none() {
-        return Err("want http://HOST[:PORT][/PREFIX]: the metadata service speaks plain HTTP".into());
+        return Err("must be http://HOST[:PORT][/PREFIX]: the metadata service speaks plain HTTP".into());
     }
     Ok(url)
 }
@@ -125,7 +125,7 @@ fn plain_http(text: &str) -> Result<Url, String> {
 fn duration(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {
     let duration = spotpool_crds::Duration::from_str(text).map_err(|error| error.to_string())?.into();
     if duration < least || duration > most {
-        return Err(format!("want {least:?} to {most:?}"));
+        return Err(format!("must be {least:?} to {most:?}"));
     }
     Ok(duration)
 }

@@ -79,10 +79,10 @@ pub struct Hook {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadHook {
     /// No port and path.
-    #[error("annotation {}: want a port and a path such as :8080/checkpoint", names::HOOK_ANNOTATION)]
+    #[error("annotation {} must be a port and a path, such as :8080/checkpoint", names::HOOK_ANNOTATION)]
     Target,
     /// No duration, or one out of range.
-    #[error("annotation {}: want a duration such as 10s, 1s to 10m", names::HOOK_TIMEOUT_ANNOTATION)]
+    #[error("annotation {} must be a duration of 1s to 10m, such as 10s", names::HOOK_TIMEOUT_ANNOTATION)]
     Timeout,
     /// Its address is its node's, where others listen too.
     #[error("hooks of pods on the host's network are not asked")]

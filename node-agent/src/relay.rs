@@ -54,7 +54,7 @@ async fn answer(
     Query(ask): Query<Ask>,
 ) -> Response {
     let Ok(wait) = ask.wait.as_deref().map(patience).transpose() else {
-        return (StatusCode::BAD_REQUEST, "wait: want a duration such as 30s\n").into_response();
+        return (StatusCode::BAD_REQUEST, "wait must be a duration, such as 30s\n").into_response();
     };
     let mut notice = relay.notice.clone();
     let now = notice.borrow_and_update().clone();

@@ -9,7 +9,7 @@ use crate::duration::Duration;
 /// Limits of on-demand fallback.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[x_kube(validation = Rule::new("duration(self.growthAfter) >= duration(self.after)")
-    .message("growth must not fall back sooner than loss: raise fallback.growthAfter or lower fallback.after"))]
+    .message("fallback.growthAfter must be at least fallback.after: raise the one or lower the other"))]
 #[x_kube(validation = Rule::new("!has(self.hourlyBudget) || !has(self.monthlyBudget) || !self.hourlyBudget.matches('^[0-9]{1,9}([.][0-9]{1,6})?$') || !self.monthlyBudget.matches('^[0-9]{1,9}([.][0-9]{1,6})?$') || double(self.monthlyBudget) >= double(self.hourlyBudget)")
     .message("fallback.monthlyBudget is less than one hour of fallback.hourlyBudget: raise the one or lower the other"))]
 #[serde(rename_all = "camelCase")]

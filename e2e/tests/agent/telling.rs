@@ -174,7 +174,7 @@ fn a_hook_that_fails_lets_its_pod_go_and_is_told_to_people() {
             ("hangs", "silent", "no answer in 2s"),
             ("lost", "status", "it answered 404"),
             ("refuses", "unreachable", "refused"),
-            ("unreadable", "malformed", "want a port and a path"),
+            ("unreadable", "malformed", "must be a port and a path"),
         ] {
             let told = corner.event(Reason::HookFailed, pod).await;
             let note = told.note.unwrap_or_default();

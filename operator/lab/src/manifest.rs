@@ -66,7 +66,10 @@ pub fn check(spec: &SpotPoolSpec) -> Result<(), String> {
     if let Some(fallback) = &spec.fallback {
         within("spec.fallback.maxNodes", fallback.max_nodes, 0, 1000)?;
         if fallback.growth_after < fallback.after {
-            return Err("growth must not fall back sooner than loss: raise fallback.growthAfter or lower fallback.after".into());
+            return Err(
+                "fallback.growthAfter must be at least fallback.after: raise the one or lower the other"
+                    .into(),
+            );
         }
         for (what, amount) in
             [("hourlyBudget", &fallback.hourly_budget), ("monthlyBudget", &fallback.monthly_budget)]

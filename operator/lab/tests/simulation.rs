@@ -111,7 +111,7 @@ fn a_spotpool_that_the_api_server_would_refuse_is_refused() {
         (
             "maxNodes: 12",
             "maxNodes: 12\n    growthAfter: 1s\n    after: 2s",
-            "growth must not fall back sooner",
+            "fallback.growthAfter must be at least fallback.after",
         ),
         ("maxNodes: 12", "maxNodes: 12\n    hourlyBudget: none", "such as 6.00"),
         ("regd8,", "regd9,", "regd9 is missing"),

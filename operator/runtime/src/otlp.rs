@@ -39,7 +39,7 @@ const RETRIES: usize = 4;
 
 /// Reads an endpoint: `http` or `https`, a host, and perhaps a path.
 pub fn endpoint(text: &str) -> Result<Uri, String> {
-    let wrong = || "want a URL such as http://collector.monitoring:4318".to_owned();
+    let wrong = || "must be a URL such as http://collector.monitoring:4318".to_owned();
     let uri: Uri = text.trim_end_matches('/').parse().map_err(|_| wrong())?;
     if !matches!(uri.scheme_str(), Some("http" | "https"))
         || uri.host().is_none_or(str::is_empty)
