@@ -18,7 +18,7 @@ use crate::jitter::{any_of, jittered};
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 /// Longest wait while a notice is on.
 const LONGEST_URGENT_WAIT: Duration = Duration::from_millis(800);
-/// Longest wait otherwise: many agents must not trample an API server that comes back.
+/// Longest wait otherwise.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
 /// For how many seconds a watch is asked for. Agents that open theirs in the same instant, as when the API server is back, would
@@ -55,14 +55,17 @@ where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
     let mut events = pin!(watcher(api, config.timeout(any_of(WATCH_LASTS))));
-    let mut wait = FIRST_WAIT;
+    let (mut wait, mut is_known) = (FIRST_WAIT, false);
     loop {
         match events.next().await {
             Some(Ok(event)) => {
                 // Init says that a list is about to be tried, not that it worked.
-                if wait != FIRST_WAIT && !matches!(event, watcher::Event::Init) {
-                    tracing::info!(what, "watch works again");
-                    wait = FIRST_WAIT;
+                if !matches!(event, watcher::Event::Init) {
+                    if wait != FIRST_WAIT {
+                        tracing::info!(what, "watch works again");
+                        wait = FIRST_WAIT;
+                    }
+                    is_known = true;
                 }
                 let pause = apply(event);
                 if !pause.is_zero() {
@@ -76,9 +79,8 @@ where
                     tracing::debug!(what, %error, "watch still interrupted");
                 }
                 let is_urgent = *urgent.borrow_and_update();
-                let longest = if is_urgent { LONGEST_URGENT_WAIT } else { LONGEST_WAIT };
                 tokio::select! {
-                    () = tokio::time::sleep(jittered(wait.min(longest))) => {}
+                    () = tokio::time::sleep(pause_after_error(wait, is_urgent, is_known)) => {}
                     Ok(()) = urgent.changed() => {}
                 }
                 wait = (wait * 2).min(LONGEST_WAIT);
@@ -89,11 +91,48 @@ where
     }
 }
 
+/// How long to wait after an error. All agents of a cluster lose an API server in the same instant, and must not trample the one
+/// that comes back: where nothing hurries, and what was listed will do meanwhile, each comes at a moment of its own.
+fn pause_after_error(wait: Duration, is_urgent: bool, is_known: bool) -> Duration {
+    if is_urgent {
+        jittered(wait.min(LONGEST_URGENT_WAIT))
+    } else if is_known {
+        LONGEST_WAIT.mul_f64(f64::from(any_of(0..=1000)) / 1000.0)
+    } else {
+        jittered(wait)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+
+    /// When an agent lists that lost the API server for so long: its first try after that.
+    fn returns(outage: Duration, is_urgent: bool) -> Duration {
+        let (mut tried, mut wait) = (Duration::ZERO, FIRST_WAIT);
+        while tried <= outage {
+            tried += pause_after_error(wait, is_urgent, true);
+            wait = (wait * 2).min(LONGEST_WAIT);
+        }
+        tried.saturating_sub(outage)
+    }
+
+    /// Five thousand agents that list in one second are a second outage. One whose node has a notice waits for nobody.
+    #[test]
+    fn an_api_server_that_is_back_is_not_asked_by_all_at_once() {
+        const AGENTS: u32 = 5000;
+        for outage in [0, 1, 5, 30].map(Duration::from_secs) {
+            let mut seconds = BTreeMap::<u64, u32>::new();
+            for _ in 0..AGENTS {
+                *seconds.entry(returns(outage, false).as_secs()).or_default() += 1;
+            }
+            let most = seconds.values().max().unwrap();
+            assert!(most * 4 < AGENTS, "{most} of {AGENTS} in one second after {outage:?}: {seconds:?}");
+            assert!((0..100).all(|_| returns(outage, true) < Duration::from_secs(1)));
+        }
+    }
 
     /// Ten thousand requests in one second, every five minutes, are more than an API server has room for.
     #[test]
