@@ -14,6 +14,8 @@ svg .wanted{stroke:#1b1f24;stroke-dasharray:5 4}";
 /// Wide enough for a name to the left of the bars.
 const LEFT: f64 = 260.0;
 const WIDTH: f64 = 1000.0;
+/// Where the last moment is.
+const RIGHT: f64 = WIDTH - 20.0;
 const LINE: f64 = 24.0;
 /// Of the graph.
 const HEIGHT: f64 = 180.0;
@@ -87,7 +89,7 @@ fn picture(report: &Report) -> String {
     }
     let height = LINE * (report.targets.len() as f64 + 2.0);
     drawn.push_str(&format!(
-        "<text x=\"{LEFT}\" y=\"{0:.0}\">0 s</text><text x=\"{WIDTH}\" y=\"{0:.0}\" text-anchor=\"end\">{whole:.0} s</text>",
+        "<text x=\"{LEFT}\" y=\"{0:.0}\">0 s</text><text x=\"{RIGHT}\" y=\"{0:.0}\" text-anchor=\"end\">{whole:.0} s</text>",
         height - 6.0
     ));
     let legend: Vec<String> = STEPS
@@ -140,7 +142,7 @@ fn graph(report: &Report) -> String {
 fn place(report: &Report, from: Timestamp, at: Timestamp) -> f64 {
     let whole = report.to.duration_since(from).as_secs_f64().max(1.0);
     let share = (at.duration_since(from).as_secs_f64() / whole).clamp(0.0, 1.0);
-    LEFT + share * (WIDTH - LEFT - 20.0)
+    LEFT + share * (RIGHT - LEFT)
 }
 
 /// The steps that a node has taken, by time.
