@@ -23,6 +23,8 @@ mod objective;
 mod others;
 mod peers;
 mod replacement;
+#[path = "../schema/mod.rs"]
+mod schema;
 mod seen;
 mod signals;
 mod standby;

@@ -4,47 +4,25 @@
 //! Fields come from the CRD, so a new one is here by itself; one for which nothing is known that it could be fails the test.
 //! `SPOTPOOL_SEED=17` replays a sample, `SPOTPOOL_TRANSITIONS=all` takes every transition.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use kube::CustomResourceExt;
 use serde_json::{Value, json};
 use spotpool_azure_sim::api::{PoolSpec, VmPhase};
-use spotpool_azure_sim::dice::Dice;
 use spotpool_crds::{SpotPool, SpotPoolStatus};
 use spotpool_e2e::{OperatorOptions, Stage, eventually, run};
 
 use crate::hands::Hands;
+use crate::schema::{self, BY_PATTERN, Known, fields, merge, nonsense, shuffled, with};
 use crate::world;
 
 /// Transitions in CI.
 const SAMPLE: usize = 10;
 
-/// What strings may be, by their pattern. Two of each are enough to go there and back.
-const BY_PATTERN: &[(&str, [&str; 2])] = &[
-    (r"^([0-9]+(h|m|s|ms))+$", ["2h", "1h"]),
-    (r"^[0-9]{1,6}(\.[0-9]{1,6})?$", ["30", "40.5"]),
-    (r"^[5-9][0-9](\.[0-9]{1,2})?$", ["99", "98.5"]),
-    (r"^[1-9]$", ["2", "3"]),
-    (r"^(Ubuntu|AzureLinux|Flatcar)[A-Za-z0-9]{0,16}$", ["AzureLinux", "Ubuntu2204"]),
-    (r"^(Standard|Basic)_[A-Za-z0-9_-]{1,60}$", ["Standard_D8s_v5", "Standard_D16s_v5"]),
-    (r"^[0-9A-Za-z*,/-]+( +[0-9A-Za-z*,/-]+){4}$", ["0 22 * * *", "*/5 * * * *"]),
-    (r"^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*$", ["Europe/Berlin", "Asia/Tokyo"]),
-    (r"^([A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?)?$", ["b", "c"]),
-    (
-        r"^[A-Za-z0-9_./-]{1,316}(=[A-Za-z0-9_.-]{0,63})?:(NoSchedule|PreferNoSchedule|NoExecute)$",
-        ["b=c:NoSchedule", "d:NoExecute"],
-    ),
-    (
-        "^/subscriptions/[^/]+/resource[Gg]roups/[^/]+/providers/Microsoft.Network/virtualNetworks/[^/]+/subnets/[^/]+$",
-        [
-            "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/virtualNetworks/v/subnets/a",
-            "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/virtualNetworks/v/subnets/b",
-        ],
-    ),
-];
+/// What is not in the schema.
+const KNOWN: Known = Known { by_path: BY_PATH, identities: IDENTITIES, needed: &[], together: TOGETHER };
 
-/// … and by the end of their path, where the schema has no pattern, or not all that it allows ends while one waits.
 const BY_PATH: &[(&str, [&str; 2])] = &[
     ("warmup", ["1s", "2s"]),
     ("fallback.after", ["1m", "2m"]),
@@ -61,10 +39,9 @@ const BY_PATH: &[(&str, [&str; 2])] = &[
     ("matchExpressions[].values[]", ["a", "b"]),
 ];
 
-/// Names are what an agent pool is known by: another name is another agent pool, whose machines stay.
+/// Another name is another agent pool, whose machines stay.
 const IDENTITIES: &[&str] = &["agentPools[].name"];
 
-/// What must change along, for both to be meant.
 const TOGETHER: &[(&str, &str, Value)] = &[
     ("agentPools[].create.capacityType", "spotMaxPrice", Value::Null),
     ("onDemand.pdbFloor.maxUnits", "enabled", Value::Bool(false)),
@@ -101,160 +78,6 @@ fn full(stage: &str) -> Value {
     })
 }
 
-/// A field, or a part that may be left out.
-struct Field {
-    /// As `fallback.maxNodes` or `agentPools[].name`.
-    path: String,
-    /// Where it is in [`full`], as a JSON pointer.
-    pointer: String,
-    schema: Value,
-    /// Whether it may be left out, and is then what it would not be.
-    optional: bool,
-}
-
-fn schema() -> Value {
-    let crd = serde_json::to_value(SpotPool::crd()).unwrap();
-    crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"].clone()
-}
-
-/// All fields, by the schema; panics where [`full`] does not know one.
-fn fields(schema: &Value, value: &Value, path: &str, pointer: &str, optional: bool, found: &mut Vec<Field>) {
-    assert!(!value.is_null(), "{path} is new: say in `full` what it may be");
-    if !path.is_empty() {
-        let (path, pointer) = (path.to_owned(), pointer.to_owned());
-        found.push(Field { path, pointer, schema: schema.clone(), optional });
-    }
-    let required: BTreeSet<&str> =
-        schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-    for (name, schema) in schema["properties"].as_object().into_iter().flatten() {
-        let optional = !required.contains(name.as_str()) && schema.get("default").is_none();
-        let of = |path: &str| if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
-        fields(schema, &value[name], &of(path), &format!("{pointer}/{name}"), optional, found);
-    }
-    if schema["items"].is_object() {
-        fields(&schema["items"], &value[0], &format!("{path}[]"), &format!("{pointer}/0"), false, found);
-    }
-    if schema["additionalProperties"].is_object() {
-        let key = value.as_object().and_then(|map| map.keys().next()).expect("a key in `full`");
-        let pointer = format!("{pointer}/{key}");
-        fields(&schema["additionalProperties"], &value[key], &format!("{path}{{}}"), &pointer, false, found);
-    }
-}
-
-/// What else it could be, and be meant; `Null` is to leave it out.
-fn others(field: &Field, now: &Value) -> Vec<Value> {
-    let Field { schema, path, optional, .. } = field;
-    let mut others = match schema["type"].as_str() {
-        _ if schema["enum"].is_array() => schema["enum"].as_array().unwrap().clone(),
-        Some("boolean") => vec![json!(true), json!(false)],
-        Some("integer") => {
-            let now = now.as_i64().unwrap();
-            let (least, most) = range(schema);
-            [now + 1, now - 1]
-                .into_iter()
-                .filter(|other| (least..=most).contains(other))
-                .take(1)
-                .map(Value::from)
-                .collect()
-        }
-        Some("string") => {
-            let by_path = BY_PATH.iter().find(|(end, _)| path.ends_with(end));
-            let known =
-                by_path.or_else(|| BY_PATTERN.iter().find(|(pattern, _)| schema["pattern"] == *pattern));
-            let (_, known) =
-                known.unwrap_or_else(|| panic!("{path} is new: say in `BY_PATTERN` what it may be"));
-            let (most, least) = (limit(field, "<="), limit(field, ">="));
-            let fits = |text: &&str| {
-                let Ok(length) = text.parse::<spotpool_crds::Duration>() else { return true };
-                most.is_none_or(|most| length <= most) && least.is_none_or(|least| length >= least)
-            };
-            let mut fitting: Vec<Value> =
-                known.iter().filter(|text| fits(text)).map(|text| json!(text)).collect();
-            // Of durations all that is short fits.
-            if fitting.is_empty() {
-                fitting.push(json!("3s"));
-            }
-            fitting
-        }
-        // Their parts are changed.
-        Some("object" | "array") => Vec::new(),
-        other => panic!("{path} is new: of type {other:?}"),
-    };
-    others.retain(|other| other != now);
-    others.truncate(1);
-    others.extend(optional.then_some(Value::Null));
-    others
-}
-
-/// What the rules of a duration say it must be at most, or at least.
-fn limit(field: &Field, operator: &str) -> Option<spotpool_crds::Duration> {
-    let rules = field.schema["x-kubernetes-validations"].as_array()?;
-    let before = format!("duration(self) {operator} duration('");
-    rules.iter().find_map(|rule| {
-        let rest = rule["rule"].as_str()?.split_once(&before)?.1;
-        rest.split_once('\'')?.0.parse().ok()
-    })
-}
-
-fn range(schema: &Value) -> (i64, i64) {
-    let bound = |key: &str, none| schema[key].as_f64().map_or(none, |bound| bound as i64);
-    (bound("minimum", i64::MIN), bound("maximum", i64::MAX))
-}
-
-/// What nobody can mean.
-fn nonsense(field: &Field, now: &Value) -> Vec<Value> {
-    let schema = &field.schema;
-    let mut bad = Vec::new();
-    match schema["type"].as_str() {
-        _ if schema["enum"].is_array() => bad.extend([json!("Nonsense"), json!(""), json!(7)]),
-        Some("boolean") => bad.extend([json!("yes"), json!(1)]),
-        Some("integer") => {
-            let (least, most) = range(schema);
-            assert!(least > i64::MIN && most < i64::MAX, "{} has no bounds", field.path);
-            bad.extend([json!(least - 1), json!(most + 1), json!(i64::MAX), json!("2"), json!(1.5)]);
-        }
-        Some("string") => {
-            bad.extend([json!(7), json!(true), json!({"a": "b"})]);
-            if schema["pattern"].is_string() {
-                bad.extend([json!("\u{1f4a5}"), json!("a b;c")]);
-            }
-            if let Some(most) = schema["maxLength"].as_u64() {
-                bad.push(json!("1".repeat(most as usize + 1)));
-            }
-            if schema["minLength"].as_u64() > Some(0) {
-                bad.push(json!(""));
-            }
-            if limit(field, "<=").is_some() {
-                bad.push(json!("9999h"));
-            }
-        }
-        Some("object") => {
-            bad.extend([json!("text"), json!([1])]);
-            for required in schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str) {
-                let mut without = now.clone();
-                without.as_object_mut().unwrap().remove(required);
-                bad.push(without);
-            }
-            if schema["properties"].is_object() {
-                let mut more = now.clone();
-                more["nonsense"] = json!(1);
-                bad.push(more);
-            }
-        }
-        Some("array") => {
-            bad.extend([json!("text"), json!({"a": 1})]);
-            if schema["minItems"].as_u64() > Some(0) {
-                bad.push(json!([]));
-            }
-            if let Some(most) = schema["maxItems"].as_u64() {
-                bad.push(json!(vec![now[0].clone(); most as usize + 1]));
-            }
-        }
-        other => panic!("{} is new: of type {other:?}", field.path),
-    }
-    bad
-}
-
 /// Each true by itself, and not together.
 fn contradictions(full: &Value) -> Vec<(&'static str, Value)> {
     [
@@ -269,39 +92,6 @@ fn contradictions(full: &Value) -> Vec<(&'static str, Value)> {
         (what, spec)
     })
     .collect()
-}
-
-fn merge(into: &mut Value, change: &Value) {
-    let (Some(object), Some(change)) = (into.as_object_mut(), change.as_object()) else {
-        *into = change.clone();
-        return;
-    };
-    for (key, value) in change {
-        if value.is_null() {
-            object.remove(key);
-        } else {
-            merge(object.entry(key).or_insert(Value::Null), value);
-        }
-    }
-}
-
-/// `full` with one field as it could be otherwise.
-fn with(full: &Value, field: &Field, other: &Value) -> Value {
-    let mut spec = full.clone();
-    let (parent, name) = field.pointer.rsplit_once('/').unwrap();
-    let parent = spec.pointer_mut(parent).unwrap();
-    if other.is_null() {
-        parent.as_object_mut().unwrap().remove(name);
-    } else if let Some(items) = parent.as_array_mut() {
-        items[name.parse::<usize>().unwrap()] = other.clone();
-    } else {
-        parent[name] = other.clone();
-    }
-    for (_, sibling, value) in TOGETHER.iter().filter(|(path, ..)| *path == field.path) {
-        let (parent, _) = field.pointer.rsplit_once('/').unwrap();
-        merge(spec.pointer_mut(parent).unwrap(), &json!({*sibling: value}));
-    }
-    spec
 }
 
 /// What is left of a status without what time alone changes.
@@ -370,14 +160,6 @@ fn knows_all(status: &SpotPoolStatus) -> bool {
     status.conditions.iter().all(|it| it.status != "Unknown" || it.type_ == "AgentsHealthy")
 }
 
-fn shuffled<T>(mut things: Vec<T>, seed: u64) -> Vec<T> {
-    let mut dice = Dice::new(seed);
-    for at in (1..things.len()).rev() {
-        things.swap(at, dice.below(at as u64 + 1) as usize);
-    }
-    things
-}
-
 /// Whoever tries something and takes it back has what there was, and whoever mistypes is told; neither brings the operator
 /// down.
 #[test]
@@ -387,19 +169,9 @@ fn every_field_goes_there_and_back_and_nonsense_stays_outside() {
     let again = format!("again: SPOTPOOL_SEED={seed} cargo test -p spotpool-e2e --test capacity transitions");
     println!("{again}");
     let full = full("trans");
-    let mut found = Vec::new();
-    fields(&schema(), &full, "", "", false, &mut found);
-    let transitions: Vec<(&Field, Value)> = found
-        .iter()
-        .filter(|field| !IDENTITIES.contains(&field.path.as_str()))
-        .flat_map(|field| {
-            let now = full.pointer(&field.pointer).unwrap();
-            let others = others(field, now);
-            let is_part = matches!(field.schema["type"].as_str(), Some("object" | "array"));
-            assert!(is_part || !others.is_empty(), "{} can be nothing else", field.path);
-            others.into_iter().map(move |other| (field, other))
-        })
-        .collect();
+    let (found, missing) = fields(&SpotPool::crd(), &full);
+    assert!(missing.is_empty(), "new: say in `full` what they may be: {missing:?}");
+    let transitions = schema::transitions(&found, &full, &KNOWN);
     let all = transitions.len();
     let mut transitions = shuffled(transitions, seed);
     if std::env::var("SPOTPOOL_TRANSITIONS").as_deref() != Ok("all") {
@@ -424,7 +196,7 @@ fn every_field_goes_there_and_back_and_nonsense_stays_outside() {
             let now = full.pointer(&field.pointer).unwrap();
             for bad in nonsense(field, now) {
                 let what = format!("{} as {bad}", field.path);
-                let answer = stage.spot_pool("p", with(&full, field, &bad)).await;
+                let answer = stage.spot_pool("p", with(&full, field, &bad, &KNOWN)).await;
                 let error = format!("{:#}", answer.map(drop).expect_err(&what));
                 let name = field.path.trim_end_matches(['[', ']', '{', '}']).rsplit('.').next().unwrap();
                 assert!(error.contains(name), "{what} is not named in: {error}");
@@ -441,7 +213,7 @@ fn every_field_goes_there_and_back_and_nonsense_stays_outside() {
         for (field, other) in &transitions {
             let began = std::time::Instant::now();
             let what = format!("{} as {other}, and back", field.path);
-            settles(&stage, &what, &with(&full, field, other)).await;
+            settles(&stage, &what, &with(&full, field, other, &KNOWN)).await;
             settles(&stage, &what, &full).await;
             let wanted = (masked(&first), &machines);
             let mut last = Value::Null;

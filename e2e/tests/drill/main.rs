@@ -8,6 +8,9 @@ mod evicted;
 mod refused;
 mod rehearsed;
 mod scheduled;
+#[path = "../schema/mod.rs"]
+mod schema;
+mod transitions;
 
 use std::time::Duration;
 
