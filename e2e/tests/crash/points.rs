@@ -69,14 +69,14 @@ fn chosen(writes: usize, events: usize) -> Vec<Plan> {
 fn whatever_goes_wrong_at_one_point_of_an_eviction_it_ends_where_it_would_have() {
     run(async {
         let options = WorldOptions { boot_time: Duration::from_secs(2), ..WorldOptions::default() };
-        let world = &World::start(options).await.unwrap();
-        let (reference, writes, events) = undisturbed(world).await.unwrap();
+        let world = World::start(options).await.unwrap();
+        let (reference, writes, events) = undisturbed(&world).await.unwrap();
         println!("an eviction takes {writes} writes, and the watch tells of {events} events");
         let plans = chosen(writes, events);
         let began = std::time::Instant::now();
         let results: Vec<(Plan, Result<bool>)> = futures::stream::iter(plans.into_iter().enumerate())
             .map(|(index, plan)| {
-                let reference = &reference;
+                let (world, reference) = (&world, &reference);
                 async move {
                     let result = disturbed(world, &format!("f{index}x"), plan, reference).await;
                     match &result {
@@ -98,5 +98,6 @@ fn whatever_goes_wrong_at_one_point_of_an_eviction_it_ends_where_it_would_have()
         println!("{} plans in {:.0?}, {} have not struck", results.len(), began.elapsed(), missed.len());
         assert!(failed.is_empty(), "{} of {} plans failed: {failed:?}", failed.len(), results.len());
         assert!(missed.len() * 4 <= results.len(), "too many have not struck: {missed:?}");
+        world.stop().await.unwrap();
     });
 }

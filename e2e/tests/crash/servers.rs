@@ -103,5 +103,6 @@ fn apiserver_and_etcd_die_in_a_drain_agent_and_operator_with_them_and_the_end_is
         for (round, dead) in rounds.iter().enumerate() {
             both_evicted(&world, round, dead).await.with_context(|| format!("{dead:?} away")).unwrap();
         }
+        world.stop().await.unwrap();
     });
 }
