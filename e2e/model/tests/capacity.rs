@@ -1,4 +1,6 @@
 //! Who buys and who deletes, in every order that the bounds allow, and what the checker finds where the operator is wrong.
+//!
+//! `SPOTPOOL_MODEL=large` checks more: minutes, not seconds.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
@@ -23,11 +25,24 @@ fn bounds(budget: Budget) -> Bounds {
         pools,
         fallback: 1,
         budget,
+        gives_back: false,
         count_follows: true,
         slack: 0,
         skewed_lists: false,
         late_deletes: false,
     }
+}
+
+/// The least in which what one program believes and another does can differ: one node on spot, and another agent pool to go to.
+fn choice(budget: Budget) -> Bounds {
+    let spot = PoolBounds { spot: true, max: 3 };
+    let pools = vec![spot, spot, PoolBounds { spot: false, max: 2 }];
+    Bounds { replicas: 1, pools, ..bounds(budget) }
+}
+
+/// One node on spot has come back, and on-demand is asked to leave.
+fn giving_back(budget: Budget) -> Bounds {
+    Bounds { replicas: 1, gives_back: true, ..bounds(budget) }
 }
 
 type Found = Vec<(&'static str, Path<State, Step>)>;
@@ -42,6 +57,7 @@ fn check(what: &str, bounds: Bounds, mutation: Option<Mutation>) -> Found {
         Some(_) => model.checker().finish_when(HasDiscoveries::AnyFailures),
     };
     let checker = checker.spawn_bfs().join();
+    assert!(checker.unique_state_count() > 50, "{what}: nothing was looked at");
     println!(
         "{what}: {} states, {} deep, {:?} plans and reports, {:.1} s",
         checker.unique_state_count(),
@@ -73,15 +89,15 @@ fn holds(what: &str, bounds: Bounds) {
 /// use, exceeds a cap or leaves the SpotPool other than it should be.
 #[test]
 fn nothing_goes_wrong_for_good_whenever_what_happens() {
-    for (what, bounds) in [
+    let crash = Budget { crashes: 1, ..NOTICE };
+    let lost = Budget { lost: 1, ..NOTICE };
+    let is_large = std::env::var("SPOTPOOL_MODEL").as_deref() == Ok("large");
+    let small = [
         ("a notice", bounds(NOTICE)),
         ("a VM that goes unannounced", bounds(Budget { silent: 1, ..NONE })),
         ("a notice that may be taken back", bounds(Budget { spared: 1, ..NOTICE })),
-        (
-            "a notice, and a leader that dies or is stopped and wakes up",
-            bounds(Budget { crashes: 1, ..NOTICE }),
-        ),
-        ("a notice, and a request or an answer that is lost", bounds(Budget { lost: 1, ..NOTICE })),
+        ("a notice, and a leader that dies or is stopped and wakes up", bounds(crash)),
+        ("a notice, and a request or an answer that is lost", bounds(lost)),
         ("a notice, and Azure without capacity", bounds(Budget { refused: 1, ..NOTICE })),
         ("a notice, and a drain that is blocked", bounds(Budget { blocked: 1, ..NOTICE })),
         ("a notice, and a long wait", bounds(Budget { waits: 1, ..NOTICE })),
@@ -93,7 +109,17 @@ fn nothing_goes_wrong_for_good_whenever_what_happens() {
             "a notice, where Azure's count does not fall",
             Bounds { count_follows: false, slack: 1, ..bounds(NOTICE) },
         ),
-    ] {
+        ("a second notice, while on-demand is given back", giving_back(NOTICE)),
+        ("a notice with a choice of spot, and a request or an answer that is lost", choice(lost)),
+    ];
+    let large = [
+        (
+            "a second notice while on-demand is given back, and a leader that dies or is stopped and wakes up",
+            giving_back(crash),
+        ),
+        ("two notices", bounds(Budget { notices: 2, ..NONE })),
+    ];
+    for (what, bounds) in small.into_iter().chain(large.into_iter().filter(|_| is_large)) {
         holds(what, bounds);
     }
 }
@@ -102,14 +128,19 @@ fn nothing_goes_wrong_for_good_whenever_what_happens() {
 #[test]
 fn an_operator_with_a_mistake_is_found_out() {
     let crash = Budget { crashes: 1, ..NOTICE };
-    for (mutation, budget, wanted) in [
-        (Mutation::NoIfMatch, NOTICE, BUYS_ONCE),
-        (Mutation::NoticedCounts, NOTICE, CONVERGES),
-        (Mutation::DrainNotAwaited, NOTICE, DELETES_EMPTY),
-        (Mutation::EtagOfNow, NOTICE, BUYS_ONCE),
-        (Mutation::EtagNotCompared, crash, BUYS_ONCE),
+    let lost = Budget { lost: 1, ..NOTICE };
+    for (mutation, bounds, wanted) in [
+        (Mutation::NoIfMatch, bounds(NOTICE), BUYS_ONCE),
+        (Mutation::NoticedCounts, bounds(NOTICE), CONVERGES),
+        (Mutation::DrainNotAwaited, bounds(NOTICE), DELETES_EMPTY),
+        (Mutation::EtagOfNow, bounds(NOTICE), BUYS_ONCE),
+        (Mutation::EtagNotCompared, bounds(crash), BUYS_ONCE),
+        (Mutation::UnknownIsRead, choice(lost), BUYS_ONCE),
+        (Mutation::AnyListTells, choice(lost), BUYS_ONCE),
+        (Mutation::NoLease, giving_back(crash), DELETES_EMPTY),
+        (Mutation::NoIntent, choice(crash), BUYS_ONCE),
     ] {
-        let found = check(&format!("{mutation:?}"), bounds(budget), Some(mutation));
+        let found = check(&format!("{mutation:?}"), bounds, Some(mutation));
         println!("{}", told(&found));
         assert!(found.iter().any(|(name, _)| *name == wanted), "{mutation:?} does not show in `{wanted}`");
     }

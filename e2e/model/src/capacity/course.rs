@@ -70,6 +70,23 @@ impl Capacity {
         }
     }
 
+    /// After a notice that takes its course: see [`Bounds::gives_back`](super::Bounds::gives_back).
+    pub(super) fn giving_back(&self, mut state: State) -> Option<State> {
+        state.budget.notices = 1;
+        let mut state = self.step(&state, &Step::Notice(0))?;
+        let is_asked = |vm: &VmState| vm.node.as_ref().is_some_and(|node| node.asked.is_some());
+        let is_noted = |vm: &VmState| vm.node.as_ref().is_some_and(|node| node.noticed);
+        while !state.vms.iter().any(is_asked) {
+            let mut steps = Vec::new();
+            self.next(&state, &mut steps);
+            // Azure takes the VM once that is noted.
+            let may_go = state.vms.iter().any(is_noted);
+            steps.sort_by_key(|step| !(may_go && matches!(step, Step::Evict(_))));
+            state = steps.iter().find_map(|step| self.step(&state, step))?;
+        }
+        Some(state)
+    }
+
     pub(super) fn step(&self, last: &State, step: &Step) -> Option<State> {
         let mut state = last.clone();
         let mut passed = STEP;

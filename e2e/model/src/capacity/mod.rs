@@ -31,6 +31,9 @@ pub struct Bounds {
     pub fallback: u8,
     /// What may go wrong.
     pub budget: Budget,
+    /// Whether one notice has passed before: spot has come in place of what went, and the on-demand node that stood in meanwhile
+    /// has just been asked to drain.
+    pub gives_back: bool,
     /// Whether Azure's count falls when it takes a VM.
     pub count_follows: bool,
     /// Machines that may be made for one loss, beyond one.
@@ -200,6 +203,10 @@ impl Model for Capacity {
         // A leader has been there for long.
         for step in [Step::List, Step::ListMachines(0), Step::Plan, Step::Wait] {
             state = self.step(&state, &step).unwrap_or(state);
+        }
+        if self.bounds.gives_back {
+            let Some(later) = self.giving_back(state) else { return Vec::new() };
+            state = later;
         }
         state.budget = *budget;
         vec![state]
