@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use kube::api::{Patch, PatchParams};
+use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use serde_json::json;
 use spotpool_azure_sim::api::{PoolSpec, SettingsPatch, State};
@@ -82,7 +82,7 @@ impl Scene {
         world.sim.change_settings(&settings).await?;
         if is_long {
             // Probes cost the machine more than the agents do.
-            agents_of(world).probe_every(Duration::from_secs(2));
+            agents_of(world).probe_every(Duration::from_secs(5));
         }
         let stage = Stage::set(world, NAME).await?;
         let count = soak.nodes.div_ceil(NODES_OF_A_POOL).max(4);
@@ -92,7 +92,10 @@ impl Scene {
             spot_pools.iter().zip(0..).map(|(name, at)| PoolSpec::spot(name, SIZE, of_pool(at))).collect();
         pools.push(PoolSpec::regular(ON_DEMAND, SIZE, 0));
         pools.push(PoolSpec::spot(VETERANS, SIZE, VETERAN_NODES as u32));
-        stage.agent_pools(&pools).await?;
+        // Some at a time: what one agent's start takes must not add up beyond any patience.
+        for pools in pools.chunks(4) {
+            stage.agent_pools(pools).await?;
+        }
         let operator = Mutex::new(stage.operator(&OperatorOptions::default()).await?);
         let scene = Self { soak, stage, operator, spot_pools };
         scene.spot_pool().await?;
@@ -180,12 +183,12 @@ impl Scene {
 
     /// Spot nodes that take pods.
     pub async fn serving(&self) -> Result<Vec<Node>> {
-        let mut nodes = Vec::new();
-        for pool in &self.spot_pools {
-            nodes.extend(self.stage.nodes(pool).await?);
-        }
-        let is_new = |node: &Node| node.labels().get(names::POOL_LABEL).is_none();
-        nodes.retain(|node| takes_pods(node) && !is_new(node));
+        let nodes: Api<Node> = Api::all(self.stage.world.client.clone());
+        // A new one has no such label yet.
+        let selector = format!("{}={POOL},{}!={ON_DEMAND}", names::POOL_LABEL, names::AGENT_POOL_LABEL);
+        let mut nodes = nodes.list(&ListParams::default().labels(&selector)).await?.items;
+        nodes.retain(takes_pods);
+        nodes.sort_by_key(ResourceExt::name_any);
         Ok(nodes)
     }
 

@@ -71,7 +71,7 @@ async fn make_for_the_pool(scene: &Scene, clock: Clock) -> Result<Done> {
         let mut serving: Vec<String> = scene.serving().await?.iter().map(ResourceExt::name_any).collect();
         serving.retain(|node| !going.contains(node));
         if serving.len() * 4 < wanted * 3 {
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            tokio::time::sleep(Duration::from_millis(300)).await;
             continue;
         }
         let mut take = |dice: &mut Dice| serving.swap_remove(dice.below(serving.len() as u64) as usize);
@@ -99,6 +99,8 @@ async fn make_for_the_pool(scene: &Scene, clock: Clock) -> Result<Done> {
                 done.drained += 1;
                 going.insert(node);
             }
+            // On a node that has just come there may be none yet.
+            _ if scene.agents().process(&node).is_none() => {}
             _ => {
                 scene.agents().signal(&node, Signal::SIGKILL)?;
                 done.agents_killed += 1;
