@@ -497,8 +497,6 @@ fn carry_on(world: &mut World, event: &Happens) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
-
     /// Whatever happens: no node is asked to leave outside the window or in a pause, and of nodes that nobody has asked
     /// for yet the first on-demand node goes alone.
     #[test]

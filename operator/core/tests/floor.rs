@@ -156,8 +156,6 @@ fn a_node_whose_pods_have_no_room_is_kept_and_its_pods_are_named() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
-
     /// Whatever is needed, and however that changes: no more than the cap is kept, no fallback is counted for it, and a plan
     /// that is carried out leaves nothing to do (the world checks that at each step).
     #[test]

@@ -34,8 +34,6 @@ fn happens() -> impl Strategy<Value = Happens> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
-
     /// `World::reconcile` asserts at each step: no pool above maxNodes, no fallback above its limit, busy
     /// pools not written, only drained machines deleted, and that a plan carried out leaves nothing to do.
     #[test]

@@ -278,8 +278,6 @@ fn happens() -> impl Strategy<Value = Happens> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
-
     /// Every limit holds at each step (`World::reconcile` asserts it), caution moves one step at a time, and once nothing
     /// burns any more the pool is what it would be without an objective.
     #[test]

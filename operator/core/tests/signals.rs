@@ -218,8 +218,6 @@ fn settle(world: &mut World) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
-
     /// Hints alone: no on-demand for them, ever, and no more spot than `preRaise` allows; once they are gone, so is all
     /// that came for them.
     #[test]

@@ -44,8 +44,6 @@ fn happens() -> impl Strategy<Value = Happens> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
-
     #[test]
     fn a_drill_never_goes_beyond_its_limits_asks_each_machine_only_and_ends(
         nodes in 1_usize..7,
