@@ -272,7 +272,8 @@ impl World {
                     created: machine.node_at,
                     ready: machine.is_open(self.now),
                     rehearsed: false,
-                    cordoned: false,
+                    // Until its agent opens it again.
+                    cordoned: machine.taken_back_at.is_some_and(|at| at >= self.now),
                     noticed: machine.noticed_at,
                     drain: machine.drain.map(|(asked, not_after)| DrainView {
                         not_after,
