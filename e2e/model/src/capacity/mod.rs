@@ -22,6 +22,7 @@ use state::{Act, AzurePool, Budget, Ghost, Node, Saved, SavedPool, State, Vm, Vm
 
 /// What is checked: how much there is, and how much may go wrong.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is one of Azure's ways, or of the network's")]
 pub struct Bounds {
     /// Nodes wanted, all of them there at the beginning, in the first agent pool.
     pub replicas: u8,
