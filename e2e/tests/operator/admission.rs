@@ -127,7 +127,7 @@ fn what_cannot_be_meant_is_refused_with_what_to_change() {
         ),
         (
             "p",
-            "raise fallback.growthAfter or lower fallback.after",
+            "fallback.growthAfter must be at least fallback.after: raise the one or lower the other",
             spec(&[("fallback", json!({"maxNodes": 1, "after": "10m", "growthAfter": "5m"}))]),
         ),
         ("p", "fallback.hourlyBudget must be an amount above 0", money(&json!({"hourlyBudget": "-1"}))),
