@@ -1,9 +1,25 @@
 //! What an agent needs to know of the SpotPool that its node belongs to.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value};
 
 use crate::duration::Duration;
-use crate::spot_pool::{BlockedByPdb, Drain, Events, Mode};
+use crate::skew::known_or;
+use crate::spot_pool::{BlockedByPdb, Drain, EventResponse, Events, Mode};
+
+// Words of a newer operator: each stands for what is done where nothing is said, and the rest of the policy holds.
+fn mode<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Mode, D::Error> {
+    known_or(deserializer, Mode::default())
+}
+fn blocked_by_pdb<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BlockedByPdb, D::Error> {
+    known_or(deserializer, BlockedByPdb::default())
+}
+fn events<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Events, D::Error> {
+    let mut said = Map::<String, Value>::deserialize(deserializer)?;
+    let is_known = |text: &str| text.parse::<EventResponse>().is_ok() || text.parse::<Duration>().is_ok();
+    said.retain(|_, value| value.as_str().is_none_or(is_known));
+    serde_json::from_value(Value::Object(said)).map_err(serde::de::Error::custom)
+}
 
 /// Value of annotation `spotpool.dev/policy`. The operator writes it when its content changes; where it
 /// is absent or unreadable the agent's flags hold.
@@ -14,11 +30,12 @@ pub struct NodePolicy {
     /// Its namespace.
     pub namespace: String,
     /// Its mode. The agent handles a Preempt in both.
+    #[serde(deserialize_with = "mode")]
     pub mode: Mode,
     /// How to drain.
     pub drain: DrainPolicy,
     /// What to do about Azure's events.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "events")]
     pub events: Events,
     /// Hash of the rest, for a quick comparison.
     pub hash: String,
@@ -29,6 +46,7 @@ pub struct NodePolicy {
 #[serde(rename_all = "camelCase")]
 pub struct DrainPolicy {
     /// What becomes of pods that a disruption budget holds.
+    #[serde(deserialize_with = "blocked_by_pdb")]
     pub blocked_by_pdb: BlockedByPdb,
     /// How long after the notice a blocked pod is deleted.
     pub escalate_after: Duration,

@@ -1,5 +1,5 @@
 //! Programs of neighbouring versions at work on the same objects: what agents and operator read of each other's annotations on
-//! Nodes, and what operator and plugin read of a SpotPool that another version has written, as after a rollback.
+//! Nodes, and what operator and plugin read of a SpotPool or a drill that another version has written, as after a rollback.
 //! The documents are as version 0.1 writes them, and stay as they are: a program that cannot read one cannot be released.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
@@ -7,10 +7,11 @@
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use spotpool_crds::drill::{DrillMethod, DrillPhase};
 use spotpool_crds::eviction::{Claimant, Phase, Source};
-use spotpool_crds::spot_pool::EventResponse;
+use spotpool_crds::spot_pool::{BlockedByPdb, EventResponse, Events, Mode};
 use spotpool_crds::voluntary_drain::{DrainPhase, DrainReason, DrainRequest, DrainStatus};
-use spotpool_crds::{Duration, EvictionNotice, NodePolicy, Reason, SpotPool};
+use spotpool_crds::{Duration, EvictionDrill, EvictionNotice, NodePolicy, Reason, SpotPool};
 
 fn notice() -> Value {
     json!({"by": "Operator", "eventId": "C1BF8322", "type": "Preempt", "source": "NodeProblemDetector", "response": "Cordon",
@@ -108,6 +109,30 @@ fn a_word_of_tomorrow_loses_no_notice_and_no_drain() {
     assert!(!read::<DrainStatus>(&with(status(), "phase")).phase.is_final());
 }
 
+/// The agent would drain by its flags, as if the SpotPool had said nothing.
+#[test]
+fn a_word_of_tomorrow_in_a_policy_leaves_the_rest_of_it() {
+    let mut said = policy();
+    said["events"]["reboot"] = json!("Cordon");
+    let known: NodePolicy = read(&said);
+    for (at, otherwise) in [
+        ("/mode", NodePolicy { mode: Mode::Enforce, ..known.clone() }),
+        ("/drain/blockedByPdb", {
+            let mut otherwise = known.clone();
+            otherwise.drain.blocked_by_pdb = BlockedByPdb::DeleteAtDeadline;
+            otherwise
+        }),
+        ("/events/reboot", {
+            let events = Events { reboot: EventResponse::Drain, ..known.events.clone() };
+            NodePolicy { events, ..known.clone() }
+        }),
+    ] {
+        let mut newer = said.clone();
+        *newer.pointer_mut(at).unwrap() = json!("OfTomorrow");
+        assert_eq!(read::<NodePolicy>(&newer), otherwise, "{at}");
+    }
+}
+
 /// As an operator of version 0.1 left it in the middle of an eviction.
 fn spot_pool() -> Value {
     serde_json::from_str(include_str!("spotpool-0.1.json")).unwrap()
@@ -183,6 +208,48 @@ fn no_word_of_tomorrow_in_a_status_hides_a_spot_pool() {
     let mut newer = document;
     newer["status"]["agentPools"][0]["unusable"] = json!("OfTomorrow");
     assert_eq!(read::<SpotPool>(&newer).status.unwrap().agent_pools[0].unusable, Some(Reason::Unknown));
+}
+
+/// A drill in the middle of a run, after another.
+fn drill() -> Value {
+    let time = "2026-01-01T00:00:00Z";
+    let target = json!({"node": "n", "uid": "u", "vm": "v", "agentPool": "spota", "zone": "westeurope-1", "units": 1,
+        "intendedAt": time, "attempts": 1, "askedAt": time, "pods": {"before": 3}});
+    json!({"apiVersion": "spotpool.dev/v1alpha1", "kind": "EvictionDrill", "metadata": {"name": "d"},
+        "spec": {"target": {"spotPool": "workers"}, "amount": {"count": 1}, "limits": {"maxNodes": 1}},
+        "status": {"observedGeneration": 1, "ranGeneration": 1, "phase": "Running", "message": "1 of 1 nodes asked for",
+            "run": {"id": "r", "method": "NoticeOnly", "result": "Aborted", "startedAt": time, "candidates": 2, "targets": [target],
+                "timeline": [{"at": time, "what": "takes 1 of 2 nodes"}],
+                "verdict": [{"expectation": "drainedInTime", "stated": "every node", "measured": "1 of 1", "held": true}]},
+            "pastRuns": [{"endedAt": time, "result": "Succeeded", "message": "all held", "nodes": 1}]}})
+}
+
+/// Drills are read in one list: one that could not be read would keep all others from running, and from ending.
+#[test]
+fn no_word_of_tomorrow_in_a_status_hides_a_drill() {
+    let document = drill();
+    let mut found = Vec::new();
+    words(&document["status"], "/status", &mut found);
+    for at in &found {
+        let mut newer = document.clone();
+        *newer.pointer_mut(at).unwrap() = json!("OfTomorrow");
+        serde_json::from_value::<EvictionDrill>(newer).unwrap_or_else(|error| panic!("{at}: {error}"));
+    }
+    let mut newer = document;
+    for at in ["/status/phase", "/status/run/method", "/status/run/result", "/status/pastRuns/0/result"] {
+        assert!(found.iter().any(|it| it == at), "{at} is not in {found:?}");
+        *newer.pointer_mut(at).unwrap() = json!("OfTomorrow");
+    }
+    let status = read::<EvictionDrill>(&newer).status.unwrap();
+    assert!(!status.is_under_way(), "whatever it is, nothing more is taken: {status:?}");
+    let run = status.run.unwrap();
+    assert_eq!((run.method, run.result), (DrillMethod::NoticeOnly, None));
+    assert_eq!(status.past_runs[0].result, DrillPhase::Failed, "nobody knows that all was well");
+    newer["spec"]["method"] = json!("OfTomorrow");
+    assert!(
+        serde_json::from_value::<EvictionDrill>(newer).is_err(),
+        "what a person asks for is not guessed at"
+    );
 }
 
 /// What a person asks for is not guessed at: it may cost money.

@@ -1,6 +1,22 @@
 //! What a drill has done, and how that went.
 
+use serde::Deserializer;
+
 use super::{Condition, Deserialize, DrillMethod, JsonSchema, KubeSchema, Serialize, Time};
+use crate::skew::{known, known_or};
+
+// Words of a newer operator, which a rollback leaves here. A drill in a phase that is not known takes nothing, and what it may have
+// closed is opened.
+fn phase<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<DrillPhase>, D::Error> {
+    known(deserializer)
+}
+/// Nobody knows that all was well.
+fn result<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DrillPhase, D::Error> {
+    known_or(deserializer, DrillPhase::Failed)
+}
+fn method<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DrillMethod, D::Error> {
+    known_or(deserializer, DrillMethod::NoticeOnly)
+}
 
 /// What a drill has done. Written by the operator.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -13,7 +29,7 @@ pub struct EvictionDrillStatus {
     #[serde(default)]
     pub ran_generation: i64,
     /// How far it is.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "phase", skip_serializing_if = "Option::is_none")]
     pub phase: Option<DrillPhase>,
     /// In words.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -87,13 +103,13 @@ pub struct DrillRun {
     /// Names it.
     pub id: String,
     /// How it ended, once it has.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "phase", skip_serializing_if = "Option::is_none")]
     pub result: Option<DrillPhase>,
     /// The same in words.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
     /// How nodes are taken.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "method")]
     pub method: DrillMethod,
     /// What the choice among equal nodes followed from.
     #[serde(default)]
@@ -283,6 +299,7 @@ pub struct PastRun {
     /// When it was over.
     pub ended_at: Time,
     /// How it ended.
+    #[serde(deserialize_with = "result")]
     pub result: DrillPhase,
     /// The same in words.
     pub message: String,
