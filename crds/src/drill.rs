@@ -169,6 +169,8 @@ pub struct DrillLimits {
     pub allowed_hours: Option<Window>,
 
     /// Namespaces whose pods may be evicted. All, if empty. Pods of DaemonSets and static pods do not count: no drain moves them.
+    /// A node with pods of others is left alone, and another taken in its stead; where there is none, the drill is refused, or
+    /// aborted if it runs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(min = 1, max = 63)))]
     #[x_kube(merge_strategy = ListMerge::Set)]

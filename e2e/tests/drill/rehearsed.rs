@@ -109,3 +109,39 @@ fn a_rehearsed_node_opens_by_itself_while_no_operator_leads() {
         operator.stop().await.unwrap();
     });
 }
+
+/// A pod of somebody else may come to a node at any time, and its owner knows of no drill.
+#[test]
+fn pods_of_others_are_left_alone_wherever_they_come_to() {
+    run(async {
+        let _calm = EVICTIONS.read().await;
+        let (stage, operator) =
+            whole(world().await, "strange", 3, &OperatorOptions::default()).await.unwrap();
+        let spec = json!({"amount": {"count": 2}, "stagger": "12s", "notice": "5m",
+            "limits": {"maxNodes": 2, "namespaces": ["strange"]}});
+        drill(&stage, "d", spec).await.unwrap();
+        let begun = drill_is(&stage, "d", "the first node to be drained", |status| {
+            let targets = status.run.iter().flat_map(|run| &run.targets);
+            targets.filter(|target| target.drained_at.is_some()).count() == 1
+        });
+        let run = begun.await.unwrap().run.unwrap();
+        let nodes: Vec<String> = run.targets.iter().map(|target| target.node.clone()).collect();
+        pod(&stage, "default", &nodes[1], "visitor").await;
+        let second = drill_is(&stage, "d", "another node to be taken", |status| {
+            let targets = status.run.iter().flat_map(|run| &run.targets);
+            targets.filter(|target| target.drained_at.is_some()).count() == 2
+        });
+        let run = second.await.unwrap().run.unwrap();
+        assert!(run.targets[0].node == nodes[0] && run.targets[1].node != nodes[1], "{run:?}");
+        let pods: Api<Pod> = Api::namespaced(stage.world.client.clone(), "default");
+        assert!(pods.get_opt("visitor").await.unwrap().is_some());
+        // Stopped, and opened.
+        drills(&stage).delete("d", &DeleteParams::default()).await.unwrap();
+        eventually("all nodes to be open", async || {
+            Ok(stage.nodes("strangea").await?.iter().all(is_open).then_some(()))
+        })
+        .await
+        .unwrap();
+        operator.stop().await.unwrap();
+    });
+}

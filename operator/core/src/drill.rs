@@ -59,6 +59,14 @@ pub struct Snapshot {
     pub other: Option<String>,
 }
 
+impl Snapshot {
+    /// How many pods a drain of this node would move.
+    fn pods_on(&self, node: &str) -> u32 {
+        let pods = self.pods.as_ref().and_then(|pods| pods.get(node));
+        pods.map_or(0, |pods| pods.values().sum())
+    }
+}
+
 /// The SpotPool.
 #[derive(Clone, Debug, Default)]
 pub struct Pool {
@@ -340,6 +348,8 @@ impl Draft<'_> {
         }
         if !self.is_aborted() {
             self.ask_next();
+        }
+        if !self.is_aborted() {
             self.ask_again();
         }
         self.withdraw_what_is_over();
@@ -376,6 +386,11 @@ impl Draft<'_> {
             // Nothing more is taken: the hours say nothing about how long nodes take to come back.
             hindrances.retain(|why| !why.starts_with(guard::HOURS));
         }
+        // Whoever was scheduled there before the node was closed.
+        let being_emptied = run.targets.iter().filter(|target| {
+            target.intended_at.is_some() && target.drained_at.is_none() && !target.is_over(run.method)
+        });
+        hindrances.extend(guard::strangers(self.spec, self.snapshot, being_emptied));
         (!hindrances.is_empty()).then(|| hindrances.join("; "))
     }
 
@@ -386,6 +401,30 @@ impl Draft<'_> {
             run.aborted_at = Some(Time(self.now));
             run.aborted_for = why;
         }
+    }
+
+    /// Takes another node for each of these that has gone, or has pods of others; says why that cannot be.
+    fn choose_instead(&self, run: &mut DrillRun, stage: &[usize]) -> Result<(), String> {
+        for at in stage {
+            let target = &run.targets[*at];
+            let strangers = guard::strangers(self.spec, self.snapshot, std::iter::once(target));
+            let is_there = self.snapshot.nodes.iter().any(|node| node.uid == target.uid);
+            if strangers.is_none() && is_there {
+                continue;
+            }
+            match (choice::instead(self.spec, self.snapshot, &run.targets, target), strangers) {
+                (Some(other), strangers) => {
+                    let why = strangers.unwrap_or_else(|| "it has gone".into());
+                    let what =
+                        format!("{} is left alone, {} taken in its stead: {why}", target.node, other.node);
+                    run.targets[*at] = other;
+                    note(run, self.now, what);
+                }
+                (None, Some(strangers)) => return Err(format!("{strangers}; no other node may be taken")),
+                (None, None) => {}
+            }
+        }
+        Ok(())
     }
 
     /// Asks for the next node, or for all, once it is time and limits allow it.
@@ -402,6 +441,10 @@ impl Draft<'_> {
                 self.wake_at(due);
             }
         } else if !stage.is_empty() {
+            if let Err(why) = self.choose_instead(&mut run, stage) {
+                self.status.run = Some(run);
+                return self.abort(why);
+            }
             match guard::may_take(self.spec, self.snapshot, &run, stage) {
                 Ok(()) => {
                     for at in stage {

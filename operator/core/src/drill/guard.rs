@@ -77,7 +77,7 @@ pub(super) fn refusals(spec: &EvictionDrillSpec, snapshot: &Snapshot, targets: &
     let is_together = spec.stagger == spotpool_crds::Duration::default();
     let stage = if is_together { targets } else { &targets[..targets.len().min(1)] };
     found.extend(too_few_left(spec, snapshot, ready_now(snapshot), stage.iter()));
-    found.extend(wrong_namespaces(spec, snapshot, targets.iter()));
+    found.extend(strangers(spec, snapshot, targets.iter()));
     found
 }
 
@@ -88,6 +88,9 @@ pub(super) fn may_take(
     run: &DrillRun,
     stage: &[usize],
 ) -> Result<(), String> {
+    if !spec.limits.namespaces.is_empty() && snapshot.pods.is_none() {
+        return Err("pods have not been read".into());
+    }
     let asked = run.targets.iter().filter(|target| target.intended_at.is_some());
     let most = spec.limits.max_nodes.max(0) as usize;
     if asked.clone().count() + stage.len() > most {
@@ -99,12 +102,9 @@ pub(super) fn may_take(
         .filter_map(|target| snapshot.nodes.iter().find(|node| node.uid == target.uid && node.ready))
         .map(|node| node.units)
         .sum();
-    let next = || stage.iter().map(|at| &run.targets[*at]);
+    let next = stage.iter().map(|at| &run.targets[*at]);
     let ready = ready_now(snapshot).saturating_sub(going);
-    match too_few_left(spec, snapshot, ready, next()).or_else(|| wrong_namespaces(spec, snapshot, next())) {
-        Some(why) => Err(why),
-        None => Ok(()),
-    }
+    too_few_left(spec, snapshot, ready, next).map_or(Ok(()), Err)
 }
 
 /// By the nodes and by the SpotPool's own word, which knows of warm-up: the less of both.
@@ -129,18 +129,26 @@ fn too_few_left<'a>(
     })
 }
 
-fn wrong_namespaces<'a>(
+/// Whether a node has pods of namespaces that the drill leaves alone.
+pub(super) fn has_strangers(spec: &EvictionDrillSpec, snapshot: &Snapshot, node: &str) -> bool {
+    let allowed = &spec.limits.namespaces;
+    let pods = snapshot.pods.as_ref().and_then(|pods| pods.get(node));
+    !allowed.is_empty() && pods.is_some_and(|pods| pods.keys().any(|namespace| !allowed.contains(namespace)))
+}
+
+/// The pods of namespaces that the drill leaves alone, on these nodes, in words. Nothing until pods have been read.
+pub(super) fn strangers<'a>(
     spec: &EvictionDrillSpec,
     snapshot: &Snapshot,
-    taken: impl Iterator<Item = &'a Target>,
+    targets: impl Iterator<Item = &'a Target>,
 ) -> Option<String> {
     let allowed = &spec.limits.namespaces;
     if allowed.is_empty() {
         return None;
     }
-    let Some(pods) = &snapshot.pods else { return Some("pods have not been read".into()) };
+    let pods = snapshot.pods.as_ref()?;
     let mut others: BTreeMap<&str, u32> = BTreeMap::new();
-    for (namespace, count) in taken.filter_map(|target| pods.get(&target.node)).flatten() {
+    for (namespace, count) in targets.filter_map(|target| pods.get(&target.node)).flatten() {
         if !allowed.contains(namespace) {
             *others.entry(namespace).or_default() += count;
         }

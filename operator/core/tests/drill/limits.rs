@@ -164,29 +164,111 @@ fn what_would_be_too_much_is_refused_with_the_numbers() {
 #[test]
 fn the_next_node_waits_until_it_may_be_taken() {
     let spec = rehearsal(&json!({"method": "SimulateEviction", "notice": null, "stagger": "5s",
-        "limits": {"maxNodes": 4, "minReadyUnits": 3, "namespaces": ["batch"]}}));
+        "limits": {"maxNodes": 4, "minReadyUnits": 3}}));
     let mut world = World::new(4);
     let mut least = 4;
     for round in 0..100 {
-        // A pod of somebody else comes to each node that is left, and stays for a minute.
-        if (1..12).contains(&round) {
-            let pods = || [("payments".to_owned(), 1)].into();
-            let nodes = world.snapshot.nodes.iter().map(|node| (node.name.clone(), pods()));
-            world.snapshot.pods = Some(nodes.collect());
-        } else {
-            world.snapshot.pods = Some([].into());
-        }
         world.step(&spec, true);
         least = least.min(world.ready());
-        let message = &world.status.message;
-        if (1..12).contains(&round) {
+        if round == 3 {
+            let message = &world.status.message;
             assert_eq!(world.asked(), 1, "{message}");
-        }
-        if round == 7 {
-            assert!(message.contains("outside limits.namespaces: 1 in payments"), "{message}");
+            assert!(message.contains("and limits.minReadyUnits is 3"), "{message}");
         }
         world.pass(5);
     }
     assert_eq!((world.status.phase, world.asked()), (Some(DrillPhase::Succeeded), 4), "{:?}", world.status);
     assert_eq!(least, 3, "one at a time, though four were to go");
+}
+
+/// One of two pods of somebody else on each of these nodes.
+fn strangers_on(world: &mut World, nodes: &[String]) {
+    let pods = || [("batch".to_owned(), 3), ("payments".to_owned(), 1)].into();
+    world.snapshot.pods = Some(nodes.iter().map(|node| (node.clone(), pods())).collect());
+}
+
+fn waiting(world: &World) -> Vec<String> {
+    let targets = world.status.run.iter().flat_map(|run| &run.targets);
+    targets.filter(|target| target.intended_at.is_none()).map(|target| target.node.clone()).collect()
+}
+
+/// They were promised that no drill evicts their pods, wherever these go.
+#[test]
+fn a_node_that_pods_of_others_come_to_is_left_alone_and_another_taken() {
+    let spec =
+        rehearsal(&json!({"amount": {"count": 2}, "limits": {"maxNodes": 2, "namespaces": ["batch"]}}));
+    let mut world = World::new(4);
+    world.step(&spec, true);
+    let next = waiting(&world);
+    assert_eq!((world.asked(), next.len()), (1, 1));
+    strangers_on(&mut world, &next);
+    world.pass(60);
+    world.step(&spec, true);
+    let run = world.status.run.as_ref().unwrap();
+    assert_eq!((world.asked(), run.targets.len(), run.aborted_at.is_none()), (2, 2, true), "{run:?}");
+    assert!(run.targets.iter().all(|target| target.node != next[0]), "{run:?}");
+    let told = format!(
+        "{} is left alone, {} taken in its stead: pods would be evicted outside limits.namespaces: 1 in payments",
+        next[0], run.targets[1].node
+    );
+    assert!(run.timeline.iter().any(|moment| moment.what == told), "`{told}` is not in {:?}", run.timeline);
+    for _ in 0..60 {
+        world.pass(10);
+        world.step(&spec, true);
+    }
+    assert_eq!(world.status.phase, Some(DrillPhase::Succeeded), "{:?}", world.status);
+}
+
+/// It would wait, with a node closed, for as long as these pods stay.
+#[test]
+fn a_drill_that_has_no_node_without_pods_of_others_ends_and_heals() {
+    let spec =
+        rehearsal(&json!({"amount": {"count": 2}, "limits": {"maxNodes": 2, "namespaces": ["batch"]}}));
+    let mut world = World::new(3);
+    world.step(&spec, true);
+    let taken: Vec<String> =
+        world.snapshot.nodes.iter().filter(|node| node.closed).map(|node| node.name.clone()).collect();
+    let others: Vec<String> = world.snapshot.nodes.iter().map(|node| node.name.clone()).collect();
+    strangers_on(&mut world, &others.into_iter().filter(|node| !taken.contains(node)).collect::<Vec<_>>());
+    world.pass(50);
+    assert!(world.step(&spec, true).asks.is_empty(), "they may have gone until it is time");
+    world.pass(10);
+    let plan = world.step(&spec, true);
+    let words = "pods would be evicted outside limits.namespaces: 1 in payments; no other node may be taken";
+    assert_eq!(plan.status.run.as_ref().unwrap().aborted_for, words);
+    assert!(matches!(plan.asks.as_slice(), [Ask::Withdraw { .. }]), "{:?}", plan.asks);
+    world.pass(2);
+    world.step(&spec, true);
+    assert_eq!((world.status.phase, world.ready(), world.asked()), (Some(DrillPhase::Aborted), 3, 1));
+}
+
+/// The scheduler was faster than the cordon.
+#[test]
+fn pods_of_others_on_a_node_that_is_being_emptied_end_a_drill_at_once() {
+    let spec = rehearsal(&json!({"limits": {"maxNodes": 4, "namespaces": ["batch"]}}));
+    let mut world = World::new(4);
+    world.step(&spec, true);
+    let taken = world.snapshot.nodes.iter_mut().find(|node| node.closed).unwrap();
+    let request = taken.request.clone().unwrap();
+    taken.drain = Some((request, spotpool_crds::voluntary_drain::DrainPhase::Draining, 4));
+    let taken = taken.name.clone();
+    strangers_on(&mut world, &[taken]);
+    world.pass(1);
+    let plan = world.step(&spec, true);
+    assert!(matches!(plan.asks.as_slice(), [Ask::Withdraw { .. }]), "{:?}", plan.status);
+}
+
+#[test]
+fn nodes_with_pods_of_others_are_chosen_last() {
+    let spec =
+        rehearsal(&json!({"amount": {"count": 2}, "limits": {"maxNodes": 2, "namespaces": ["batch"]}}));
+    for free in ["n1", "n2", "n3", "n4"] {
+        let mut world = World::new(4);
+        let all: Vec<String> = world.snapshot.nodes.iter().map(|node| node.name.clone()).collect();
+        let others: Vec<String> = all.into_iter().filter(|node| node != free && node != "n1").collect();
+        strangers_on(&mut world, &others);
+        world.step(&spec, true);
+        let phase = if free == "n1" { DrillPhase::Refused } else { DrillPhase::Running };
+        assert_eq!(world.status.phase, Some(phase), "{free}: {:?}", world.status);
+    }
 }

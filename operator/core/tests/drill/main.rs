@@ -24,6 +24,7 @@ enum Happens {
     Budget(bool),
     Burning(bool),
     Suspended(bool),
+    Strangers(usize, bool),
     Edited,
     Crashed,
     Other(bool),
@@ -37,10 +38,19 @@ fn happens() -> impl Strategy<Value = Happens> {
         1 => any::<bool>().prop_map(Happens::Budget),
         1 => any::<bool>().prop_map(Happens::Burning),
         1 => any::<bool>().prop_map(Happens::Suspended),
+        1 => (0_usize..6, any::<bool>()).prop_map(|(at, come)| Happens::Strangers(at, come)),
         1 => Just(Happens::Edited),
         1 => Just(Happens::Crashed),
         1 => any::<bool>().prop_map(Happens::Other),
     ]
+}
+
+/// The nodes that are to be taken.
+fn taken(ask: &Ask) -> Vec<&str> {
+    match ask {
+        Ask::Evict { node, .. } | Ask::Drain { node, .. } => vec![node],
+        Ask::Withdraw { .. } => Vec::new(),
+    }
 }
 
 proptest! {
@@ -55,7 +65,7 @@ proptest! {
     ) {
         let method = if evicts { "SimulateEviction" } else { "NoticeOnly" };
         let mut spec = spec(&json!({"method": method, "stagger": format!("{stagger}s"), "timeout": "10m",
-            "limits": {"maxNodes": most, "minReadyUnits": least,
+            "limits": {"maxNodes": most, "minReadyUnits": least, "namespaces": ["batch"],
                 "allowedHours": {"schedule": "0 10 * * *", "duration": "5m"}}}));
         let closes = Timestamp::from_second(1_767_693_900).unwrap(); // 10:05
         let mut world = World::new(nodes);
@@ -79,6 +89,12 @@ proptest! {
                 Happens::Suspended(idle) => {
                     world.snapshot.pool.as_mut().unwrap().idle = idle.then(|| "suspended".into());
                 }
+                Happens::Strangers(at, come) => {
+                    if let Some(node) = world.snapshot.nodes.get(at) {
+                        let pods = come.then(|| ("payments".to_owned(), 1)).into_iter();
+                        world.snapshot.pods.as_mut().unwrap().insert(node.name.clone(), pods.collect());
+                    }
+                }
                 Happens::Edited => {
                     world.snapshot.generation += 1;
                     spec.limits.max_nodes = most;
@@ -96,7 +112,11 @@ proptest! {
                 || world.snapshot.pool.as_ref().unwrap().burning.is_some()
                 || world.snapshot.pool.as_ref().unwrap().idle.is_some();
             let plan = world.step(&spec, heard);
-            let taken = plan.asks.iter().filter(|ask| !matches!(ask, Ask::Withdraw { .. })).count();
+            let nodes: Vec<&str> = plan.asks.iter().flat_map(taken).collect();
+            let taken = nodes.len();
+            let pods = world.snapshot.pods.as_ref().unwrap();
+            let is_strange = |node: &&str| pods.get(*node).is_some_and(|pods| pods.contains_key("payments"));
+            prop_assert!(!nodes.iter().any(is_strange), "somebody else's pods are on {nodes:?}");
             if taken > 0 {
                 prop_assert!(ready - (taken as u32).min(ready) >= least as u32, "{ready} ready, {taken} taken");
                 prop_assert!(world.now < closes, "outside of its hours");
@@ -118,8 +138,8 @@ proptest! {
                 && old.id == new.id
             {
                 for (old, new) in old.targets.iter().zip(&new.targets) {
-                    prop_assert_eq!((&old.uid, &old.vm), (&new.uid, &new.vm));
-                    prop_assert!(old.intended_at.is_none() || old.intended_at == new.intended_at);
+                    let same = (&old.uid, &old.vm, &old.intended_at) == (&new.uid, &new.vm, &new.intended_at);
+                    prop_assert!(old.intended_at.is_none() || same, "{old:?} became {new:?}");
                 }
             }
             let text = serde_json::to_string(&plan.status).unwrap();
