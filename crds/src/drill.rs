@@ -32,7 +32,7 @@ pub use status::{
     printcolumn(name = "Pool", type_ = "string", json_path = ".spec.target.spotPool",
         description = "The SpotPool whose nodes it takes"),
     printcolumn(name = "Method", type_ = "string", json_path = ".spec.method",
-        description = "Whether Azure evicts, or a drain is rehearsed"),
+        description = "Whether Azure evicts, AKS deletes, or a drain is rehearsed"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase",
         description = "How far it is"),
     printcolumn(name = "Next", type_ = "date", json_path = ".status.nextRunAt",
@@ -43,6 +43,8 @@ pub use status::{
 )]
 #[x_kube(validation = Rule::new("!has(self.notice) || self.method == 'NoticeOnly'")
     .message("notice is how long a rehearsal lasts: set method to NoticeOnly, or leave notice out, because Azure's own notice is 30s at best"))]
+#[x_kube(validation = Rule::new("!has(self.expect.maxPodsEscalated) || self.method != 'DeleteMachine'")
+    .message("expect.maxPodsEscalated counts pods that a drain deletes, and DeleteMachine drains nothing: leave it out, or set another method"))]
 #[x_kube(validation = Rule::new("!has(self.schedule) || !self.dryRun")
     .message("a schedule with dryRun takes nothing, ever: leave one of them out"))]
 #[serde(rename_all = "camelCase")]
@@ -54,7 +56,8 @@ pub struct EvictionDrillSpec {
     pub amount: DrillAmount,
 
     /// `NoticeOnly` closes and drains the nodes within disruption budgets, as for an eviction that never comes, and opens them
-    /// again. `SimulateEviction` has Azure evict their VMs, with its notice: they are gone afterwards.
+    /// again. `SimulateEviction` has Azure evict their VMs, with its notice: they are gone afterwards. `DeleteMachine` has AKS delete
+    /// their machines without a notice, a cordon or a drain: their pods end with them, budgets or not.
     #[serde(default)]
     pub method: DrillMethod,
 
@@ -149,6 +152,18 @@ pub enum DrillMethod {
     NoticeOnly,
     /// Evicted by Azure, with its notice.
     SimulateEviction,
+    /// Deleted by AKS: what an eviction without a notice is to the cluster.
+    DeleteMachine,
+}
+
+impl DrillMethod {
+    /// Whether the machines are gone afterwards, and are replaced.
+    pub fn takes_machines(self) -> bool {
+        match self {
+            Self::NoticeOnly => false,
+            Self::SimulateEviction | Self::DeleteMachine => true,
+        }
+    }
 }
 
 /// What a drill must never do.
@@ -232,11 +247,12 @@ fn utc() -> String {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DrillExpect {
-    /// Every node is drained before it is taken: no pod is left on one.
+    /// Every node is drained before it is taken: no pod is left on one. Says nothing with `DeleteMachine`.
     #[serde(default = "yes")]
     pub drained_in_time: bool,
 
-    /// From the notice of each node until as much is ready again, 1s to 24h.
+    /// From the notice of each node until as much is ready again, 1s to 24h. With `DeleteMachine` from when the node is gone, or its
+    /// kubelet silent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('24h')")
         .message("expect.replacedWithin must be 1s to 24h"))]
@@ -270,6 +286,7 @@ impl EvictionDrillSpec {
         match self.method {
             DrillMethod::NoticeOnly => format!("rehearsal, {}", self.rehearsed_notice()),
             DrillMethod::SimulateEviction => "evicted by Azure".into(),
+            DrillMethod::DeleteMachine => "deleted without a notice".into(),
         }
     }
 }

@@ -201,6 +201,13 @@ impl AgentPools {
         named.map(|(_, entry)| entry.pool.clone()).collect()
     }
 
+    /// Agent pools that take no write now, as far as is known.
+    pub fn occupied(&self) -> BTreeSet<String> {
+        let state = self.state();
+        let all = state.entries.iter().flatten();
+        all.filter(|(_, entry)| self.known(entry).busy).map(|(name, _)| name.clone()).collect()
+    }
+
     fn known(&self, entry: &Entry) -> Known {
         let pool = entry.pool.clone();
         let role = match (pool.mode, pool.priority) {

@@ -121,6 +121,7 @@ impl Operator {
             nodes: self.nodes.clone(),
             workloads: self.workloads.clone(),
             vms: self.vms.clone(),
+            agent_pools: self.agent_pools.clone(),
             clock: self.clock.clone(),
         };
         let (mut listeners, triggered): (Vec<_>, Vec<_>) = namespaces

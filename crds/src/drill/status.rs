@@ -206,10 +206,18 @@ impl Target {
     /// Whether nothing more is to come of it.
     pub fn is_over(&self, method: DrillMethod) -> bool {
         let done = match method {
-            DrillMethod::SimulateEviction => self.gone_at.is_some(),
+            DrillMethod::SimulateEviction | DrillMethod::DeleteMachine => self.gone_at.is_some(),
             DrillMethod::NoticeOnly => self.released_at.is_some() || self.gone_at.is_some(),
         };
         self.intended_at.is_none() || !self.refused.is_empty() || done
+    }
+
+    /// Since when it is lost to the SpotPool: since its notice, or since it was gone where none was to come.
+    pub fn lost_at(&self, method: DrillMethod) -> Option<&Time> {
+        match method {
+            DrillMethod::SimulateEviction | DrillMethod::NoticeOnly => self.noticed_at.as_ref(),
+            DrillMethod::DeleteMachine => self.gone_at.as_ref(),
+        }
     }
 }
 
@@ -226,7 +234,7 @@ pub struct DrilledPods {
     /// Deleted past their disruption budget.
     #[serde(default)]
     pub escalated: i32,
-    /// Left on it when last seen.
+    /// Left on it when last seen. With `DeleteMachine` they ended with it.
     #[serde(default)]
     pub left: i32,
 }

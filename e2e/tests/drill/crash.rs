@@ -8,13 +8,18 @@ use spotpool_e2e::faults::Fault;
 use spotpool_e2e::proxy::{Proxy, Spring};
 use spotpool_e2e::{OperatorOptions, Stage, World, WorldOptions, eventually, run};
 
-use crate::{drill, drills, ordered, whole};
+use crate::{EVICTIONS, drill, drills, ordered, whole, world};
 
 /// Cases that run side by side.
 const AT_ONCE: usize = 6;
 
-/// One drill of one of two nodes, with the operator killed as told; returns how many writes it took.
-async fn drilled(world: &World, name: &str, trap: Option<(usize, Fault)>) -> Result<usize> {
+/// One drill of one of two nodes, with the operator killed as told; returns what it wrote.
+async fn drilled(
+    world: &World,
+    name: &str,
+    method: &str,
+    trap: Option<(usize, Fault)>,
+) -> Result<Vec<String>> {
     // The proxy asks as the operator of this stage.
     let proxy =
         Proxy::start(&Stage::set(world, name).await?.operator_kubeconfig().await?, world.sim.base_url())
@@ -30,7 +35,7 @@ async fn drilled(world: &World, name: &str, trap: Option<(usize, Fault)>) -> Res
         proxy.trap(nth, Spring::Fault(fault), operator.process.clone());
     }
     // Those beside it evict, too; and what happens while no operator is there, nobody sees.
-    let spec = json!({"amount": {"count": 1}, "method": "SimulateEviction", "abort": {"realEvictions": false}, "expect": {"drainedInTime": false}});
+    let spec = json!({"amount": {"count": 1}, "method": method, "abort": {"realEvictions": false}, "expect": {"drainedInTime": false}});
     drill(&stage, "d", spec).await?;
     let end = eventually("the end of the drill", async || {
         if operator.process.exit_status().is_some() {
@@ -46,7 +51,7 @@ async fn drilled(world: &World, name: &str, trap: Option<(usize, Fault)>) -> Res
     let evicted = state.vms.iter().filter(|vm| vm.pool.starts_with(name) && vm.gone_reason.is_some()).count();
     let bought = ordered(&stage).await;
     ensure!((evicted, bought) == (1, 1), "{trap:?}: {evicted} evicted, {bought} bought");
-    let writes = proxy.writes().len();
+    let writes = proxy.writes().into_iter().map(|write| write.what).collect();
     operator.stop().await?;
     Ok(writes)
 }
@@ -55,7 +60,7 @@ async fn drilled(world: &World, name: &str, trap: Option<(usize, Fault)>) -> Res
 fn an_operator_killed_at_any_write_of_a_drill_evicts_and_buys_no_machine_more() {
     run(async {
         let world = World::start(WorldOptions::default()).await.unwrap();
-        let writes = drilled(&world, "reference", None).await.unwrap();
+        let writes = drilled(&world, "reference", "SimulateEviction", None).await.unwrap().len();
         assert!((8..60).contains(&writes), "{writes} writes");
         let cases = (1..=writes).flat_map(|nth| [(nth, Fault::KillBefore), (nth, Fault::KillAfter)]);
         let world_of = &world;
@@ -63,9 +68,24 @@ fn an_operator_killed_at_any_write_of_a_drill_evicts_and_buys_no_machine_more() 
             let letter = if fault == Fault::KillBefore { 'x' } else { 'y' };
             let number = [nth / 26, nth % 26].map(|digit| char::from(b'a' + u8::try_from(digit).unwrap()));
             let name = format!("k{letter}{}{}", number[0], number[1]);
-            drilled(world_of, &name, Some((nth, fault))).await
+            drilled(world_of, &name, "SimulateEviction", Some((nth, fault))).await
         });
         futures::stream::iter(runs).buffer_unordered(AT_ONCE).try_collect::<Vec<_>>().await.unwrap();
         world.stop().await.unwrap();
+    });
+}
+
+/// AKS takes what it is told to delete, by name, and tells nobody who asked.
+#[test]
+fn an_operator_killed_when_it_asks_for_a_deletion_deletes_and_buys_no_machine_more() {
+    run(async {
+        let _calm = EVICTIONS.read().await;
+        let world = world().await;
+        let writes = drilled(world, "delref", "DeleteMachine", None).await.unwrap();
+        let asks = (0..writes.len()).filter(|at| writes[*at].contains("/deleteMachines")).collect::<Vec<_>>();
+        let [nth] = asks[..] else { panic!("one deletion was to be asked for: {writes:?}") };
+        let killed = [("delx", Fault::KillBefore), ("dely", Fault::KillAfter)]
+            .map(|(name, fault)| drilled(world, name, "DeleteMachine", Some((nth + 1, fault))));
+        futures::future::try_join_all(killed).await.unwrap();
     });
 }

@@ -4,6 +4,7 @@
 
 mod abort;
 mod crash;
+mod deleted;
 mod evicted;
 mod refused;
 mod rehearsed;

@@ -102,6 +102,11 @@ fn a_spec_that_contradicts_itself_is_not_admitted_and_says_what_to_change() {
             (with(json!({"amount": {"count": 1, "all": true}})), "amount needs exactly one of"),
             (with(json!({"amount": {"percent": 101}})), "less than or equal to 100"),
             (with(json!({"notice": "10s", "method": "SimulateEviction"})), "set method to NoticeOnly"),
+            (with(json!({"notice": "10s", "method": "DeleteMachine"})), "set method to NoticeOnly"),
+            (
+                with(json!({"method": "DeleteMachine", "expect": {"maxPodsEscalated": 0}})),
+                "expect.maxPodsEscalated counts pods that a drain deletes",
+            ),
             (with(json!({"notice": "10m"})), "notice must be 1s to 5m"),
             (with(json!({"stagger": "2h"})), "stagger must be at most 1h"),
             (with(json!({"timeout": "1s"})), "timeout must be 10s to 24h"),

@@ -3,7 +3,7 @@
 //! [`plan()`] is total: it waits or refuses, and says why. The status that it returns is written before its asks are carried out,
 //! so that whoever comes after a crash knows what may have been asked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -55,6 +55,8 @@ pub struct Snapshot {
     pub unready_budgets: Option<Vec<String>>,
     /// How many pods a drain would move, by node and namespace; absent until workloads have been read.
     pub pods: Option<BTreeMap<String, BTreeMap<String, u32>>>,
+    /// Agent pools that take no request now: an operation runs there.
+    pub occupied: BTreeSet<String>,
     /// Another drill that is under way.
     pub other: Option<String>,
 }
@@ -135,6 +137,13 @@ pub enum Ask {
         /// Its VM.
         vm: String,
     },
+    /// Have AKS delete machines of an agent pool, all in one request: it takes no second one meanwhile.
+    Delete {
+        /// The agent pool.
+        agent_pool: String,
+        /// Their nodes.
+        machines: Vec<Machine>,
+    },
     /// Ask the node's agent to drain it.
     Drain {
         /// The node.
@@ -153,6 +162,17 @@ pub enum Ask {
         /// Its uid.
         uid: String,
     },
+}
+
+/// A machine, by its Node: whoever deletes it sees to it that the Node is still the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Machine {
+    /// The Node, and the machine, as AKS calls both.
+    pub node: String,
+    /// The Node's uid.
+    pub uid: String,
+    /// Its VM.
+    pub vm: String,
 }
 
 /// An Event about the drill.
@@ -381,10 +401,17 @@ impl Draft<'_> {
             ));
         }
         let mut hindrances = guard::hindrances(self.spec, self.snapshot, &run.targets, self.now);
-        let asked = |target: &Target| target.intended_at.is_some();
-        if run.targets.iter().all(asked) {
-            // Nothing more is taken: the hours say nothing about how long nodes take to come back.
-            hindrances.retain(|why| !why.starts_with(guard::HOURS));
+        let is_settled = |target: &Target| {
+            let is_seen = target.noticed_at.is_some() || target.gone_at.is_some();
+            target.intended_at.is_some() && (target.is_answered() || is_seen)
+        };
+        if run.targets.iter().all(is_settled) {
+            // Nothing more is asked for: the hours say nothing about how long nodes take to come back, and budgets lack the pods
+            // that have ended with their machine.
+            let ends_pods = run.method == DrillMethod::DeleteMachine;
+            let is_over =
+                |why: &String| why.starts_with(guard::HOURS) || ends_pods && why.starts_with(guard::BUDGETS);
+            hindrances.retain(|why| !is_over(why));
         }
         // Whoever was scheduled there before the node was closed.
         let being_emptied = run.targets.iter().filter(|target| {
@@ -450,9 +477,10 @@ impl Draft<'_> {
                     for at in stage {
                         let target = &mut run.targets[*at];
                         target.intended_at = Some(Time(self.now));
-                        let ask = self.ask_for(&run.id, target);
                         target.attempts = 1;
-                        self.asks.push(ask);
+                        target.pods.left = self.snapshot.pods_on(&target.node) as i32;
+                        let ask = self.ask_for(&run.id, target);
+                        self.ask(ask);
                     }
                 }
                 Err(why) => {
@@ -467,6 +495,14 @@ impl Draft<'_> {
     fn ask_for(&self, run: &str, target: &Target) -> Ask {
         match self.spec.method {
             DrillMethod::SimulateEviction => Ask::Evict { node: target.node.clone(), vm: target.vm.clone() },
+            DrillMethod::DeleteMachine => Ask::Delete {
+                agent_pool: target.agent_pool.clone(),
+                machines: vec![Machine {
+                    node: target.node.clone(),
+                    uid: target.uid.clone(),
+                    vm: target.vm.clone(),
+                }],
+            },
             DrillMethod::NoticeOnly => Ask::Drain {
                 node: target.node.clone(),
                 uid: target.uid.clone(),
@@ -479,13 +515,27 @@ impl Draft<'_> {
         }
     }
 
-    /// When a target is asked for again of which nothing was heard, if that is so.
+    fn ask(&mut self, ask: Ask) {
+        if let Ask::Delete { agent_pool, machines } = &ask {
+            for asked in &mut self.asks {
+                match asked {
+                    Ask::Delete { agent_pool: same, machines: all } if same == agent_pool => {
+                        return all.extend(machines.iter().cloned());
+                    }
+                    _ => {}
+                }
+            }
+        }
+        self.asks.push(ask);
+    }
+
+    /// When a target is asked for again of which nothing was heard, if that is so. What AKS does just now may be what was asked.
     fn unheard(&self, target: &Target) -> Option<Timestamp> {
         let intended = target.intended_at.as_ref().map(|at| at.0)?;
         let is_here = self.snapshot.nodes.iter().any(|node| node.uid == target.uid && node.ready);
         let is_unheard = !target.is_answered() && target.noticed_at.is_none() && is_here;
         let again = intended.saturating_add(UNHEARD * target.attempts.max(1)).unwrap_or(Timestamp::MAX);
-        is_unheard.then_some(again)
+        (is_unheard && guard::occupied(self.spec, self.snapshot, &[target]).is_none()).then_some(again)
     }
 
     /// Gives up what was asked for often enough, or not at all any more.
@@ -512,7 +562,7 @@ impl Draft<'_> {
                 self.wake_at(self.now.saturating_add(LOOK_AGAIN).unwrap_or(Timestamp::MAX));
             } else {
                 let ask = self.ask_for(&run.id, target);
-                self.asks.push(ask);
+                self.ask(ask);
                 run.targets[at].attempts += 1;
             }
         }

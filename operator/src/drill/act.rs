@@ -9,18 +9,20 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
 use spotpool_azure::Class;
-use spotpool_core::drill::Ask;
+use spotpool_core::drill::{Ask, Machine};
 use spotpool_crds::drill::{DrillRun, Target};
 use spotpool_crds::names;
 use spotpool_crds::voluntary_drain::{DrainReason, DrainRequest};
 
 use super::Parts;
+use crate::agent_pools::AgentPools;
 use crate::vms::Vms;
 
 /// Where a drain request stands in a Node, as JSON patches have it.
 const REQUEST: &str = "/metadata/annotations/spotpool.dev~1drain-request";
 
 /// What became of one ask.
+#[derive(Clone)]
 enum Answer {
     /// It was taken.
     Taken,
@@ -32,12 +34,17 @@ enum Answer {
 
 /// Asks all at once, and notes in `run` what became of it.
 pub async fn act(client: &Client, parts: &Parts, nodes: &[Arc<Node>], asks: &[Ask], run: &mut DrillRun) {
-    let answers = futures::future::join_all(asks.iter().map(|ask| one(client, &parts.vms, nodes, ask))).await;
+    let answers = futures::future::join_all(asks.iter().map(|ask| one(client, parts, nodes, ask))).await;
     let now = Time((parts.clock)());
     for (ask, answer) in asks.iter().zip(answers) {
-        let (Ask::Evict { node, .. } | Ask::Drain { node, .. }) = ask else { continue };
-        let Some(target) = run.targets.iter_mut().find(|target| target.node == *node) else { continue };
-        note(target, answer, &now);
+        let of: Vec<&String> = match ask {
+            Ask::Evict { node, .. } | Ask::Drain { node, .. } => vec![node],
+            Ask::Delete { machines, .. } => machines.iter().map(|machine| &machine.node).collect(),
+            Ask::Withdraw { .. } => continue,
+        };
+        for target in run.targets.iter_mut().filter(|target| of.contains(&&target.node)) {
+            note(target, answer.clone(), &now);
+        }
     }
 }
 
@@ -49,9 +56,10 @@ fn note(target: &mut Target, answer: Answer, now: &Time) {
     }
 }
 
-async fn one(client: &Client, vms: &Vms, nodes: &[Arc<Node>], ask: &Ask) -> Answer {
+async fn one(client: &Client, parts: &Parts, nodes: &[Arc<Node>], ask: &Ask) -> Answer {
     match ask {
-        Ask::Evict { node, vm } => evict(vms, node, vm).await,
+        Ask::Evict { node, vm } => evict(&parts.vms, node, vm).await,
+        Ask::Delete { agent_pool, machines } => delete(&parts.agent_pools, nodes, agent_pool, machines).await,
         Ask::Drain { node, uid, request, not_after } => {
             let request = DrainRequest {
                 id: request.clone(),
@@ -88,6 +96,40 @@ async fn evict(vms: &Vms, node: &str, vm: &str) -> Answer {
             match error.class {
                 Class::Denied | Class::Invalid | Class::Capacity => Answer::Refused(error.to_string()),
                 Class::Conflict if !error.is_local() => Answer::Refused(error.to_string()),
+                Class::Conflict | Class::Transient | Class::Throttled => Answer::Unknown,
+            }
+        }
+    }
+}
+
+async fn delete(
+    agent_pools: &AgentPools,
+    nodes: &[Arc<Node>],
+    agent_pool: &str,
+    machines: &[Machine],
+) -> Answer {
+    let is_same = |machine: &Machine| {
+        nodes.iter().any(|node| {
+            let vm = node.spec.as_ref().and_then(|spec| spec.provider_id.as_deref());
+            node.uid().as_deref() == Some(machine.uid.as_str()) && vm == Some(machine.vm.as_str())
+        })
+    };
+    // AKS goes by names alone.
+    if let Some(other) = machines.iter().find(|machine| !is_same(machine)) {
+        return Answer::Refused(format!("{} is not the node any more that was chosen", other.node));
+    }
+    let names: Vec<String> = machines.iter().map(|machine| machine.node.clone()).collect();
+    match agent_pools.delete_machines(agent_pool, &names).await {
+        Ok(()) => {
+            tracing::info!(agent_pool, machines = ?names, "AKS deletes these machines, for a drill");
+            Answer::Taken
+        }
+        Err(error) => {
+            tracing::warn!(agent_pool, class = %error.class, code = error.code, message = error.message, "AKS does not delete for a drill");
+            match error.class {
+                // One of them is gone, or was asked for already: their Nodes will tell.
+                Class::Invalid if error.code == "InvalidParameter" => Answer::Unknown,
+                Class::Denied | Class::Invalid | Class::Capacity => Answer::Refused(error.to_string()),
                 Class::Conflict | Class::Transient | Class::Throttled => Answer::Unknown,
             }
         }

@@ -22,6 +22,7 @@ use spotpool_crds::{EvictionDrill, EvictionDrillStatus, SpotPool, names};
 use tokio::time::Instant;
 
 use super::{act, gather, report};
+use crate::agent_pools::AgentPools;
 use crate::metrics::Metrics;
 use crate::pool::Error;
 use crate::pool::gather::annotation;
@@ -46,6 +47,8 @@ pub struct Parts {
     pub workloads: Workloads,
     /// The way to Azure's VMs.
     pub vms: Arc<Vms>,
+    /// The way to AKS's agent pools.
+    pub agent_pools: Arc<AgentPools>,
     /// What time it is.
     pub clock: Clock,
 }
@@ -174,7 +177,8 @@ impl Drills {
         let pool = pool.map_err(Error::kubernetes("read the drill's SpotPool"))?;
         let nodes = self.parts.nodes.all();
         let before = drill.status.clone().unwrap_or_default();
-        let snapshot = gather::gather(&drill, pool.as_ref(), &nodes, &self.parts.workloads, other);
+        let (workloads, agent_pools) = (&self.parts.workloads, &self.parts.agent_pools);
+        let snapshot = gather::gather(&drill, pool.as_ref(), &nodes, workloads, agent_pools, other);
         let now = (self.parts.clock)();
         let plan = plan(&drill.spec, &snapshot, &before, now);
 

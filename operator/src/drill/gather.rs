@@ -12,6 +12,7 @@ use spotpool_crds::spot_pool::{Mode, Role};
 use spotpool_crds::voluntary_drain::{DrainRequest, DrainStatus};
 use spotpool_crds::{EvictionDrill, EvictionNotice, Reason, SpotPool, names};
 
+use crate::agent_pools::AgentPools;
 use crate::pool::doomed::Notices;
 use crate::pool::gather::annotation;
 use crate::watches::{agent_pool_of, is_ready};
@@ -25,6 +26,7 @@ pub fn gather(
     pool: Option<&SpotPool>,
     nodes: &[Arc<Node>],
     workloads: &Workloads,
+    agent_pools: &AgentPools,
     other: Option<String>,
 ) -> drill::Snapshot {
     let notices = Notices::of(nodes);
@@ -42,6 +44,7 @@ pub fn gather(
         noticed: nodes.iter().filter(|node| preempts(node)).map(|node| node.name_any()).collect(),
         unready_budgets: drilled.as_ref().map(|drilled| drilled.unready_budgets.clone()),
         pods: drilled.map(|drilled| drilled.pods),
+        occupied: agent_pools.occupied(),
         other,
     }
 }
@@ -98,6 +101,7 @@ fn view(node: &Node, drill: &EvictionDrill, pool: Option<&SpotPool>, notices: &N
         Some(Ok(selector)) => selector.matches(node.labels()),
         Some(Err(_)) => false,
     };
+    let notice = notices.on(node).filter(|notice| notice.event_type == PREEMPT);
     drill::Node {
         name: node.name_any(),
         uid: node.uid().unwrap_or_default(),
@@ -109,10 +113,7 @@ fn view(node: &Node, drill: &EvictionDrill, pool: Option<&SpotPool>, notices: &N
         ready: is_ready(node) && !closed && !is_going && request.is_none(),
         alive: is_ready(node),
         closed,
-        notice: notices
-            .on(node)
-            .filter(|notice| notice.event_type == PREEMPT)
-            .map(|notice| drill::Notice { phase: notice.phase, pods: notice.pods }),
+        notice: notice.map(|notice| drill::Notice { phase: notice.phase, pods: notice.pods }),
         request: request.map(|request| request.id),
         drain: status.map(|status| (status.id, status.phase, status.pods_left)),
         agent_pool,

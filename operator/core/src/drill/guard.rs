@@ -10,6 +10,8 @@ use crate::window::{Opening, opening};
 
 /// How what is said of hours begins.
 pub(super) const HOURS: &str = "limits.allowedHours";
+/// How what is said of disruption budgets begins.
+pub(super) const BUDGETS: &str = "abort.unreadyBudgets";
 
 /// What must not be while nodes are taken: looked for before a run and at each step of it.
 pub(super) fn hindrances(
@@ -28,7 +30,7 @@ pub(super) fn hindrances(
     }
     let asked: BTreeSet<&str> = targets
         .iter()
-        .filter(|target| target.intended_at.is_some() && spec.method == DrillMethod::SimulateEviction)
+        .filter(|target| target.intended_at.is_some() && spec.method.takes_machines())
         .map(|target| target.node.as_str())
         .collect();
     let real: Vec<&String> = snapshot.noticed.iter().filter(|node| !asked.contains(node.as_str())).collect();
@@ -42,7 +44,7 @@ pub(super) fn hindrances(
     let unready = snapshot.unready_budgets.as_deref().unwrap_or_default();
     if spec.abort.unready_budgets && !unready.is_empty() {
         found.push(format!(
-            "abort.unreadyBudgets: {} disruption budgets have fewer healthy pods than they ask for: {}",
+            "{BUDGETS}: {} disruption budgets have fewer healthy pods than they ask for: {}",
             unready.len(),
             named(unready)
         ));
@@ -81,6 +83,15 @@ pub(super) fn refusals(spec: &EvictionDrillSpec, snapshot: &Snapshot, targets: &
     found
 }
 
+/// Whether the targets at `stage` can be asked for now. AKS takes one request for an agent pool at a time.
+pub(super) fn occupied(spec: &EvictionDrillSpec, snapshot: &Snapshot, targets: &[&Target]) -> Option<String> {
+    let is_occupied = |target: &&&Target| {
+        spec.method == DrillMethod::DeleteMachine && snapshot.occupied.contains(&target.agent_pool)
+    };
+    let first = targets.iter().find(is_occupied)?;
+    Some(format!("agent pool {} has an operation running", first.agent_pool))
+}
+
 /// Whether the targets at `stage` may be taken now.
 pub(super) fn may_take(
     spec: &EvictionDrillSpec,
@@ -102,9 +113,14 @@ pub(super) fn may_take(
         .filter_map(|target| snapshot.nodes.iter().find(|node| node.uid == target.uid && node.ready))
         .map(|node| node.units)
         .sum();
-    let next = stage.iter().map(|at| &run.targets[*at]);
+    let next: Vec<&Target> = stage.iter().map(|at| &run.targets[*at]).collect();
     let ready = ready_now(snapshot).saturating_sub(going);
-    too_few_left(spec, snapshot, ready, next).map_or(Ok(()), Err)
+    match too_few_left(spec, snapshot, ready, next.iter().copied())
+        .or_else(|| occupied(spec, snapshot, &next))
+    {
+        Some(why) => Err(why),
+        None => Ok(()),
+    }
 }
 
 /// By the nodes and by the SpotPool's own word, which knows of warm-up: the less of both.

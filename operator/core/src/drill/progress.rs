@@ -27,6 +27,9 @@ impl Draft<'_> {
             };
             match (method, node) {
                 (DrillMethod::SimulateEviction, node) => evicted(target, node, &mut at),
+                (DrillMethod::DeleteMachine, node) => {
+                    deleted(target, node, self.snapshot.pods_on(&before.node), &mut at);
+                }
                 (DrillMethod::NoticeOnly, node) => {
                     let until = target.intended_at.as_ref().map(|at| later(at.0, notice));
                     rehearsed(target, node, &id, until.is_some_and(|until| until < self.now), &mut at);
@@ -58,16 +61,17 @@ impl Draft<'_> {
             }
             units.course.push(ReadyAt { at: now, ready });
         }
-        // What is ready again replaces those that were noticed first.
-        let mut noticed: Vec<&mut Target> =
-            run.targets.iter_mut().filter(|target| target.noticed_at.is_some()).collect();
-        noticed.sort_by_key(|target| target.noticed_at.as_ref().map(|at| at.0));
-        let gone: i32 = noticed.iter().map(|target| target.units).sum();
+        // What is ready again replaces those that were lost first.
+        let method = run.method;
+        let mut lost: Vec<&mut Target> =
+            run.targets.iter_mut().filter(|target| target.lost_at(method).is_some()).collect();
+        lost.sort_by_key(|target| target.lost_at(method).map(|at| at.0));
+        let gone: i32 = lost.iter().map(|target| target.units).sum();
         let mut back = gone - (units.before.min(units.wanted) - ready).max(0);
-        for target in noticed {
+        for target in lost {
             back -= target.units;
-            let is_gone = run.method == DrillMethod::SimulateEviction;
-            if back >= 0 && is_gone && target.replaced_at.is_none() && target.gone_at.is_some() {
+            let is_gone = method.takes_machines() && target.gone_at.is_some();
+            if back >= 0 && is_gone && target.replaced_at.is_none() {
                 target.replaced_at = Some(Time(self.now));
             }
         }
@@ -90,6 +94,15 @@ fn evicted(target: &mut Target, node: Option<&Node>, at: &mut See<'_>) {
     if is_gone && target.noticed_at.is_none() {
         // It went before its notice was seen.
         at(&mut target.noticed_at, true, "went without a notice that was seen");
+    }
+    at(&mut target.gone_at, is_gone, "gone");
+}
+
+/// Nobody has announced it: what was on it when it was last seen at work has ended with it.
+fn deleted(target: &mut Target, node: Option<&Node>, pods: u32, at: &mut See<'_>) {
+    let is_gone = node.is_none_or(|node| !node.alive);
+    if !is_gone {
+        target.pods.left = pods as i32;
     }
     at(&mut target.gone_at, is_gone, "gone");
 }

@@ -10,7 +10,7 @@ pub(super) fn of(spec: &EvictionDrillSpec, run: &DrillRun) -> Vec<Expectation> {
     let mut add = |expectation: &str, stated: String, measured: String, held: bool| {
         verdict.push(Expectation { expectation: expectation.into(), stated, measured, held });
     };
-    if expect.drained_in_time {
+    if expect.drained_in_time && run.method != DrillMethod::DeleteMachine {
         let drained = asked.iter().filter(|target| target.drained_at.is_some()).count();
         add(
             "drainedInTime",
@@ -19,9 +19,9 @@ pub(super) fn of(spec: &EvictionDrillSpec, run: &DrillRun) -> Vec<Expectation> {
             drained == asked.len() && asked.len() == run.targets.len(),
         );
     }
-    if let Some(within) = expect.replaced_within.filter(|_| run.method == DrillMethod::SimulateEviction) {
+    if let Some(within) = expect.replaced_within.filter(|_| run.method.takes_machines()) {
         let seconds = asked.iter().map(|target| {
-            let (from, to) = (target.noticed_at.as_ref()?, target.replaced_at.as_ref()?);
+            let (from, to) = (target.lost_at(run.method)?, target.replaced_at.as_ref()?);
             Some(to.0.duration_since(from.0).as_secs())
         });
         let longest: Option<Vec<i64>> = seconds.collect();

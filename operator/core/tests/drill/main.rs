@@ -49,6 +49,7 @@ fn happens() -> impl Strategy<Value = Happens> {
 fn taken(ask: &Ask) -> Vec<&str> {
     match ask {
         Ask::Evict { node, .. } | Ask::Drain { node, .. } => vec![node],
+        Ask::Delete { machines, .. } => machines.iter().map(|machine| machine.node.as_str()).collect(),
         Ask::Withdraw { .. } => Vec::new(),
     }
 }
@@ -60,10 +61,9 @@ proptest! {
         most in 1_i32..7,
         least in 0_i32..6,
         stagger in prop_oneof![Just(0), 1_u32..40],
-        evicts in any::<bool>(),
+        method in prop_oneof![Just("NoticeOnly"), Just("SimulateEviction"), Just("DeleteMachine")],
         script in prop::collection::vec(happens(), 1..60),
     ) {
-        let method = if evicts { "SimulateEviction" } else { "NoticeOnly" };
         let mut spec = spec(&json!({"method": method, "stagger": format!("{stagger}s"), "timeout": "10m",
             "limits": {"maxNodes": most, "minReadyUnits": least, "namespaces": ["batch"],
                 "allowedHours": {"schedule": "0 10 * * *", "duration": "5m"}}}));
@@ -178,6 +178,88 @@ fn a_lost_answer_is_asked_again_of_the_same_machine_and_not_for_ever() {
         "{}",
         world.status.message
     );
+}
+
+/// No notice is to come, so that the clock starts when the nodes are gone; and what AKS takes in one request is one request.
+#[test]
+fn deleted_machines_are_asked_for_together_and_measured_from_when_they_are_gone() {
+    let spec = spec(&json!({"method": "DeleteMachine", "amount": {"count": 2},
+        "expect": {"replacedWithin": "30s", "minReadyUnits": 1}}));
+    let mut world = World::new(3);
+    let pods = |count: u32| [("batch".to_owned(), count)].into();
+    world.snapshot.pods =
+        Some(world.snapshot.nodes.iter().map(|node| (node.name.clone(), pods(2))).collect());
+    let asks = world.step(&spec, true).asks;
+    let nodes = taken(&asks[0]).into_iter().map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!((asks.len(), nodes.len()), (1, 2), "{asks:?}");
+    // Nothing keeps new pods away.
+    for node in &nodes {
+        world.snapshot.pods.as_mut().unwrap().insert(node.clone(), pods(3));
+    }
+    world.pass(20);
+    world.step(&spec, true);
+    for node in world.snapshot.nodes.iter_mut().filter(|node| nodes.contains(&node.name)) {
+        (node.ready, node.alive) = (false, false);
+    }
+    world.settle();
+    // Budgets lack what has ended with its machine; nothing is left to be held back.
+    world.snapshot.unready_budgets = Some(vec!["web/web (1 of 2)".into()]);
+    let silent_at = world.now;
+    world.step(&spec, true);
+    world.pass(25);
+    world.step(&spec, true);
+    assert_eq!(world.status.phase, Some(DrillPhase::Succeeded), "{:?}", world.status);
+    let run = world.status.run.as_ref().unwrap();
+    for target in &run.targets {
+        assert_eq!(target.gone_at.as_ref().unwrap().0, silent_at);
+        assert_eq!(target.replaced_at.as_ref().unwrap().0.duration_since(silent_at).as_secs(), 25);
+        assert!(target.noticed_at.is_none() && target.drained_at.is_none(), "{target:?}");
+        assert_eq!((target.pods.before, target.pods.evicted, target.pods.left), (2, 0, 3), "{target:?}");
+    }
+    let told: Vec<&str> = run.verdict.iter().map(|it| it.expectation.as_str()).collect();
+    assert_eq!(
+        told,
+        ["replacedWithin", "minReadyUnits"],
+        "nothing is drained in time where nothing is drained"
+    );
+    assert_eq!(run.units.short_unit_seconds, 50);
+}
+
+/// A second request would be refused, and its answer taken for Azure's last word.
+#[test]
+fn the_next_machine_of_an_agent_pool_waits_until_the_last_is_deleted() {
+    let spec = spec(&json!({"method": "DeleteMachine", "stagger": "5s"}));
+    let mut world = World::new(3);
+    let mut asked_at = Vec::new();
+    let began = world.now;
+    for _ in 0..60 {
+        if !world.step(&spec, true).asks.is_empty() {
+            asked_at.push(world.now.duration_since(began).as_secs());
+        }
+        if world.now.duration_since(began).as_secs() == 10 {
+            let message = &world.status.message;
+            assert_eq!(message, "the next node waits: agent pool spota has an operation running");
+        }
+        world.pass(5);
+    }
+    assert_eq!(asked_at, [0, 30, 60], "{:?}", world.status);
+    assert_eq!((world.status.phase, world.evicted.len()), (Some(DrillPhase::Succeeded), 3));
+}
+
+/// The answer is lost, and the machine takes minutes to go: it is neither asked for again nor given up, and the end waits for it.
+#[test]
+fn a_deletion_whose_answer_is_lost_is_waited_for_while_the_agent_pool_is_busy() {
+    let spec = spec(&json!({"method": "DeleteMachine", "amount": {"count": 1}}));
+    let mut world = World::new(3);
+    world.step(&spec, false);
+    world.snapshot.occupied.insert("spota".into());
+    // Aborted meanwhile.
+    world.snapshot.generation = 2;
+    for _ in 0..10 {
+        assert!(world.step(&spec, false).asks.is_empty(), "{:?}", world.status);
+        world.now += SignedDuration::from_secs(20);
+    }
+    assert_eq!(world.status.phase, Some(DrillPhase::Recovering), "{:?}", world.status);
 }
 
 #[test]

@@ -27,6 +27,8 @@ pub struct World {
     pub elsewhere: Vec<String>,
     /// VMs that go, and when.
     doomed: BTreeMap<String, Timestamp>,
+    /// Those of them that AKS deletes.
+    deleting: BTreeSet<String>,
     /// All that was asked for, in order.
     pub evicted: Vec<String>,
     born: usize,
@@ -47,6 +49,7 @@ impl World {
             status: EvictionDrillStatus::default(),
             elsewhere: Vec::new(),
             doomed: BTreeMap::new(),
+            deleting: BTreeSet::new(),
             evicted: Vec::new(),
             born: 0,
         };
@@ -114,6 +117,22 @@ impl World {
                 self.evicted.push(vm.clone());
                 self.doom(at, now + SignedDuration::from_secs(30));
             }
+            Ask::Delete { agent_pool, machines } => {
+                assert!(!self.snapshot.occupied.contains(agent_pool), "{agent_pool} would refuse");
+                for machine in machines {
+                    let Some(at) = find(self, &machine.node) else { continue };
+                    let node = &self.snapshot.nodes[at];
+                    assert_eq!((&node.uid, &node.vm), (&machine.uid, &machine.vm), "another machine");
+                    self.evicted.push(machine.vm.clone());
+                    self.doomed.insert(machine.node.clone(), now + SignedDuration::from_secs(30));
+                    self.deleting.insert(machine.node.clone());
+                    let targets = self.status.run.iter_mut().flat_map(|run| &mut run.targets);
+                    for target in targets.filter(|target| target.node == machine.node) {
+                        target.asked_at = Some(now.into());
+                    }
+                }
+                self.snapshot.occupied.insert(agent_pool.clone());
+            }
             Ask::Drain { node, uid, request, .. } => {
                 let Some(at) = find(self, node) else { return };
                 let node = &mut self.snapshot.nodes[at];
@@ -150,6 +169,10 @@ impl World {
         let gone: BTreeSet<String> =
             self.doomed.iter().filter(|(_, at)| **at <= now).map(|(name, _)| name.clone()).collect();
         self.doomed.retain(|_, at| *at > now);
+        self.deleting.retain(|name| !gone.contains(name));
+        if self.deleting.is_empty() {
+            self.snapshot.occupied.clear();
+        }
         self.snapshot.nodes.retain(|node| !gone.contains(&node.name));
         for _ in &gone {
             self.boot();
