@@ -11,8 +11,8 @@ use crate::spot_pool::Window;
 mod status;
 
 pub use status::{
-    DrillPhase, DrillRun, DrilledPods, EvictionDrillStatus, Expectation, Moment, PastRun, ReadyAt, Target,
-    UnitsReady,
+    DrillPhase, DrillRun, DrilledPods, EvictionDrillStatus, Expectation, HourlyCosts, Moment, PastRun,
+    ReadyAt, Target, UnitsReady,
 };
 
 /// An EvictionDrill takes spot nodes of a SpotPool on purpose, inside stated limits, and says in status how that went.

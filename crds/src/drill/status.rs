@@ -136,6 +136,9 @@ pub struct DrillRun {
     /// Units of the SpotPool that were ready.
     #[serde(default)]
     pub units: UnitsReady,
+    /// What its machines cost an hour, as its status says; absent where no price is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hourly_cost: Option<HourlyCosts>,
     /// What happened, the oldest first, at most 64.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub timeline: Vec<Moment>,
@@ -195,6 +198,10 @@ pub struct Target {
     /// What became of its pods.
     #[serde(default)]
     pub pods: DrilledPods,
+    /// What its drain was held up by at any time, as its agent told, at most 3: in an eviction pods and why, in a rehearsal disruption
+    /// budgets.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub held: Vec<String>,
 }
 
 impl Target {
@@ -258,12 +265,33 @@ pub struct UnitsReady {
     /// Since when it is so many.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<Time>,
-    /// Wanted and not ready, in unit-seconds, until `since`.
+    /// Wanted and not ready, in unit-seconds, until `since` or the end of the run.
     #[serde(default)]
     pub short_unit_seconds: i64,
+    /// For how many seconds fewer were ready than wanted, until `since` or the end of the run.
+    #[serde(default)]
+    pub short_seconds: i64,
     /// How that went, the oldest first, at most 64: where there was more, every other is left out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub course: Vec<ReadyAt>,
+}
+
+/// What the SpotPool's machines cost an hour, by list prices.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HourlyCosts {
+    /// Of all amounts, by ISO 4217.
+    #[serde(default)]
+    pub currency: String,
+    /// When the run began.
+    #[serde(default)]
+    pub before: String,
+    /// The most at any time since.
+    #[serde(default)]
+    pub highest: String,
+    /// Now, or when the run ended.
+    #[serde(default)]
+    pub now: String,
 }
 
 /// So many units were ready from then on.

@@ -40,7 +40,7 @@ fn machines_that_go_without_a_notice_are_replaced_and_their_pods_told_of() {
             assert_eq!((target.pods.before, target.pods.evicted, target.pods.left), (1, 0, 1), "{target:?}");
         }
         assert_eq!((run.targets.len(), run.units.before, run.units.lowest, run.units.now), (2, 3, 1, 3));
-        assert!(run.units.short_unit_seconds > 0, "{:?}", run.units);
+        assert!(run.units.short_seconds > 0, "{:?}", run.units);
 
         let state = stage.world.sim.state().await.unwrap();
         let mut gone: Vec<(String, GoneReason)> = state

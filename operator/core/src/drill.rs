@@ -7,9 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use rust_decimal::Decimal;
 use spotpool_crds::drill::{
-    DrillMethod, DrillPhase, DrillRun, DrillSchedule, EvictionDrillSpec, EvictionDrillStatus, Moment,
-    PastRun, ReadyAt, Target, UnitsReady,
+    DrillMethod, DrillPhase, DrillRun, DrillSchedule, EvictionDrillSpec, EvictionDrillStatus, HourlyCosts,
+    Moment, PastRun, ReadyAt, Target, UnitsReady,
 };
 use spotpool_crds::eviction::{Phase, PodCounts};
 use spotpool_crds::voluntary_drain::DrainPhase;
@@ -82,6 +83,10 @@ pub struct Pool {
     pub burning: Option<String>,
     /// Agent pools that have an operation running.
     pub busy: Vec<String>,
+    /// What its machines cost an hour, if that is known.
+    pub hourly: Option<Decimal>,
+    /// Of what, by ISO 4217.
+    pub currency: String,
 }
 
 /// A node of the SpotPool.
@@ -116,6 +121,8 @@ pub struct Node {
     pub request: Option<String>,
     /// Its agent's answer: to which request, how far it is, pods left.
     pub drain: Option<(String, DrainPhase, u32)>,
+    /// What holds up its drain, as its agent tells.
+    pub held: Vec<String>,
 }
 
 /// An eviction notice on a node.
@@ -279,10 +286,16 @@ impl Draft<'_> {
             lowest: ready as i32,
             now: ready as i32,
             since: Some(Time(self.now)),
-            short_unit_seconds: 0,
             course: vec![ReadyAt { at: Time(self.now), ready: ready as i32 }],
+            ..UnitsReady::default()
         };
-        self.status.run = Some(DrillRun { started_at: Some(Time(self.now)), units, ..run });
+        let hourly_cost = self.hourly().map(|(hourly, currency)| HourlyCosts {
+            currency,
+            before: hourly.to_string(),
+            highest: hourly.to_string(),
+            now: hourly.to_string(),
+        });
+        self.status.run = Some(DrillRun { started_at: Some(Time(self.now)), units, hourly_cost, ..run });
         let words = format!("takes {nodes}");
         self.moment(words.clone());
         self.tell(Reason::DrillStarted, words.clone());
@@ -658,6 +671,7 @@ impl Draft<'_> {
 
     fn finish(&mut self, phase: DrillPhase, words: String) {
         if let Some(run) = &mut self.status.run {
+            progress::account(&mut run.units, self.now);
             run.ended_at = Some(Time(self.now));
             run.result = Some(phase);
             run.message.clone_from(&words);
@@ -697,6 +711,12 @@ impl Draft<'_> {
 
     fn ready_units(&self) -> u32 {
         ready_units(self.snapshot)
+    }
+
+    /// What the SpotPool's machines cost an hour, and of what.
+    fn hourly(&self) -> Option<(Decimal, String)> {
+        let pool = self.snapshot.pool.as_ref()?;
+        Some((pool.hourly?, pool.currency.clone()))
     }
 }
 

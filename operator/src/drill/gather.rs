@@ -13,6 +13,7 @@ use spotpool_crds::voluntary_drain::{DrainRequest, DrainStatus};
 use spotpool_crds::{EvictionDrill, EvictionNotice, Reason, SpotPool, names};
 
 use crate::agent_pools::AgentPools;
+use crate::market::decimal;
 use crate::pool::doomed::Notices;
 use crate::pool::gather::annotation;
 use crate::watches::{agent_pool_of, is_ready};
@@ -71,6 +72,7 @@ fn pool_view(pool: &SpotPool) -> drill::Pool {
     };
     let in_danger = [Reason::ObjectiveMissed, Reason::ObjectiveBurning].map(|reason| reason.to_string());
     let objective = status.conditions.iter().find(|it| it.type_ == "ObjectiveMet");
+    let money = status.money.as_ref();
     drill::Pool {
         idle,
         wanted: status.replicas.max(0) as u32,
@@ -82,6 +84,8 @@ fn pool_view(pool: &SpotPool) -> drill::Pool {
             .filter(|pool| pool.operation.is_some())
             .map(|pool| pool.name.clone())
             .collect(),
+        hourly: money.and_then(|money| decimal(&money.hourly.as_ref()?.total)),
+        currency: money.map(|money| money.currency.clone()).unwrap_or_default(),
     }
 }
 
@@ -102,6 +106,7 @@ fn view(node: &Node, drill: &EvictionDrill, pool: Option<&SpotPool>, notices: &N
         Some(Err(_)) => false,
     };
     let notice = notices.on(node).filter(|notice| notice.event_type == PREEMPT);
+    let held = notice.map(|notice| notice.unfinished.clone());
     drill::Node {
         name: node.name_any(),
         uid: node.uid().unwrap_or_default(),
@@ -115,6 +120,7 @@ fn view(node: &Node, drill: &EvictionDrill, pool: Option<&SpotPool>, notices: &N
         closed,
         notice: notice.map(|notice| drill::Notice { phase: notice.phase, pods: notice.pods }),
         request: request.map(|request| request.id),
+        held: held.or_else(|| Some(status.as_ref()?.blocking_pdbs.clone())).unwrap_or_default(),
         drain: status.map(|status| (status.id, status.phase, status.pods_left)),
         agent_pool,
     }

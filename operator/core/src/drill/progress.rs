@@ -1,7 +1,9 @@
 //! How far the nodes of a run are, and how many units are ready meanwhile.
 
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use spotpool_crds::drill::{DrillMethod, DrillRun, ReadyAt, Target};
+use rust_decimal::Decimal;
+use spotpool_crds::drill::{DrillMethod, DrillRun, ReadyAt, Target, UnitsReady};
 use spotpool_crds::eviction::Phase;
 use spotpool_crds::voluntary_drain::DrainPhase;
 
@@ -9,6 +11,17 @@ use super::{Draft, Node, later, note, request_id};
 
 /// Points of [`UnitsReady::course`](spotpool_crds::drill::UnitsReady::course).
 const MOST_OF_COURSE: usize = 64;
+/// Entries of [`Target::held`].
+const MOST_HELD: usize = 3;
+
+/// Counts what was missing since ready units last changed.
+pub(super) fn account(units: &mut UnitsReady, now: Timestamp) {
+    let missing = i64::from((units.wanted - units.now).max(0));
+    let Some(since) = &units.since else { return };
+    let seconds = now.duration_since(since.0).as_secs().max(0);
+    units.short_unit_seconds += missing * seconds;
+    units.short_seconds += missing.min(1) * seconds;
+}
 
 impl Draft<'_> {
     /// Takes in what is seen of the nodes of `run`.
@@ -37,6 +50,7 @@ impl Draft<'_> {
             }
         }
         self.measure(run);
+        self.price(run);
         for what in seen {
             note(run, self.now, what);
         }
@@ -47,9 +61,7 @@ impl Draft<'_> {
         let (ready, now) = (self.ready_units() as i32, Time(self.now));
         let units = &mut run.units;
         if ready != units.now {
-            let since = units.since.as_ref().map_or(self.now, |since| since.0);
-            let seconds = self.now.duration_since(since).as_secs().max(0);
-            units.short_unit_seconds += i64::from((units.wanted - units.now).max(0)) * seconds;
+            account(units, self.now);
             (units.now, units.since) = (ready, Some(now.clone()));
             units.lowest = units.lowest.min(ready);
             if units.course.len() >= MOST_OF_COURSE {
@@ -76,6 +88,14 @@ impl Draft<'_> {
             }
         }
     }
+
+    /// What the SpotPool's machines cost by now, where that was known when the run began.
+    fn price(&self, run: &mut DrillRun) {
+        let (Some(costs), Some((hourly, _))) = (&mut run.hourly_cost, self.hourly()) else { return };
+        let highest = costs.highest.parse::<Decimal>().unwrap_or_default();
+        costs.now = hourly.to_string();
+        costs.highest = highest.max(hourly).to_string();
+    }
 }
 
 type See<'a> = dyn FnMut(&mut Option<Time>, bool, &str) + 'a;
@@ -88,6 +108,7 @@ fn evicted(target: &mut Target, node: Option<&Node>, at: &mut See<'_>) {
         target.pods.evicted = notice.pods.evicted as i32;
         target.pods.escalated = notice.pods.escalated as i32;
         target.pods.left = notice.pods.left as i32;
+        hold(target, node);
     }
     // A VM that Azure leaves deallocated keeps its Node.
     let is_gone = node.is_none_or(|node| !node.alive && target.noticed_at.is_some());
@@ -107,6 +128,15 @@ fn deleted(target: &mut Target, node: Option<&Node>, pods: u32, at: &mut See<'_>
     at(&mut target.gone_at, is_gone, "gone");
 }
 
+/// Keeps what holds up the drain of a node, the first that were told.
+fn hold(target: &mut Target, node: &Node) {
+    for held in &node.held {
+        if target.held.len() < MOST_HELD && !target.held.contains(held) {
+            target.held.push(held.clone());
+        }
+    }
+}
+
 fn rehearsed(target: &mut Target, node: Option<&Node>, run: &str, is_late: bool, at: &mut See<'_>) {
     let Some(node) = node else {
         at(&mut target.gone_at, true, "gone in the middle of its rehearsal");
@@ -123,6 +153,7 @@ fn rehearsed(target: &mut Target, node: Option<&Node>, run: &str, is_late: bool,
         at(&mut target.drained_at, matches!(phase, DrainPhase::Drained | DrainPhase::Cancelled), "drained");
         target.pods.left = *left as i32;
         target.pods.evicted = target.pods.before.saturating_sub(target.pods.left).max(0);
+        hold(target, node);
     }
     // An ask that was just taken is not seen on the node yet.
     let was_closed = target.noticed_at.is_some() || is_late;

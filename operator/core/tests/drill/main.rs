@@ -222,7 +222,7 @@ fn deleted_machines_are_asked_for_together_and_measured_from_when_they_are_gone(
         ["replacedWithin", "minReadyUnits"],
         "nothing is drained in time where nothing is drained"
     );
-    assert_eq!(run.units.short_unit_seconds, 50);
+    assert_eq!((run.units.short_seconds, run.units.short_unit_seconds), (25, 50));
 }
 
 /// A second request would be refused, and its answer taken for Azure's last word.
@@ -295,4 +295,36 @@ fn what_did_not_hold_makes_a_drill_fail_and_is_told_with_both_numbers() {
     }
     let units = &world.status.run.as_ref().unwrap().units;
     assert!(units.short_unit_seconds >= 50, "two units for half a minute: {units:?}");
+    assert_eq!(units.short_unit_seconds, 2 * units.short_seconds, "{units:?}");
+}
+
+/// What a game day costs, and who was held, is asked for after it; whoever looks then sees what is now.
+#[test]
+fn what_it_costs_meanwhile_and_what_held_up_a_drain_are_kept() {
+    let spec = spec(&json!({"method": "SimulateEviction", "amount": {"count": 1}}));
+    let mut world = World::new(2);
+    let cost = |world: &mut World, hourly: &str| {
+        let pool = world.snapshot.pool.as_mut().unwrap();
+        (pool.hourly, pool.currency) = (Some(hourly.parse().unwrap()), "EUR".into());
+    };
+    cost(&mut world, "9.50");
+    world.step(&spec, true);
+    cost(&mut world, "10.20");
+    let at = world.snapshot.nodes.iter().position(|node| node.notice.is_some()).unwrap();
+    for held in [vec!["a/a: held by a/b"], vec![], vec!["a/a: held by a/b", "a/c", "a/d", "a/e"]] {
+        world.snapshot.nodes[at].held = held.into_iter().map(str::to_owned).collect();
+        world.pass(5);
+        world.step(&spec, true);
+    }
+    world.pass(30);
+    cost(&mut world, "9.70");
+    world.step(&spec, true);
+    assert_eq!(world.status.phase, Some(DrillPhase::Succeeded), "{:?}", world.status);
+    let run = world.status.run.as_ref().unwrap();
+    let costs = run.hourly_cost.as_ref().unwrap();
+    assert_eq!(
+        [&costs.before, &costs.highest, &costs.now, &costs.currency].map(String::as_str),
+        ["9.50", "10.20", "9.70", "EUR"]
+    );
+    assert_eq!(run.targets[0].held, ["a/a: held by a/b", "a/c", "a/d"]);
 }

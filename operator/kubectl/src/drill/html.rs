@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use spotpool_crds::drill::Target;
 
-use super::report::{Report, STEPS};
+use super::report::{COURSE, Report, STEPS};
 
 const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#1b1f24}\
 table{border-collapse:collapse;margin:.5rem 0 1.5rem;width:100%}td,th{border-bottom:1px solid #d5dae0;padding:.25rem .6rem;\
@@ -30,18 +30,19 @@ pub(super) fn page(report: &Report) -> String {
         report.phase
     );
     body.push_str(&format!(
-        "<p>SpotPool <code>{}</code>, {} of {} nodes, {}. {}</p>",
+        "<p>SpotPool <code>{}</code>, {} of {} nodes, {}.</p>",
         escaped(&report.pool),
         report.targets.len(),
         report.candidates,
-        escaped(&report.method),
-        escaped(&report.capacity())
+        escaped(&report.method)
     ));
     body.push_str(&picture(report));
     body.push_str(&graph(report));
     let heads = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
     body.push_str(&table("Verdict", &heads(&["expectation", "expected", "was", ""]), &report.verdict_rows()));
+    body.push_str(&table("SpotPool", &heads(&COURSE), &report.course_rows()));
     body.push_str(&table("Nodes", &report.node_heads(), &report.node_rows()));
+    body.push_str(&table("Held up by", &heads(&["node", "what"]), &report.held_rows()));
     body.push_str(&table("Timeline", &heads(&["since the beginning", "what"]), &report.moment_rows()));
     body.push_str(&table(
         "Runs before",
@@ -168,10 +169,12 @@ mod tests {
     fn the_page_holds_what_was_seen_and_runs_nothing_of_it() {
         let time = |second: u32| format!("2026-01-01T00:00:{second:02}Z");
         let run = json!({"id": "r", "result": "Failed", "message": "<script>alert(1)</script>", "candidates": 3,
-            "startedAt": time(0), "endedAt": time(40), "units": {"wanted": 3, "before": 3, "lowest": 2, "now": 3, "course": [{"at": time(0), "ready": 3},
+            "startedAt": time(0), "endedAt": time(40), "hourlyCost": {"currency": "USD", "before": "0.3", "highest": "0.75", "now": "0.4"},
+            "units": {"wanted": 3, "before": 3, "lowest": 2, "now": 3, "shortSeconds": 20, "shortUnitSeconds": 25, "course": [{"at": time(0), "ready": 3},
                 {"at": time(10), "ready": 2}, {"at": time(30), "ready": 3}]},
             "targets": [{"node": "n<1>", "uid": "u", "agentPool": "spota", "units": 1, "askedAt": time(1),
-                "noticedAt": time(2), "drainedAt": time(9), "goneAt": time(32)}],
+                "noticedAt": time(2), "drainedAt": time(9), "goneAt": time(32),
+                "held": ["shop/web-0: held by <b>"], "pods": {"before": 9, "evicted": 6, "escalated": 2, "left": 1}}],
             "verdict": [{"expectation": "drainedInTime", "stated": "every node", "measured": "1 of 1 nodes", "held": true}]});
         let drill =
             serde_json::from_value(json!({"apiVersion": "spotpool.dev/v1alpha1", "kind": "EvictionDrill",
@@ -185,10 +188,24 @@ mod tests {
             !page.contains("<script") && page.contains("&lt;script&gt;") && page.contains("n&lt;1&gt;"),
             "{page}"
         );
+        assert!(!page.contains("<b>") && page.contains("held by &lt;b&gt;"), "{page}");
         assert_eq!(page.matches("<rect").count(), 4, "a bar for each step that was taken");
         // Three of three until 10 s of 40, two until 30 s: a quarter and three quarters of the way.
         assert!(page.contains("d=\"M260.0 24.0H440.0V68.0H800.0V24.0H980.0\""), "{page}");
-        for wanted in ["+32s", "2 of 3", "1 of 1 nodes", "batch/d"] {
+        for wanted in [
+            "+32s",
+            "1 of 1 nodes",
+            "batch/d",
+            "never fewer than 2 of 3",
+            "3 of 3, 40 s after the beginning",
+            "for 20 s, 25 unit-seconds in all",
+            "6 evicted, 2 deleted past their budget",
+            "1 left",
+            "shop/web-0",
+            "0.3 USD",
+            "at most 0.75 USD",
+            "0.4 USD",
+        ] {
             assert!(page.contains(wanted) && report.markdown().contains(wanted), "{wanted}");
         }
     }

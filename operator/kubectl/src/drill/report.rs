@@ -5,7 +5,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 use serde::Serialize;
 use spotpool_crds::EvictionDrill;
-use spotpool_crds::drill::{DrillPhase, DrillRun, Expectation, Moment, PastRun, Target, UnitsReady};
+use spotpool_crds::drill::{
+    DrillMethod, DrillPhase, DrillRun, Expectation, HourlyCosts, Moment, PastRun, Target, UnitsReady,
+};
 
 /// What is told of the last run of a drill.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -22,6 +24,10 @@ pub(super) struct Report {
     pub to: Timestamp,
     pub candidates: i32,
     pub units: UnitsReady,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hourly_cost: Option<HourlyCosts>,
+    #[serde(skip)]
+    pub is_unannounced: bool,
     pub targets: Vec<Target>,
     pub timeline: Vec<Moment>,
     pub verdict: Vec<Expectation>,
@@ -42,6 +48,9 @@ pub(super) const STEPS: [Step; 7] = [
     ("open again", |target| target.released_at.as_ref()),
 ];
 
+/// Of the table of [`Report::course_rows`].
+pub(super) const COURSE: [&str; 4] = ["", "before", "meanwhile", "at the end"];
+
 impl Report {
     /// Of the run that is under way or was the last; none if there was none.
     pub fn of(drill: &EvictionDrill, now: Timestamp) -> Option<Self> {
@@ -57,6 +66,8 @@ impl Report {
             to: run.ended_at.as_ref().map_or(now, |at| at.0),
             candidates: run.candidates,
             units: run.units,
+            hourly_cost: run.hourly_cost,
+            is_unannounced: run.method == DrillMethod::DeleteMachine,
             targets: run.targets,
             timeline: run.timeline,
             verdict: run.verdict,
@@ -76,15 +87,57 @@ impl Report {
         STEPS.into_iter().filter(is_taken).collect()
     }
 
-    /// How capacity was, in a sentence; empty for a run that has taken nothing.
-    pub fn capacity(&self) -> String {
-        let Some(from) = self.from else { return String::new() };
-        let UnitsReady { wanted, before, lowest, now, short_unit_seconds, .. } = self.units;
+    /// How the SpotPool was before, meanwhile and at the end; nothing of a run that has taken nothing.
+    pub fn course_rows(&self) -> Vec<Vec<String>> {
+        let Some(from) = self.from else { return Vec::new() };
+        let row = |what: &str, before: String, meanwhile: String, after: String| {
+            vec![what.to_owned(), before, meanwhile, after]
+        };
+        let UnitsReady { wanted, before, lowest, now, short_unit_seconds, short_seconds, .. } = self.units;
+        let of_wanted = |ready: i32| format!("{ready} of {wanted}");
         let seconds = self.to.duration_since(from).as_secs();
-        format!(
-            "{before} of {wanted} units were ready before, never fewer than {lowest} of {wanted} meanwhile, \
-             and {now} at the end, {seconds} s later; {short_unit_seconds} unit-seconds were missing."
-        )
+        let mut rows = vec![
+            row(
+                "ready units",
+                of_wanted(before),
+                format!("never fewer than {}", of_wanted(lowest)),
+                format!("{}, {seconds} s after the beginning", of_wanted(now)),
+            ),
+            row(
+                "fewer ready than wanted",
+                String::new(),
+                format!("for {short_seconds} s, {short_unit_seconds} unit-seconds in all"),
+                String::new(),
+            ),
+        ];
+        let sum = |count: fn(&Target) -> i32| self.targets.iter().map(count).sum::<i32>();
+        let (evicted, escalated, left) =
+            (sum(|it| it.pods.evicted), sum(|it| it.pods.escalated), sum(|it| it.pods.left));
+        let meanwhile = if self.is_unannounced {
+            "none was evicted: nobody had announced it".to_owned()
+        } else {
+            format!("{evicted} evicted, {escalated} deleted past their budget")
+        };
+        let after = if self.is_unannounced { "ended with their machine" } else { "left" };
+        rows.push(row(
+            "pods on the nodes",
+            sum(|it| it.pods.before).to_string(),
+            meanwhile,
+            format!("{left} {after}"),
+        ));
+        if let Some(HourlyCosts { currency, before, highest, now }) = &self.hourly_cost {
+            let cost = |amount: &str| format!("{amount} {currency}");
+            rows.push(row("cost an hour", cost(before), format!("at most {}", cost(highest)), cost(now)));
+        }
+        rows
+    }
+
+    /// What held up the drains, by node.
+    pub fn held_rows(&self) -> Vec<Vec<String>> {
+        let of_node = |target: &Target| {
+            target.held.iter().map(|held| vec![target.node.clone(), held.clone()]).collect::<Vec<_>>()
+        };
+        self.targets.iter().flat_map(of_node).collect()
     }
 
     /// The whole of it.
@@ -117,10 +170,10 @@ impl Report {
             }
         };
         table("Verdict", &["expectation", "expected", "was", ""], self.verdict_rows());
-        let capacity = Some(self.capacity()).filter(|text| !text.is_empty());
-        table("Capacity", &["ready units"], capacity.into_iter().map(|text| vec![text]).collect());
+        table("SpotPool", &COURSE, self.course_rows());
         let heads = self.node_heads();
         table("Nodes", &heads.iter().map(String::as_str).collect::<Vec<_>>(), self.node_rows());
+        table("Held up by", &["node", "what"], self.held_rows());
         table("Timeline", &["since the beginning", "what"], self.moment_rows());
         table("Runs before", &["over", "result", "nodes", "message"], self.past_rows());
         text
