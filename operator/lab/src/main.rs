@@ -154,26 +154,12 @@ impl Course {
     }
 }
 
-fn heading(scenarios: &[Scenario]) -> Heading {
-    let many = scenarios.len() as f64;
-    let name = match scenarios {
-        [one] => one.name.clone(),
-        [first, .., last] => format!("{} to {} (means)", first.name, last.seed),
-        [] => String::new(),
-    };
-    Heading {
-        name,
-        synthetic: scenarios.iter().any(|it| it.synthetic),
-        hours: scenarios.iter().map(|it| it.seconds as f64 / 3600.0).sum::<f64>() / many,
-        least_cost: scenarios.iter().map(least_cost).sum::<f64>() / many,
-        pools: scenarios[0].pools.iter().map(|pool| pool.name.clone()).collect(),
-    }
-}
-
 fn tell(scenarios: &[Scenario], played: &[Vec<Measured>], output: &Output) -> Result<(), Failure> {
-    let (heading, means) = (heading(scenarios), study::means(played));
+    let least_costs: Vec<f64> = scenarios.iter().map(least_cost).collect();
+    let (heading, means) = (Heading::of(scenarios, &least_costs), study::means(played));
+    let tradeoff = study::tradeoff(played, &least_costs);
     if let Some(file) = &output.html {
-        std::fs::write(file, html::page(&heading, &means))
+        std::fs::write(file, html::page(&heading, played, &tradeoff))
             .map_err(|error| BadInput::of(file.display().to_string(), error.to_string()))?;
     }
     let mut out = std::io::stdout();
@@ -184,6 +170,7 @@ fn tell(scenarios: &[Scenario], played: &[Vec<Measured>], output: &Output) -> Re
             "hours": heading.hours,
             "leastCost": heading.least_cost,
             "policies": means,
+            "tradeoff": tradeoff,
         });
         writeln!(out, "{value:#}")?;
     } else {

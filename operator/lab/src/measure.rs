@@ -56,16 +56,16 @@ pub struct Measured {
     pub series: Vec<Point>,
 }
 
-/// A moment.
+/// A short time, until the next point of the series.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Point {
-    /// Seconds since the start.
+    /// When it begins, in seconds since the start.
     pub at: i64,
-    /// Wanted units.
-    pub wanted: u32,
-    /// Ready units by agent pool.
-    pub ready: Vec<u32>,
-    /// What was paid until then.
+    /// Wanted units, on average.
+    pub wanted: f64,
+    /// Ready units by agent pool, on average.
+    pub ready: Vec<f64>,
+    /// What was paid until it begins.
     pub cost: f64,
 }
 
@@ -143,11 +143,7 @@ impl<'a> Meter<'a> {
         let by_pool: Vec<u32> =
             cloud.pools().map(|(pool, fleet)| fleet.serving(cloud.now) * pool.units).collect();
         let ready: u32 = by_pool.iter().sum();
-        let is_new =
-            self.series.last().is_none_or(|last| cloud.now - last.at >= self.scenario.seconds / POINTS);
-        if is_new {
-            self.series.push(Point { at: cloud.now, wanted, ready: by_pool, cost: self.cost });
-        }
+        let before = self.cost;
         for (pool, fleet) in cloud.pools() {
             let machines = fleet.machines.len() as i64;
             self.cost += pool.price.at(cloud.now).unwrap_or_default() * machines as f64 * hours;
@@ -155,6 +151,10 @@ impl<'a> Meter<'a> {
                 self.on_demand_seconds += machines * seconds;
             }
         }
+        let hourly = (self.cost - before) / hours.max(f64::MIN_POSITIVE);
+        self.draw((cloud.now, due), wanted, &by_pool, |at| {
+            before + hourly * (at - cloud.now) as f64 / 3600.0
+        });
         if let Some(reference) = self.scenario.pools.get(self.reference) {
             self.on_demand_cost += reference.unit_price(cloud.now) * f64::from(wanted) * hours;
         }
@@ -163,6 +163,27 @@ impl<'a> Meter<'a> {
         let percent = (100 * ready).checked_div(wanted).unwrap_or(100);
         let class = CLASSES.iter().position(|least| percent >= *least).unwrap_or(CLASSES.len() - 1);
         self.classes[class] += seconds;
+    }
+
+    /// Adds what holds from one time to another to the points between them.
+    fn draw(&mut self, (mut at, due): (i64, i64), wanted: u32, ready: &[u32], cost: impl Fn(i64) -> f64) {
+        let seconds = self.scenario.seconds;
+        let each = (seconds / POINTS).max(1);
+        while at < due {
+            let index = at / each;
+            let (begin, end) = (index * each, (index * each + each).min(seconds));
+            if self.series.len() as i64 <= index {
+                let ready = vec![0.0; ready.len()];
+                self.series.push(Point { at: begin, wanted: 0.0, ready, cost: cost(at) });
+            }
+            let until = due.min(end);
+            let share = (until - at) as f64 / (end - begin) as f64;
+            if let Some(point) = self.series.last_mut() {
+                point.wanted += f64::from(wanted) * share;
+                point.ready.iter_mut().zip(ready).for_each(|(sum, ready)| *sum += f64::from(*ready) * share);
+            }
+            at = until;
+        }
     }
 
     pub fn conclude(self, policy: String, steps: u64, ready_at_end: u32) -> Measured {

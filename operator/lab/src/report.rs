@@ -2,9 +2,14 @@
 
 use std::fmt::Write;
 
-use crate::measure::Measured;
+use spotpool_crds::spot_pool::Role;
 
+use crate::measure::Measured;
+use crate::scenario::Scenario;
+
+mod frame;
 pub mod html;
+pub mod plots;
 
 /// What a report is about.
 #[derive(Clone, Debug)]
@@ -17,11 +22,41 @@ pub struct Heading {
     pub hours: f64,
     /// The least that full capacity could have cost.
     pub least_cost: f64,
-    /// Names of the agent pools.
-    pub pools: Vec<String>,
+    /// The agent pools.
+    pub pools: Vec<AgentPool>,
+}
+
+/// An agent pool, as far as reports tell it.
+#[derive(Clone, Debug)]
+pub struct AgentPool {
+    /// Its name.
+    pub name: String,
+    /// Whether it sells on demand.
+    pub on_demand: bool,
 }
 
 impl Heading {
+    /// Of courses of the same agent pools.
+    pub fn of(scenarios: &[Scenario], least_costs: &[f64]) -> Self {
+        let mean = |of: &mut dyn Iterator<Item = f64>| of.sum::<f64>() / scenarios.len().max(1) as f64;
+        let name = match scenarios {
+            [one] => one.name.clone(),
+            [first, .., last] => format!("{} to {} (means)", first.name, last.seed),
+            [] => String::new(),
+        };
+        let pools = scenarios.first().map_or(&[][..], |first| &first.pools);
+        Self {
+            name,
+            synthetic: scenarios.iter().any(|it| it.synthetic),
+            hours: mean(&mut scenarios.iter().map(|it| it.seconds as f64 / 3600.0)),
+            least_cost: mean(&mut least_costs.iter().copied()),
+            pools: pools
+                .iter()
+                .map(|pool| AgentPool { name: pool.name.clone(), on_demand: pool.role == Role::OnDemand })
+                .collect(),
+        }
+    }
+
     /// In one line.
     pub fn line(&self) -> String {
         let synthetic = if self.synthetic { " (SYNTHETIC: drawn, not observed)" } else { "" };

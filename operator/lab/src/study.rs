@@ -3,6 +3,8 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use serde::{Deserialize, Serialize};
+
 use crate::measure::Measured;
 use crate::policy::{self, Policy};
 use crate::scenario::Scenario;
@@ -85,17 +87,61 @@ fn mean(of: &[&Measured]) -> Option<Measured> {
     })
 }
 
-/// Those that no other is both cheaper and more available than: indices, cheapest first.
-pub fn frontier(of: &[Measured]) -> Vec<usize> {
-    let mut by_cost: Vec<usize> = (0..of.len()).collect();
-    by_cost.sort_by(|one, other| {
-        let cost = of[*one].cost.total_cmp(&of[*other].cost);
-        cost.then(of[*other].availability.total_cmp(&of[*one].availability))
+/// What policies cost and gave over several courses.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Tradeoff {
+    /// How many courses.
+    pub courses: usize,
+    /// The least that full capacity could have cost, the median, counted as the cost of policies is.
+    pub least_cost: f64,
+    /// The policies.
+    pub policies: Vec<Quartiles>,
+}
+
+/// A policy over several courses.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Quartiles {
+    /// Whose.
+    pub policy: String,
+    /// Lower quartile, median and upper quartile of the cost: of one course itself, of several as multiples of what the first policy
+    /// cost in the same course.
+    pub cost: [f64; 3],
+    /// The same of the availability, 0 to 1.
+    pub ready: [f64; 3],
+}
+
+/// How policies stand over all courses; `least_costs` are of the same courses.
+pub fn tradeoff(played: &[Vec<Measured>], least_costs: &[f64]) -> Tradeoff {
+    let unit = |of: &[Measured]| {
+        let first = of.first().map_or(1.0, |first| first.cost);
+        if played.len() > 1 && first > 0.0 { first } else { 1.0 }
+    };
+    let least = played.iter().zip(least_costs).map(|(of, least)| least / unit(of));
+    let policies = (0..played.first().map_or(0, Vec::len)).map(|at| Quartiles {
+        policy: played[0][at].policy.clone(),
+        cost: quartiles(played.iter().map(|of| of[at].cost / unit(of))),
+        ready: quartiles(played.iter().map(|of| of[at].availability)),
     });
+    Tradeoff { courses: played.len(), least_cost: quartiles(least)[1], policies: policies.collect() }
+}
+
+fn quartiles(of: impl Iterator<Item = f64>) -> [f64; 3] {
+    let mut of: Vec<f64> = of.collect();
+    of.sort_by(f64::total_cmp);
+    [1, 2, 3].map(|quarter| of.get(of.len() * quarter / 4).copied().unwrap_or_default())
+}
+
+/// Of pairs of cost and availability those that no other is both cheaper and more available than: indices, cheapest first.
+pub fn frontier(of: &[(f64, f64)]) -> Vec<usize> {
+    let mut by_cost: Vec<usize> = (0..of.len()).collect();
+    by_cost
+        .sort_by(|one, other| of[*one].0.total_cmp(&of[*other].0).then(of[*other].1.total_cmp(&of[*one].1)));
     let mut best = f64::NEG_INFINITY;
     by_cost.retain(|at| {
-        let is_better = of[*at].availability > best;
-        best = best.max(of[*at].availability);
+        let is_better = of[*at].1 > best;
+        best = best.max(of[*at].1);
         is_better
     });
     by_cost
