@@ -35,6 +35,14 @@ impl<T: Copy + PartialEq> Course<T> {
         self.0.get(self.0.partition_point(|(at, _)| *at <= time)).map(|(at, _)| *at)
     }
 
+    /// What holds from one time until another, as if that were all: its times are seconds since `from`.
+    #[must_use]
+    pub fn between(&self, from: i64, until: i64) -> Self {
+        let begin = self.at(from).map(|value| (from, value));
+        let rest = self.0.iter().copied().filter(|(at, _)| *at > from && *at < until);
+        Self::of(begin.into_iter().chain(rest).map(|(at, value)| (at - from, value)))
+    }
+
     /// Its steps.
     pub fn steps(&self) -> &[(i64, T)] {
         &self.0

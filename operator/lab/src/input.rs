@@ -26,5 +26,6 @@ impl BadInput {
 
 /// The text of a file.
 pub fn read(path: &Path) -> Result<String, BadInput> {
-    std::fs::read_to_string(path).map_err(|error| BadInput::of(path.display().to_string(), error.to_string()))
+    std::fs::read_to_string(path)
+        .map_err(|error| BadInput::of(path.display().to_string(), format!("cannot be read: {error}")))
 }

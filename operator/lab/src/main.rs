@@ -14,7 +14,7 @@ use spotpool_lab::report::{self, Heading, html};
 use spotpool_lab::scenario::{Scenario, Sources, TICK};
 use spotpool_lab::simulate::Violation;
 use spotpool_lab::trace::Polarity;
-use spotpool_lab::tune::{tune, without_parts};
+use spotpool_lab::tune::{Halves, tune, without_parts};
 use spotpool_lab::{manifest, study, synthetic};
 
 /// What a SpotPool would have cost, and what would have been ready: the plan that runs in production, in simulated time.
@@ -51,13 +51,13 @@ enum Command {
         #[command(flatten)]
         output: Output,
     },
-    /// Proposes better numbers, sought on half of the seeds and judged on the others. Of synthetic courses only.
+    /// Proposes better numbers, sought on half of the seeds, or on the earlier half of a trace, and judged on the rest.
     Tune {
         /// The file of a SpotPool.
         #[arg(long)]
         manifest: PathBuf,
         /// What a missing unit costs you an hour; three times its price on demand if not given.
-        #[arg(long)]
+        #[arg(long, value_parser = price)]
         missing_price: Option<f64>,
         /// Writes the outcome as JSON instead.
         #[arg(long)]
@@ -117,6 +117,13 @@ enum Failure {
     Violation(#[from] Violation),
     #[error("{0}")]
     Output(#[from] std::io::Error),
+}
+
+fn price(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|price: &f64| *price >= 0.0 && price.is_finite())
+        .ok_or_else(|| "give an amount, 0 or more".into())
 }
 
 impl Course {
@@ -203,10 +210,11 @@ fn run(command: &Command) -> Result<(), Failure> {
                 let what = "has other agentPools or replicas than the first: compare SpotPools that differ in the rest";
                 return Err(BadInput::of(place, what).into());
             }
+            let are_alike = one != other && one.file_stem() == other.file_stem();
             let both = |scenario: &Scenario| {
                 let of = |path: &Path, spec| {
-                    let name = path.file_stem().unwrap_or_default().to_string_lossy();
-                    Box::new(SpotPool::with(scenario, &name, spec)) as Box<dyn Policy>
+                    let name = path.file_stem().filter(|_| !are_alike).unwrap_or(path.as_os_str());
+                    Box::new(SpotPool::with(scenario, &name.to_string_lossy(), spec)) as Box<dyn Policy>
                 };
                 vec![of(one, scenario.spec.clone()), of(other, second.clone())]
             };
@@ -218,12 +226,22 @@ fn run(command: &Command) -> Result<(), Failure> {
             let on_demand =
                 first.cheapest(Role::OnDemand, 0).first().map(|pool| first.pools[*pool].unit_price(0));
             let price = missing_price.unwrap_or(3.0 * on_demand.unwrap_or(1.0));
-            let tuned = tune(&scenarios, price)?.ok_or_else(|| {
-                BadInput::of(
-                    "--seeds",
-                    "is too few to learn on some and judge on others: give --synthetic --seeds 40",
-                )
-            })?;
+            let halves = if course.synthetic {
+                Halves::of_seeds(&scenarios).ok_or_else(|| {
+                    BadInput::of(
+                        "--seeds",
+                        "is too few to learn on some and judge on others: give --seeds 40",
+                    )
+                })
+            } else {
+                Halves::of_trace(first).ok_or_else(|| {
+                    BadInput::of(
+                        "--trace",
+                        "is too short to learn on a half and judge on the other: give 4 hours or more",
+                    )
+                })
+            }?;
+            let tuned = tune(&halves, price)?;
             let mut out = std::io::stdout();
             if *json {
                 writeln!(out, "{:#}", serde_json::json!(tuned))?;

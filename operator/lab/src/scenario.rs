@@ -297,6 +297,26 @@ impl Scenario {
         })
     }
 
+    /// What happens from one second until another, as a course of its own that begins without a machine.
+    #[must_use]
+    pub fn part(&self, from: i64, until: i64) -> Self {
+        let mut part = self.clone();
+        part.name =
+            format!("{}, hours {:.1} to {:.1}", self.name, from as f64 / 3600.0, until as f64 / 3600.0);
+        part.start = Timestamp::from_second(self.start.as_second() + from).unwrap_or(self.start);
+        part.seconds = until - from;
+        part.demand = self.demand.between(from, until);
+        for pool in &mut part.pools {
+            pool.price = pool.price.between(from, until);
+            pool.available = pool.available.as_ref().map(|available| available.between(from, until));
+            pool.open = pool.open.between(from, until);
+            pool.takes.retain(|(at, _)| (from..until).contains(at));
+            pool.takes.iter_mut().for_each(|(at, _)| *at -= from);
+            pool.evictions_an_hour = pool.evictions_an_hour.between(from, until);
+        }
+        part
+    }
+
     /// Agent pools of a role, cheapest unit first, by the price at `time`.
     pub fn cheapest(&self, role: Role, time: i64) -> Vec<usize> {
         let mut pools: Vec<usize> = (0..self.pools.len()).filter(|at| self.pools[*at].role == role).collect();

@@ -1,4 +1,5 @@
-//! Better numbers for a SpotPool: sought on one half of the seeds, judged on the other.
+//! Better numbers for a SpotPool: sought on one half of what happens, judged on the other. Of drawn courses that is every second
+//! seed; of a trace it is the earlier half, and what comes later judges, as it will on a cluster.
 
 use serde::Serialize;
 use spotpool_crds::Duration;
@@ -13,6 +14,41 @@ use crate::study::play_all;
 
 /// How often seeds are drawn again to see how sure a gain is.
 const RESAMPLES: usize = 2000;
+
+/// A trace is cut into parts of an hour at least, and into so many at most.
+const PARTS: i64 = 40;
+
+const SEEDS: &str = "seeds";
+
+/// Courses to seek in, and others to judge by.
+#[derive(Clone, Debug)]
+pub struct Halves {
+    train: Vec<Scenario>,
+    test: Vec<Scenario>,
+    /// What one course is, in words.
+    unit: &'static str,
+}
+
+impl Halves {
+    /// Every second course, in turn.
+    pub fn of_seeds(scenarios: &[Scenario]) -> Option<Self> {
+        let half = |odd: usize| scenarios.iter().skip(odd).step_by(2).cloned().collect();
+        Self { train: half(0), test: half(1), unit: SEEDS }.if_enough(1)
+    }
+
+    /// The earlier and the later half of one course, in parts, each of which begins without a machine.
+    pub fn of_trace(scenario: &Scenario) -> Option<Self> {
+        let many = (scenario.seconds / 3600).min(PARTS) / 2 * 2;
+        let end = |at: i64| scenario.seconds * at / many;
+        let mut train: Vec<Scenario> = (0..many).map(|at| scenario.part(end(at), end(at + 1))).collect();
+        let test = train.split_off(train.len() / 2);
+        Self { train, test, unit: "parts of the trace" }.if_enough(2)
+    }
+
+    fn if_enough(self, least: usize) -> Option<Self> {
+        (self.train.len() >= least && self.test.len() >= least).then_some(self)
+    }
+}
 
 /// One field and what it may be set to.
 struct Knob {
@@ -84,15 +120,17 @@ pub struct Tuned {
     pub missing_price: f64,
     /// Fields to set, with their values.
     pub proposal: Vec<(String, String)>,
-    /// Gain on the seeds that it was sought on, in percent of cost and missing units.
+    /// Gain on the courses that it was sought on, in percent of cost and missing units.
     pub gain_in_training_percent: f64,
-    /// Gain on the seeds that it had not seen.
+    /// Gain on the courses that it had not seen.
     pub gain_percent: f64,
     /// With 95 % confidence it lies in between.
     pub between_percent: (f64, f64),
-    /// Seeds on either side.
-    pub seeds: (usize, usize),
-    /// Cost and availability on the unseen seeds, before.
+    /// How many courses it was sought on, and judged on.
+    pub courses: (usize, usize),
+    /// What a course is: seeds, or parts of the trace.
+    pub unit: &'static str,
+    /// Cost and availability on the unseen courses, before.
     pub before: (f64, f64),
     /// The same with the proposal.
     pub after: (f64, f64),
@@ -107,9 +145,10 @@ impl Tuned {
     /// In words.
     pub fn words(&self) -> String {
         let synthetic = if self.synthetic { "SYNTHETIC courses, drawn, not observed. " } else { "" };
-        let (train, test) = self.seeds;
+        let ((train, test), unit) = (self.courses, self.unit);
         let about = format!(
-            "{synthetic}Sought on {train} seeds, judged on {test} others; a missing unit counts {:.3} an hour.\n",
+            "{synthetic}Sought on {train} {unit}, judged on {test} others{}; a missing unit counts {:.3} an hour.\n",
+            if self.is_of_trace() { " that come later" } else { "" },
             self.missing_price
         );
         if self.proposal.is_empty() {
@@ -119,15 +158,20 @@ impl Tuned {
             self.proposal.iter().map(|(field, value)| format!("  spec.{field}: {value}\n")).collect();
         let (least, most) = self.between_percent;
         let verdict = if self.is_noise() {
-            "The gain on unseen seeds is within noise: better leave things as they are."
+            "The gain where it was not sought is within noise: better leave things as they are."
         } else if self.gain_percent * 2.0 < self.gain_in_training_percent {
-            "Most of the gain was gone on unseen seeds: expect less still on your cluster."
+            "Most of the gain was gone where it was not sought: expect less still on your cluster."
         } else {
-            "The gain holds on unseen seeds."
+            "The gain holds where it was not sought."
+        };
+        let caution = if self.is_of_trace() {
+            "\nOne trace is one story, and its parts are not independent: the range is too narrow by an unknown amount."
+        } else {
+            ""
         };
         format!(
-            "{about}{}gain {:.2} % on unseen seeds (95 %: {least:.2} to {most:.2}), {:.2} % where it was sought\n\
-             cost {:.2} -> {:.2}, ready {:.3} % -> {:.3} %\n{verdict}\n",
+            "{about}{}gain {:.2} % where it was not sought (95 %: {least:.2} to {most:.2}), {:.2} % where it was\n\
+             cost {:.2} -> {:.2}, ready {:.3} % -> {:.3} %\n{verdict}{caution}\n",
             fields.concat(),
             self.gain_percent,
             self.gain_in_training_percent,
@@ -136,6 +180,10 @@ impl Tuned {
             self.before.1 * 100.0,
             self.after.1 * 100.0,
         )
+    }
+
+    fn is_of_trace(&self) -> bool {
+        self.unit != SEEDS
     }
 }
 
@@ -160,13 +208,11 @@ fn mean(of: &[f64]) -> f64 {
     of.iter().sum::<f64>() / of.len().max(1) as f64
 }
 
-/// Tries every value of one field after the other, keeps what is best on every second scenario, and judges that on the others.
-pub fn tune(scenarios: &[Scenario], missing_price: f64) -> Result<Option<Tuned>, Violation> {
-    let half = |odd: usize| -> Vec<Scenario> { scenarios.iter().skip(odd).step_by(2).cloned().collect() };
-    let (train, test) = (half(0), half(1));
-    let Some(first) = scenarios.first().filter(|_| !test.is_empty()) else { return Ok(None) };
-    let base = first.spec.clone();
-    let before = mean(&scores(&played(&train, &base)?, missing_price));
+/// Tries every value of one field after the other, keeps what is best on one half, and judges that on the other.
+pub fn tune(halves: &Halves, missing_price: f64) -> Result<Tuned, Violation> {
+    let Halves { train, test, unit } = halves;
+    let base = train[0].spec.clone();
+    let before = mean(&scores(&played(train, &base)?, missing_price));
     let (mut spec, mut best, mut proposal) = (base.clone(), before, Vec::new());
     for knob in &KNOBS {
         for value in knob.values {
@@ -175,7 +221,7 @@ pub fn tune(scenarios: &[Scenario], missing_price: f64) -> Result<Option<Tuned>,
             if tried == spec {
                 continue;
             }
-            let found = mean(&scores(&played(&train, &tried)?, missing_price));
+            let found = mean(&scores(&played(train, &tried)?, missing_price));
             if found < best {
                 (best, spec) = (found, tried);
                 proposal.retain(|(field, _)| field != knob.field);
@@ -183,14 +229,14 @@ pub fn tune(scenarios: &[Scenario], missing_price: f64) -> Result<Option<Tuned>,
             }
         }
     }
-    let (old, new) = (played(&test, &base)?, played(&test, &spec)?);
+    let (old, new) = (played(test, &base)?, played(test, &spec)?);
     let pairs: Vec<(f64, f64)> =
         scores(&old, missing_price).into_iter().zip(scores(&new, missing_price)).collect();
     let gain = |of: &[(f64, f64)]| {
         let (old, new) = of.iter().fold((0.0, 0.0), |sum, it| (sum.0 + it.0, sum.1 + it.1));
         100.0 * (1.0 - new / old)
     };
-    let mut dice = Dice::of(first.seed, u64::MAX);
+    let mut dice = Dice::of(train[0].seed, u64::MAX);
     let mut drawn: Vec<f64> = (0..RESAMPLES)
         .map(|_| {
             gain(&pairs.iter().map(|_| pairs[dice.below(pairs.len() as u64) as usize]).collect::<Vec<_>>())
@@ -202,17 +248,18 @@ pub fn tune(scenarios: &[Scenario], missing_price: f64) -> Result<Option<Tuned>,
         let ready: Vec<f64> = of.iter().map(|it| it.availability).collect();
         (mean(&costs), mean(&ready))
     };
-    Ok(Some(Tuned {
-        synthetic: scenarios.iter().any(|scenario| scenario.synthetic),
+    Ok(Tuned {
+        synthetic: train.iter().any(|scenario| scenario.synthetic),
         missing_price,
         proposal,
         gain_in_training_percent: 100.0 * (1.0 - best / before),
         gain_percent: gain(&pairs),
         between_percent: (drawn[RESAMPLES / 40], drawn[RESAMPLES - 1 - RESAMPLES / 40]),
-        seeds: (train.len(), test.len()),
+        courses: (train.len(), test.len()),
+        unit,
         before: told(&old),
         after: told(&new),
-    }))
+    })
 }
 
 /// Without parts, one at a time: what each is good for.
