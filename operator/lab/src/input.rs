@@ -29,3 +29,10 @@ pub fn read(path: &Path) -> Result<String, BadInput> {
     std::fs::read_to_string(path)
         .map_err(|error| BadInput::of(path.display().to_string(), format!("cannot be read: {error}")))
 }
+
+/// What a parser says, without the names of Rust's types.
+pub fn in_words(what: &str) -> String {
+    ["u32", "i32"].iter().fold(what.to_owned(), |what, name| {
+        what.replace(&format!("expected {name}"), "expected a whole number")
+    })
+}

@@ -166,8 +166,9 @@ fn tell(scenarios: &[Scenario], played: &[Vec<Measured>], output: &Output) -> Re
     let (heading, means) = (Heading::of(scenarios, &least_costs), study::means(played));
     let tradeoff = study::tradeoff(played, &least_costs);
     if let Some(file) = &output.html {
-        std::fs::write(file, html::page(&heading, played, &tradeoff))
-            .map_err(|error| BadInput::of(file.display().to_string(), error.to_string()))?;
+        std::fs::write(file, html::page(&heading, played, &tradeoff)).map_err(|error| {
+            BadInput::of(file.display().to_string(), format!("cannot be written: {error}"))
+        })?;
     }
     let mut out = std::io::stdout();
     if output.json {

@@ -3,7 +3,7 @@
 use serde_json::Value;
 use spotpool_crds::spot_pool::{SpotPool, SpotPoolSpec};
 
-use crate::input::BadInput;
+use crate::input::{BadInput, in_words};
 
 /// Reads a SpotPool.
 pub fn read(place: &str, text: &str) -> Result<SpotPool, BadInput> {
@@ -12,8 +12,9 @@ pub fn read(place: &str, text: &str) -> Result<SpotPool, BadInput> {
     if value["kind"] != "SpotPool" {
         return Err(BadInput::of(place, format!("kind is {}: give a file with one SpotPool", value["kind"])));
     }
-    let pool: SpotPool = serde_yaml_ng::from_str(text)
-        .map_err(|error| BadInput::of(place, format!("{error}: see docs/reference/spotpool.md")))?;
+    let pool: SpotPool = serde_yaml_ng::from_str(text).map_err(|error| {
+        BadInput::of(place, format!("{}: see docs/reference/spotpool.md", in_words(&error.to_string())))
+    })?;
     let known = serde_json::to_value(&pool.spec).map_err(|error| BadInput::of(place, error.to_string()))?;
     if let Some(field) = unknown(&value["spec"], &known, "spec") {
         return Err(BadInput::of(place, format!("{field} is no field of a SpotPool: correct or remove it")));

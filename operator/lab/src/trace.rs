@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use crate::course::Course;
 use crate::history;
-use crate::input::BadInput;
+use crate::input::{BadInput, in_words};
 
 /// What there was of one agent pool.
 #[derive(Clone, Debug, PartialEq)]
@@ -91,7 +91,7 @@ struct PoolData {
 fn json(place: &str, text: &str, polarity: Option<Polarity>) -> Result<Trace, BadInput> {
     let document: Document = serde_json::from_str(text).map_err(|error| {
         let what = error.to_string();
-        let what = what.split(" at line ").next().unwrap_or_default();
+        let what = in_words(what.split(" at line ").next().unwrap_or_default());
         let hint = "a trace is {\"metadata\": {\"gap_seconds\": 600}, \"data\": [3, 4]} with a whole number of machines, 0 or \
                     more, for each tick; fill gaps or cut the trace there";
         BadInput::of(

@@ -171,7 +171,7 @@ impl Tuned {
         };
         format!(
             "{about}{}gain {:.2} % where it was not sought (95 %: {least:.2} to {most:.2}), {:.2} % where it was\n\
-             cost {:.2} -> {:.2}, ready {:.3} % -> {:.3} %\n{verdict}{caution}\n",
+             cost {:.2} -> {:.2}, ready {:.3} % -> {:.3} %, on average of these {test}\n{verdict}{caution}\n",
             fields.concat(),
             self.gain_percent,
             self.gain_in_training_percent,
