@@ -11,8 +11,8 @@ const STYLE: &str = "
 body{background:var(--back);color:var(--text);font:15px/1.45 system-ui,sans-serif;max-width:960px;margin:2em auto;padding:0 1em}
 h1{font-size:1.4em}h2{font-size:1.1em;margin-top:2em}p{max-width:46em}.dim{color:var(--dim)}
 .synthetic{border:2px solid #d55e00;padding:.4em .8em;font-weight:600}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums}.wide{overflow-x:auto}
-th,td{padding:.25em .7em;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
+table{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums}.wide{overflow-x:auto}
+th,td{padding:.25em .45em;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
 th{font-weight:600;color:var(--dim);white-space:normal;vertical-align:bottom}td:first-child,th:first-child{text-align:left}tr.ours{background:var(--row);font-weight:600}
 svg{width:100%;min-width:680px;height:auto}
 ";
@@ -90,7 +90,7 @@ fn table(html: &mut String, of: &[Measured]) {
         let _ = match least {
             100 => write!(html, "<th>all"),
             0 => write!(html, "<th>less"),
-            _ => write!(html, "<th>≥ {least} %"),
+            _ => write!(html, "<th>≥ {least} %"),
         };
     }
     html.push_str("</tr>\n");

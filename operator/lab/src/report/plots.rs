@@ -119,7 +119,8 @@ pub fn tradeoff(of: &Tradeoff) -> Plot {
             let _ = writeln!(svg, "<path class=\"tether\" d=\"M{:.1} {:.1}L{x:.1} {y:.1}\"/>", dot.0, dot.1);
         }
     }
-    for (at, ((x, y), (left, base))) in dots.iter().zip(&places).enumerate() {
+    // Ours lies on the others.
+    for (at, ((x, y), (left, base))) in dots.iter().zip(&places).enumerate().rev() {
         let fill =
             if edge.contains(&at) { format!("fill=\"{}\"", colour(at)) } else { "class=\"beaten\"".into() };
         let _ = writeln!(
@@ -221,7 +222,6 @@ pub fn costs(heading: &Heading, of: &[Measured]) -> Plot {
     };
     let mut svg = String::new();
     frame.begin(&mut svg);
-    // Ours lies on the others.
     for (at, it) in of.iter().enumerate().rev() {
         let points = it.series.iter().map(|point| (point.at as f64 / 3600.0, point.cost));
         let _ = writeln!(
