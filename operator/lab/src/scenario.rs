@@ -51,10 +51,12 @@ pub struct Pool {
     pub units: u32,
     /// Most machines.
     pub max_nodes: u32,
-    /// VM size.
+    /// VM size, behind its region if there are several: what befalls it in one says nothing of another.
     pub size: String,
-    /// Zones.
+    /// Zones, named likewise.
     pub zones: Vec<String>,
+    /// Azure region; empty if there is but one.
+    pub region: String,
     /// Seconds from the request until a node is Ready.
     pub boot: i64,
     /// Price of a machine an hour.
@@ -91,6 +93,8 @@ struct CloudPool {
     size: String,
     #[serde(default)]
     zones: Vec<String>,
+    #[serde(default)]
+    region: String,
     hourly_price: f64,
     evictions_an_hour: Option<f64>,
     boot_seconds: Option<i64>,
@@ -211,13 +215,18 @@ impl Scenario {
             let boot = facts.boot_seconds.unwrap_or(cloud.boot_seconds);
             check_seconds(place, &format!("bootSeconds of {}", pool.name), boot)?;
             let boot = boot.max(1);
+            let of_region = |name: &str| match facts.region.as_str() {
+                "" => name.to_owned(),
+                region => format!("{region} {name}"),
+            };
             pools.push(Pool {
                 name: pool.name.clone(),
                 role,
                 units: pool.capacity_units.max(1) as u32,
                 max_nodes: pool.max_nodes.max(0) as u32,
-                size: facts.size,
-                zones: facts.zones,
+                size: of_region(&facts.size),
+                zones: facts.zones.iter().map(|zone| of_region(zone)).collect(),
+                region: facts.region.clone(),
                 boot,
                 price: Course::always(facts.hourly_price),
                 available: None,
@@ -340,6 +349,7 @@ fn cloud_of(history: &History) -> CloudFile {
         role: Some(pool.role),
         size: pool.size.clone(),
         zones: pool.zones.clone(),
+        region: String::new(),
         hourly_price: pool.hourly_price,
         evictions_an_hour: pool.evictions_an_hour,
         boot_seconds: None,

@@ -72,9 +72,9 @@ pub fn draw_harsh(scenario: &mut Scenario, seed: u64, seconds: i64, harshness: f
             let region = dice.share() < REGION;
             let share = drawn(&mut dice, &SHARES);
             for other in 0..scenario.pools.len() {
-                if !region && !goes_along(scenario, at, other, &mut dice)
-                    || scenario.pools[other].role == Role::OnDemand
-                {
+                let is_near = scenario.pools[other].region == scenario.pools[at].region;
+                let goes = region && is_near || goes_along(scenario, at, other, &mut dice);
+                if !goes || scenario.pools[other].role == Role::OnDemand {
                     continue;
                 }
                 let later = if other == at { 0 } else { dice.below(TOGETHER) as i64 };

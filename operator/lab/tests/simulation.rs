@@ -6,12 +6,14 @@ mod common;
 
 use common::{drawn, example, here, small};
 use proptest::prelude::*;
+use spotpool_crds::spot_pool::Role;
 use spotpool_lab::cloud::{Cloud, Order};
 use spotpool_lab::measure::Measured;
 use spotpool_lab::optimum::least_cost;
 use spotpool_lab::policy::{self, Decision, Mix, Policy, SpotPool};
 use spotpool_lab::scenario::{Scenario, Sources};
 use spotpool_lab::simulate::simulate;
+use spotpool_lab::synthetic;
 
 fn played(scenario: &Scenario, mut policy: impl Policy) -> Measured {
     simulate(scenario, &mut policy).unwrap()
@@ -181,4 +183,26 @@ proptest! {
         let on_demand = played(&scenario, Mix::on_demand_only(&scenario));
         prop_assert!(least <= on_demand.cost + 1e-6);
     }
+}
+
+/// Whoever asks what a second region buys must not be told of one that goes down with the first.
+#[test]
+fn what_takes_all_spot_of_a_region_leaves_another_alone() {
+    let hits_of_all = |cloud: &str| {
+        let (manifest, cloud) = (here("examples/regions.yaml"), here(cloud));
+        let sources = Sources { manifest: Some(&manifest), cloud: Some(&cloud), ..Sources::default() };
+        let mut scenario = Scenario::read(&sources, 10, 1).unwrap();
+        let mut hits = 0;
+        for seed in 0..20 {
+            synthetic::draw(&mut scenario, seed, 14 * 86_400);
+            let spot: Vec<_> = scenario.pools.iter().filter(|pool| pool.role == Role::Spot).collect();
+            let is_hit = |at: i64| {
+                spot.iter().all(|pool| pool.takes.iter().any(|(other, _)| (at..at + 180).contains(other)))
+            };
+            hits += spot[0].takes.iter().filter(|(at, _)| is_hit(*at)).count();
+        }
+        hits
+    };
+    assert!(hits_of_all("examples/one-region-cloud.yaml") > 20);
+    assert_eq!(hits_of_all("examples/two-regions-cloud.yaml"), 0);
 }
