@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
-use spotpool_crds::names;
+use spotpool_crds::{EvictionNotice, names};
 use tokio::time::Instant;
 
 use super::entry::{Entry, Followed, Written};
@@ -140,6 +140,22 @@ impl AgentPools {
         };
         let nodes = self.nodes.all();
         nodes.iter().filter(|node| is_odd(node)).map(|node| node.name_any()).collect()
+    }
+
+    /// Agent pools with a node that goes.
+    pub(super) fn losing(&self) -> HashSet<String> {
+        let goes = |node: &Node| {
+            let notice = node.annotations().get(names::EVICTION_ANNOTATION);
+            let notice: Option<EvictionNotice> = notice.and_then(|text| serde_json::from_str(text).ok());
+            notice.is_some_and(|notice| notice.takes_capacity())
+        };
+        let nodes = self.nodes.all();
+        nodes
+            .iter()
+            .filter(|node| goes(node))
+            .filter_map(|node| agent_pool_of(node))
+            .map(str::to_owned)
+            .collect()
     }
 
     /// Whether listed machines and Nodes do not match.

@@ -157,11 +157,15 @@ impl AgentPools {
             state.made.retain(|name, at| !entries.contains_key(name) && at.elapsed() < APPEARS_WITHIN);
             state.entries = Some(entries);
         }
-        // Who has waited longest goes first: where not all can be had now, none waits for ever.
+        // Not all can be had now where there are many. Nothing is replaced in an agent pool whose machines are not known: those
+        // that lose some go first, and then who has waited longest, so that none waits for ever.
+        let losing = self.losing();
         {
             let mut state = self.state();
             let entries = state.entries.get_or_insert_default();
-            to_list.sort_by_key(|name| entries.get(name).and_then(|entry| entry.tried));
+            to_list.sort_by_key(|name| {
+                (!losing.contains(name), entries.get(name).and_then(|entry| entry.tried))
+            });
             for name in &to_list {
                 if let Some(entry) = entries.get_mut(name) {
                     (entry.tried, entry.listing) = (Some(Instant::now()), true);

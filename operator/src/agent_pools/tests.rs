@@ -2,13 +2,17 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
-use futures::FutureExt;
 use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt};
 use jiff::SignedDuration;
+use k8s_openapi::api::core::v1::Node;
+use kube::runtime::watcher;
 use serde_json::json;
 use spotpool_azure::{
     Accepted, Class, CreateAgentPool, Created, Machine, OperationOutcome, OperationUrl, Urgency,
 };
+
+use spotpool_crds::names;
 
 use super::entry::Joining;
 use super::*;
@@ -16,8 +20,12 @@ use crate::pool::others::Others;
 
 const SPOT: &str = "spota";
 
-/// Azure with one agent pool.
+/// Azure with one agent pool, and some that have no more than a name.
 struct Azure {
+    /// Those.
+    more: &'static [&'static str],
+    /// Whose machines were asked for.
+    asked: Mutex<Vec<String>>,
     /// Count, ETag and machines.
     pool: Mutex<(u32, &'static str, u32)>,
     /// The PUTs that came: count and ETag.
@@ -27,9 +35,9 @@ struct Azure {
 }
 
 impl Azure {
-    fn agent_pool(&self) -> AgentPool {
+    fn agent_pool(&self, name: &str) -> AgentPool {
         let (count, etag, _) = *self.pool.lock().unwrap();
-        let body = json!({"name": SPOT, "properties": {
+        let body = json!({"name": name, "properties": {
             "count": count, "eTag": etag, "mode": "User", "scaleSetPriority": "Spot", "provisioningState": "Succeeded"
         }});
         AgentPool::read(body, Timestamp::now()).unwrap()
@@ -42,14 +50,17 @@ fn unused<T>() -> BoxFuture<'static, T> {
 
 impl spotpool_azure::AgentPools for Azure {
     fn list(&self) -> BoxFuture<'_, Result<Vec<AgentPool>, AzureError>> {
-        async { Ok(vec![self.agent_pool()]) }.boxed()
+        let names = self.more.iter().chain([&SPOT]);
+        let pools = names.map(|name| self.agent_pool(name)).collect();
+        async { Ok(pools) }.boxed()
     }
 
     fn get<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Option<AgentPool>, AzureError>> {
         unused()
     }
 
-    fn machines<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Vec<Machine>, AzureError>> {
+    fn machines<'a>(&'a self, agent_pool: &'a str) -> BoxFuture<'a, Result<Vec<Machine>, AzureError>> {
+        self.asked.lock().unwrap().push(agent_pool.to_owned());
         let machines = self.pool.lock().unwrap().2;
         async move { Ok((0..machines).map(|at| Machine::named(format!("m{at}"))).collect()) }.boxed()
     }
@@ -107,15 +118,25 @@ impl spotpool_azure::Operations for Azure {
     }
 }
 
-/// With two machines, and what is known of them.
-async fn known() -> (Arc<Azure>, AgentPools, Known) {
-    let azure =
-        Arc::new(Azure { pool: Mutex::new((2, "e1", 2)), puts: Mutex::default(), answers: Notify::new() });
-    let (nodes, _) = Nodes::follow(futures::stream::pending(), Trigger::default());
+/// With two machines in each, of which nothing is known yet.
+fn begin(more: &'static [&'static str], nodes: Nodes) -> (Arc<Azure>, AgentPools) {
+    let azure = Arc::new(Azure {
+        more,
+        asked: Mutex::default(),
+        pool: Mutex::new((2, "e1", 2)),
+        puts: Mutex::default(),
+        answers: Notify::new(),
+    });
     let metrics = Metrics::register(&mut crate::metrics::catalogue());
     let clock: Clock = Arc::new(Timestamp::now);
     let agent_pools =
         AgentPools::new(azure.clone(), azure.clone(), nodes, Trigger::default(), metrics, clock);
+    (azure, agent_pools)
+}
+
+/// With two machines, and what is known of them.
+async fn known() -> (Arc<Azure>, AgentPools, Known) {
+    let (azure, agent_pools) = begin(&[], Nodes::follow(futures::stream::pending(), Trigger::default()).0);
     agent_pools.view([SPOT].into_iter());
     drop(agent_pools.read().await);
     let known = now(&agent_pools);
@@ -125,6 +146,32 @@ async fn known() -> (Arc<Azure>, AgentPools, Known) {
 
 fn now(agent_pools: &AgentPools) -> Known {
     agent_pools.view([SPOT].into_iter()).pools.unwrap().remove(SPOT).unwrap()
+}
+
+/// Azure's limit makes a new leader wait minutes for the machines of a hundred agent pools: one under notice must not stand
+/// in line.
+#[tokio::test]
+async fn machines_of_agent_pools_that_lose_some_are_listed_first() {
+    const LOSES: &str = "loses";
+    let notice = json!({"by": "NodeAgent", "eventId": "e", "type": "Preempt", "source": "IMDS", "response": "Drain",
+        "observedAt": "2026-11-01T00:00:00Z", "deadline": "2026-11-01T00:00:30Z", "phase": "Noticed", "cordoned": true, "bootID": "b"});
+    let node = |name: &str, notice: Option<String>| -> Node {
+        let annotations: BTreeMap<&str, String> =
+            notice.into_iter().map(|notice| (names::EVICTION_ANNOTATION, notice)).collect();
+        let labels = BTreeMap::from([(names::AGENT_POOL_LABEL, name)]);
+        serde_json::from_value(
+            json!({"metadata": {"name": name, "labels": labels, "annotations": annotations}}),
+        )
+        .unwrap()
+    };
+    let events =
+        [node(SPOT, None), node(LOSES, Some(notice.to_string()))].map(|node| Ok(watcher::Event::Apply(node)));
+    let (nodes, follow) = Nodes::follow(futures::stream::iter(events), Trigger::default());
+    follow.for_each(|()| std::future::ready(())).await;
+    let (azure, agent_pools) = begin(&["calm", LOSES], nodes);
+    agent_pools.view(["calm", LOSES, SPOT].into_iter());
+    drop(agent_pools.read().await);
+    assert_eq!(*azure.asked.lock().unwrap(), [LOSES, "calm", SPOT]);
 }
 
 /// A VM was taken and listed no more between plan and PUT: with the new ETag the old count would pass, and one VM too many
