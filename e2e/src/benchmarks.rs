@@ -171,7 +171,7 @@ const MANY_NODES: Part = &[
     ),
     (
         "mass_evict_vs_same_instant",
-        "the same against bare programs that all begin in the same instant, as nobody can who polls",
+        "the same where all agents hear of it in the same instant, against bare programs that all begin in one",
     ),
 ];
 
