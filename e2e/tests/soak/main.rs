@@ -50,7 +50,7 @@ fn nothing_adds_up_however_often_nodes_are_evicted() {
     eprintln!("{soak:?}; again: SPOTPOOL_SEED={} cargo test -p spotpool-e2e --test soak", soak.seed);
     run(async {
         let scene = Scene::set(soak).await.unwrap();
-        let before = scene.at_rest().await.unwrap();
+        let before = scene.at_first_rest().await.unwrap();
         let (done, health) = trouble::make(&scene).await.unwrap();
         let mut findings = health.findings();
         health.tell();

@@ -43,11 +43,23 @@ pub struct Scene {
     spot_pools: Vec<String>,
 }
 
+/// Of ours.
+const KINDS: [&str; 2] = ["spotpools", "evictiondrills"];
+/// The operator's and the garbage collector's, which finds new kinds within half a minute.
+const WATCHES_OF_A_KIND: i64 = 2;
+
 /// What the apiserver has open for all of its clients, by kind and resource.
 #[derive(Clone, Debug)]
 pub struct LongRunning(BTreeMap<String, i64>);
 
 impl LongRunning {
+    /// Kinds of ours that are not watched yet by all who will.
+    fn not_yet_watched(&self) -> Vec<&'static str> {
+        let watches =
+            |kind: &str| self.0.get(&format!("WATCH {} {kind}", names::GROUP)).copied().unwrap_or(0);
+        KINDS.into_iter().filter(|kind| watches(kind) < WATCHES_OF_A_KIND).collect()
+    }
+
     pub fn total(&self) -> i64 {
         self.0.values().sum()
     }
@@ -56,11 +68,7 @@ impl LongRunning {
     fn differences(&self, before: &Self) -> Vec<String> {
         let kinds: BTreeSet<&String> = self.0.keys().chain(before.0.keys()).collect();
         let of = |open: &Self, kind: &str| open.0.get(kind).copied().unwrap_or_default();
-        let differs = |kind: &&String| {
-            let more = of(self, kind) - of(before, kind);
-            // The garbage collector finds new kinds within half a minute, and watches them from then on.
-            more != 0 && !(more == 1 && kind.contains(names::GROUP))
-        };
+        let differs = |kind: &&String| of(self, kind) != of(before, kind);
         let tell = |kind: &String| format!("{kind}: {} before, {} now", of(before, kind), of(self, kind));
         kinds.into_iter().filter(differs).map(tell).collect()
     }
@@ -233,6 +241,18 @@ impl Scene {
         let patch = Patch::Merge(json!({"metadata": {"annotations": wish}}));
         self.stage.spot_pools().patch(POOL, &PatchParams::default(), &patch).await?;
         Ok(())
+    }
+
+    /// The same for the first time: whoever begins to watch later would count as more than before.
+    pub async fn at_first_rest(&self) -> Result<LongRunning> {
+        self.at_rest().await?;
+        let mut missing = Vec::new();
+        let watched = within(Duration::from_secs(90), "our kinds to be watched", async || {
+            let open = self.long_running().await?;
+            missing = open.not_yet_watched();
+            Ok(missing.is_empty().then_some(open))
+        });
+        watched.await.with_context(|| missing.join(", "))
     }
 
     /// The same, with as much open as `before`: watches that nobody ended would be more.
