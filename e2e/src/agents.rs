@@ -2,7 +2,6 @@
 //! `/readyz` copied into the Pod's Ready condition.
 
 use std::collections::BTreeMap;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,7 +17,7 @@ use kube::{Api, Client, ResourceExt};
 use serde_json::json;
 use spotpool_azure_sim::client::SimClient;
 use spotpool_crds::names;
-use spotpool_e2e_cluster::{Cluster, Program, Signal, Supervised};
+use spotpool_e2e_cluster::{Cluster, Program, Signal, Supervised, free_port};
 use tokio::task::JoinHandle;
 
 use crate::eventually;
@@ -359,9 +358,4 @@ async fn gone(client: &Client, pod: &Pod) {
     let params = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
     // Whoever else saw its end may have been faster.
     let _ = pods.delete(&pod.name_any(), &params).await;
-}
-
-/// A port that nobody listens on.
-pub fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr())?.port())
 }

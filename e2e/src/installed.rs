@@ -5,9 +5,8 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::Api;
-use spotpool_e2e_cluster::Program;
+use spotpool_e2e_cluster::{Program, free_port};
 
-use crate::agents::free_port;
 use crate::world::SYSTEM_NAMESPACE;
 use crate::{Operator, Stage, eventually};
 

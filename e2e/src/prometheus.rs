@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use spotpool_e2e_cluster::{Program, Supervised, Tools};
+use spotpool_e2e_cluster::{Program, Supervised, Tools, free_port};
 
-use crate::agents::free_port;
 use crate::eventually;
 
 /// Seconds since 1970, and values.

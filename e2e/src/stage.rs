@@ -12,9 +12,8 @@ use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 use spotpool_azure_sim::api::PoolSpec;
 use spotpool_crds::{SpotPool, SpotPoolStatus, names};
-use spotpool_e2e_cluster::{Program, Supervised};
+use spotpool_e2e_cluster::{Program, Supervised, free_port};
 
-use crate::agents::free_port;
 use crate::objects::{apply, object, takes_pods};
 use crate::rights;
 use crate::{World, eventually};

@@ -95,7 +95,7 @@ impl Scene {
             "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u", "namespace": NAMESPACE}}]});
         fs::write(&kubeconfig, config.to_string())?;
         let identity = azure.sim().look(|cloud, _| cloud.identity.clone());
-        let port = spotpool_e2e::agents::free_port()?;
+        let port = spotpool_e2e_cluster::free_port()?;
         let operator = Program::new("operator", &programs.operator)
             .arg("--kubeconfig")
             .arg(&kubeconfig)

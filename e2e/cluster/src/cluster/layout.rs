@@ -1,16 +1,15 @@
 //! Where a cluster's files and ports are, and how each of its programs is started.
 
-use std::collections::hash_map::RandomState;
-use std::hash::{BuildHasher, Hasher};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde_json::json;
 
 use super::{ClusterOptions, LOOPBACK};
 use crate::kwok;
 use crate::pki::{self, Authority};
+use crate::ports;
 use crate::supervise::{Program, Supervised};
 use crate::tools::Tools;
 
@@ -209,23 +208,14 @@ pub(super) struct Ports {
 }
 
 impl Ports {
-    /// Below the ports that systems give to outgoing connections, so that the API server finds its port free when it
-    /// is started again.
-    const RANGE: std::ops::Range<u16> = 20_000..32_000;
-
     pub(super) fn pick(bind: IpAddr) -> Result<Self> {
         let mut held = Vec::new();
         let mut pick = || -> Result<u16> {
-            for _ in 0..1000 {
-                let random = RandomState::new().build_hasher().finish();
-                let port = Self::RANGE.start + (random % Self::RANGE.len() as u64) as u16;
-                // Held until all are picked, so that they differ.
-                if let Ok(listener) = TcpListener::bind(SocketAddr::new(bind, port)) {
-                    held.push(listener);
-                    return Ok(port);
-                }
-            }
-            bail!("no free port on {bind} between {} and {}", Self::RANGE.start, Self::RANGE.end)
+            let listener = ports::hold(bind)?;
+            let port = listener.local_addr()?.port();
+            // Held until all are picked, so that they differ.
+            held.push(listener);
+            Ok(port)
         };
         Ok(Self {
             etcd: pick()?,
