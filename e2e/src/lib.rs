@@ -9,6 +9,7 @@ pub mod drawing;
 pub mod faults;
 pub mod gateway;
 pub mod installed;
+mod last_words;
 pub mod objects;
 pub mod picture;
 pub mod processes;

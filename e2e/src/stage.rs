@@ -14,6 +14,7 @@ use spotpool_azure_sim::api::PoolSpec;
 use spotpool_crds::{SpotPool, SpotPoolStatus, names};
 use spotpool_e2e_cluster::{Program, Supervised, free_port};
 
+use crate::last_words::LastWords;
 use crate::objects::{apply, object, takes_pods};
 use crate::rights;
 use crate::{World, eventually};
@@ -31,6 +32,7 @@ pub struct Stage<'a> {
     pub world: &'a World,
     /// Name of the namespace, and the beginning of the names of its agent pools.
     pub name: String,
+    _last_words: LastWords,
 }
 
 /// How an operator is started.
@@ -88,7 +90,13 @@ impl<'a> Stage<'a> {
             })
             .await?;
         }
-        Ok(Self { world, name: name.to_owned() })
+        Ok(Self::at(world, name))
+    }
+
+    /// In a namespace that has all of this already.
+    pub fn at(world: &'a World, name: &str) -> Self {
+        let last_words = LastWords { dir: world.cluster.dir().to_owned(), stage: name.to_owned() };
+        Self { world, name: name.to_owned(), _last_words: last_words }
     }
 
     /// Adds agent pools whose machines run at once, and waits for their nodes to be ready, agents included.

@@ -110,7 +110,7 @@ async fn follow(client: Client, seen: Arc<Mutex<BTreeMap<String, Seen>>>) {
 
 /// Adds an agent pool of ready spot nodes with agents, and returns their names.
 pub async fn fresh(world: &World, pool: &str, count: u32) -> Result<Vec<String>> {
-    let stage = Stage { world, name: NAMESPACE.to_owned() };
+    let stage = Stage::at(world, NAMESPACE);
     stage.agent_pools(&[PoolSpec::spot(pool, "Standard_D8s_v5", count)]).await?;
     Ok(stage.nodes(pool).await?.iter().map(ResourceExt::name_any).collect())
 }

@@ -176,7 +176,7 @@ fn a_release_lives_from_install_to_uninstall_and_its_programs_with_it() {
             PoolSpec::spot("charts", "Standard_D4s_v5", 2),
             PoolSpec::regular("chartr", "Standard_D4s_v5", 2),
         );
-        let bare = Stage { world: &world, name: SYSTEM_NAMESPACE.to_owned() };
+        let bare = Stage::at(&world, SYSTEM_NAMESPACE);
         bare.agent_pools(&[spot, regular]).await.unwrap();
         let values = example("prometheus.yaml");
         let notes = helm.spotpool("install", &values, &here);
@@ -187,7 +187,7 @@ fn a_release_lives_from_install_to_uninstall_and_its_programs_with_it() {
             Agents::start(world.cluster.clone(), world.sim.clone(), &world.programs.node_agent, Vec::new())
                 .await;
         world.agents = Some(agents.unwrap());
-        let stage = Stage { world: &world, name: SYSTEM_NAMESPACE.to_owned() };
+        let stage = Stage::at(&world, SYSTEM_NAMESPACE);
         stage.nodes_ready("charts", 2).await.unwrap();
 
         // The scheduler has put the operator's two Pods apart, and on no spot node.

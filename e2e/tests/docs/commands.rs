@@ -215,7 +215,7 @@ async fn programs(world: &mut World) -> Operator {
         format!("--cluster-name={}", identity.cluster),
         "--azure-credential=none".to_owned(),
     ];
-    let stage = Stage { world, name: SYSTEM_NAMESPACE.to_owned() };
+    let stage = Stage::at(world, SYSTEM_NAMESPACE);
     installed::operator(&stage, &instead, &[]).await.unwrap()
 }
 
@@ -244,7 +244,7 @@ fn every_command_and_manifest_of_the_pages_works() {
             PoolSpec::spot("spotd8b", "Standard_D8as_v5", 2),
             PoolSpec::regular("regd8", "Standard_D8s_v5", 0),
         ];
-        let bare = Stage { world: &world, name: SYSTEM_NAMESPACE.to_owned() };
+        let bare = Stage::at(&world, SYSTEM_NAMESPACE);
         bare.agent_pools(&pools).await.unwrap();
         reader.node = bare.nodes("spotd8a").await.unwrap()[0].name_any();
 

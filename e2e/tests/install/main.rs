@@ -215,7 +215,7 @@ fn the_page_from_top_to_bottom_installs_upgrades_and_leaves_nothing() {
             PoolSpec::spot("spotb", size, 1),
             PoolSpec::regular("ondemand", size, 2),
         ];
-        let bare = Stage { world: &world, name: SYSTEM_NAMESPACE.to_owned() };
+        let bare = Stage::at(&world, SYSTEM_NAMESPACE);
         bare.agent_pools(&pools).await.unwrap();
 
         let mut operator = None;
@@ -226,7 +226,7 @@ fn the_page_from_top_to_bottom_installs_upgrades_and_leaves_nothing() {
                 block.replace("my-group", &identity.resource_group).replace("my-cluster", &identity.cluster);
             if heading == "Uninstall" {
                 // What there is to take off: an operator that acts, and has marked its nodes.
-                let stage = Stage { world: &world, name: SYSTEM_NAMESPACE.to_owned() };
+                let stage = Stage::at(&world, SYSTEM_NAMESPACE);
                 acts(&stage, &shell).await;
                 audit::tells_who_did_it(&stage).await;
             }
@@ -242,7 +242,7 @@ fn the_page_from_top_to_bottom_installs_upgrades_and_leaves_nothing() {
                     Vec::new(),
                 );
                 world.agents = Some(agents.await.unwrap());
-                let stage = Stage { world: &world, name: SYSTEM_NAMESPACE.to_owned() };
+                let stage = Stage::at(&world, SYSTEM_NAMESPACE);
                 operator = Some(start_operator(&stage).await);
                 for pool in &pools {
                     stage.nodes_ready(&pool.name, pool.count as usize).await.unwrap();

@@ -106,7 +106,7 @@ impl Site {
     }
 
     fn stage(&self) -> Stage<'_> {
-        Stage { world: &self.world, name: SYSTEM_NAMESPACE.to_owned() }
+        Stage::at(&self.world, SYSTEM_NAMESPACE)
     }
 
     /// As docs/install says, with the values that a cluster needs, and no others.
