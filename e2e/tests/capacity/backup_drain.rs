@@ -180,7 +180,7 @@ fn the_next_leader_goes_on_with_a_backup_drain() {
         let scene = Scene::set("backlead", "Enforce").await;
         let options = |replica: &str| OperatorOptions {
             replica: replica.into(),
-            args: vec!["--lease-duration".into(), "3s".into()],
+            args: vec!["--lease-duration".into(), "6s".into()],
             ..OperatorOptions::default()
         };
         let first = scene.operator(&options("first")).await;

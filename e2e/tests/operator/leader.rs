@@ -1,5 +1,7 @@
 //! Two operators and one lease: one acts, and one that has lost the lease writes nothing any more.
 
+use std::time::Duration;
+
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::Api;
 use serde_json::json;
@@ -29,7 +31,8 @@ async fn replica(stage: &Stage<'_>, name: &str) -> Replica {
         replica: name.into(),
         kubernetes: Some(proxy.kubernetes.clone()),
         azure_endpoint: Some(proxy.arm.clone()),
-        args: vec!["--lease-duration".into(), "3s".into()],
+        // Short, since tests wait for its end; and no shorter, since a busy machine must be able to renew it.
+        args: vec!["--lease-duration".into(), "6s".into()],
         ..OperatorOptions::default()
     };
     let operator = stage.operator(&options).await.unwrap();
@@ -71,6 +74,14 @@ async fn two(name: &str) -> (Stage<'static>, Replica, Replica) {
     let pools = json!([{"name": pool, "maxNodes": 10}]);
     stage.spot_pool("p", json!({"replicas": 2, "agentPools": pools})).await.unwrap();
     stage.status_is("p", "2 ready", |status| status.ready_replicas == 2).await.unwrap();
+    // Prices and the marks of nodes come when they come, and are no writes of a loss.
+    eventually("the leader to have nothing left to write", async || {
+        let before = first.proxy.writes().len();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        Ok((first.proxy.writes().len() == before).then_some(()))
+    })
+    .await
+    .unwrap();
     (stage, first, second)
 }
 

@@ -8,9 +8,9 @@ use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 use spotpool_azure_sim::api::PoolSpec;
 use spotpool_e2e::objects::{apply, create};
-use spotpool_e2e::{OperatorOptions, Stage, World, WorldOptions, eventually, run};
+use spotpool_e2e::{Stage, World, WorldOptions, eventually, run};
 
-use crate::{Plugin, keep_example};
+use crate::{Plugin, keep_example, soon_silent};
 
 /// A namespace that no operator watches.
 const UNWATCHED: &str = "elsewhere";
@@ -32,7 +32,7 @@ fn the_doctor_finds_each_of_many_things_that_are_wrong() {
         let plugin = Plugin::new(&world.programs.kubectl_plugin, world.cluster.admin_kubeconfig());
 
         // While the operator lives, its own word is what is wrong with SpotPools.
-        let operator = stage.operator(&OperatorOptions::default()).await.unwrap();
+        let operator = stage.operator(&soon_silent()).await.unwrap();
         let alive = [
             "agents-installed",
             "flow-control",

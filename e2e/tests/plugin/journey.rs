@@ -8,10 +8,10 @@ use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 use spotpool_azure_sim::api::PoolSpec;
 use spotpool_crds::names;
-use spotpool_e2e::{OperatorOptions, Stage, World, WorldOptions, eventually, run};
+use spotpool_e2e::{Stage, World, WorldOptions, eventually, run};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
-use crate::{Plugin, is_one_sentence, keep_example};
+use crate::{Plugin, is_one_sentence, keep_example, soon_silent};
 
 /// The operator's own namespace, so that everything is installed as it ships.
 const NAMESPACE: &str = "spotpool-system";
@@ -28,7 +28,7 @@ fn an_eviction_and_a_persons_wishes_are_seen_at_the_terminal() {
             ])
             .await
             .unwrap();
-        let operator = stage.operator(&OperatorOptions::default()).await.unwrap();
+        let operator = stage.operator(&soon_silent()).await.unwrap();
         let pools = json!([{"name": "plugina", "maxNodes": 5}, {"name": "pluginr", "maxNodes": 2}]);
         let failback = json!({"stabilization": "1h", "minOnDemandLifetime": "1s", "probe": "0s"});
         let spec =

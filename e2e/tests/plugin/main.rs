@@ -13,7 +13,13 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::Value;
+use spotpool_e2e::OperatorOptions;
 use tokio::process::{Child, Command};
+
+/// An operator with the lease that it has by default, which is shorter than the harness's: its silence is waited for.
+fn soon_silent() -> OperatorOptions {
+    OperatorOptions { args: vec!["--lease-duration".into(), "15s".into()], ..OperatorOptions::default() }
+}
 
 /// The program, and the cluster that it is led to.
 struct Plugin {
