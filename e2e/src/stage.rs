@@ -257,6 +257,6 @@ impl Operator {
 
     /// Asks it to end and waits.
     pub async fn stop(&self) -> Result<std::process::ExitStatus> {
-        self.process.stop(Duration::from_secs(10)).await
+        self.process.stop(Duration::from_secs(30)).await
     }
 }

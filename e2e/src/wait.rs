@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use tokio::time::Instant;
 
 /// How long anything in a test may take before it counts as never.
-pub const GENEROUS: Duration = Duration::from_secs(90);
+pub const GENEROUS: Duration = Duration::from_mins(3);
 
 const LOOK_AGAIN: Duration = Duration::from_millis(40);
 

@@ -8,7 +8,7 @@ use spotpool_azure_sim::api::{PoolSpec, State, VmPhase};
 
 use crate::{Bench, SIZE};
 
-const GENEROUS: Duration = Duration::from_secs(20);
+const GENEROUS: Duration = Duration::from_mins(1);
 
 async fn bench() -> Bench {
     let deallocate = json!("Deallocate");

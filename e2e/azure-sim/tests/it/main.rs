@@ -120,7 +120,7 @@ impl Bench {
     /// Follows an operation to its end.
     async fn follow(&self, answer: &Answer) -> Value {
         let url = answer.header("azure-asyncoperation").to_owned();
-        for _ in 0..200 {
+        for _ in 0..3000 {
             let body = self.get(&url).await.body;
             if body["status"] != "InProgress" {
                 return body;
