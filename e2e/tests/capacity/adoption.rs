@@ -12,6 +12,7 @@ use spotpool_crds::voluntary_drain::{DrainPhase, DrainReason, DrainRequest, Drai
 use spotpool_e2e::{OperatorOptions, Stage, eventually, run};
 
 use crate::hands::Hands;
+use crate::market::is_known;
 use crate::{condition, world};
 
 async fn change(stage: &Stage<'_>, node: &str, patch: serde_json::Value) {
@@ -128,8 +129,7 @@ fn observe_tells_what_it_would_do_and_at_what_price_and_leaves_without_a_trace()
                 let step = |message: &str| {
                     message.starts_with("ask watcha for 2 more") && message.ends_with(" an hour")
                 };
-                status.plan.iter().any(|it| step(&it.message))
-                    && status.agent_pools.iter().all(|pool| pool.price.is_some())
+                status.plan.iter().any(|it| step(&it.message)) && is_known(status)
             })
             .await
             .unwrap();

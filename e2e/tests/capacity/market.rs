@@ -3,9 +3,20 @@
 use serde_json::json;
 use spotpool_azure_sim::api::PoolSpec;
 use spotpool_crds::SpotPoolStatus;
+use spotpool_crds::spot_pool::{AgentPoolStatus, Role};
 use spotpool_e2e::{OperatorOptions, Stage, run};
 
 use crate::world;
+
+/// Whether all that the market says has come: price, evictions and score are read side by side.
+pub fn is_known(status: &SpotPoolStatus) -> bool {
+    let is_known = |pool: &AgentPoolStatus| {
+        let is_on_demand = pool.role == Some(Role::OnDemand);
+        let is_rated = !pool.placement_score.is_empty() && !pool.eviction_band.is_empty();
+        pool.price.is_some() && (is_on_demand || is_rated)
+    };
+    !status.agent_pools.is_empty() && status.agent_pools.iter().all(is_known)
+}
 
 #[test]
 fn nodes_go_where_spot_is_cheap_and_calm_and_status_says_why() {
@@ -31,14 +42,7 @@ fn nodes_go_where_spot_is_cheap_and_calm_and_status_says_why() {
             .spot_pool("p", json!({"replicas": 1, "agentPools": pools, "placement": placement}))
             .await
             .unwrap();
-        let known = |status: &SpotPoolStatus| {
-            let pools = &status.agent_pools;
-            !pools.is_empty()
-                && pools.iter().all(|pool| {
-                    pool.price.is_some() && (pool.name == "marketr" || !pool.placement_score.is_empty())
-                })
-        };
-        let status = stage.status_is("p", "the market to be known", known).await.unwrap();
+        let status = stage.status_is("p", "the market to be known", is_known).await.unwrap();
         let of = |name: &str| status.agent_pools.iter().find(|pool| pool.name == name).unwrap().clone();
         let (f, d) = (of("marketf"), of("marketd"));
         let price = d.price.unwrap();

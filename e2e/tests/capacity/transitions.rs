@@ -15,7 +15,7 @@ use spotpool_e2e::{OperatorOptions, Stage, eventually, run};
 
 use crate::hands::Hands;
 use crate::schema::{self, BY_PATTERN, Known, fields, merge, nonsense, shuffled, with};
-use crate::world;
+use crate::{market, world};
 
 /// Transitions in CI.
 const SAMPLE: usize = 10;
@@ -155,9 +155,11 @@ async fn settles(stage: &Stage<'_>, what: &str, spec: &Value) -> SpotPoolStatus 
         .unwrap()
 }
 
-/// Whether nothing is unknown but the agents, of which there are none here.
+/// Whether nothing is unknown but the agents, of which there are none here. What comes later would change ranks.
 fn knows_all(status: &SpotPoolStatus) -> bool {
-    status.conditions.iter().all(|it| it.status != "Unknown" || it.type_ == "AgentsHealthy")
+    let conditions = status.conditions.iter();
+    market::is_known(status)
+        && conditions.into_iter().all(|it| it.status != "Unknown" || it.type_ == "AgentsHealthy")
 }
 
 /// Whoever tries something and takes it back has what there was, and whoever mistypes is told; neither brings the operator
