@@ -221,7 +221,14 @@ fn every_metric_of_the_reference_is_in_a_scrape_and_moves_and_no_other_is_there(
         })
         .await
         .unwrap();
-        assert_eq!(prometheus.faults().await.unwrap(), [""; 0]);
+        // A scrape that a busy machine did not answer within a second is none of its faults.
+        eventually("scrapes without a fault", async || {
+            let faults = prometheus.faults().await?;
+            anyhow::ensure!(faults.is_empty(), "{faults:?}");
+            Ok(Some(()))
+        })
+        .await
+        .unwrap();
 
         let (operator_before, agent_before) =
             (scrape(&operator.admin_url).await.unwrap(), scrape(&agent).await.unwrap());
