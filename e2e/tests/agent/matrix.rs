@@ -26,6 +26,8 @@ use crate::oracle::{Oracle, Terms, no_promise_is_broken};
 const BY_POLICY: Terms = Terms { reserve: Duration::from_secs(4), ..Terms::PLAIN };
 /// Beyond the end of every notice here.
 const NEVER: Duration = Duration::from_mins(10);
+/// Long enough for an agent, or an apiserver, to end and come back before the budget is overridden.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Pods of every kind on a node: two that just go, one that a budget holds, and those that are no business of a drain.
 pub struct Pods {
@@ -214,14 +216,22 @@ impl Moment {
         }
     }
 
-    /// Gives notice and waits for the moment to come.
-    async fn come(self, corner: &Corner<'_>, node: &str, gateway: &Gateway, pods: &Pods) -> Timestamp {
-        corner.policy(node, BlockedByPdb::DeleteAtDeadline, Duration::from_secs(15)).await;
+    /// Gives notice and waits for the moment to come; the budget is obeyed for as long as `patience`.
+    async fn come(
+        self,
+        corner: &Corner<'_>,
+        node: &str,
+        gateway: &Gateway,
+        pods: &Pods,
+        patience: Duration,
+    ) -> Timestamp {
+        corner.policy(node, BlockedByPdb::DeleteAtDeadline, patience).await;
         if self == Self::Drained {
             free(corner, &pods.held).await;
         }
         self.hold(gateway);
-        let event = evict(corner, node, Duration::from_secs(40)).await;
+        // Longer than any moment takes to come on a busy machine, and an apiserver to come back.
+        let event = evict(corner, node, Duration::from_mins(2)).await;
         match self {
             Self::CordonAsked | Self::CordonUnanswered | Self::Noticed => gateway.struck(1).await.unwrap(),
             Self::Draining => {
@@ -255,7 +265,7 @@ fn a_notice_taken_back_at_any_moment_costs_no_pod_more_and_the_node_is_whole_aga
         let findings = rows.map(|(((node, pods), gateway), moment)| {
             let (corner, oracle) = (&corner, &oracle);
             async move {
-                let event = moment.come(corner, node, gateway, pods).await;
+                let event = moment.come(corner, node, gateway, pods, NEVER).await;
                 let read = corner.metric(node, "spotpool_agent_polls", "\"changed\"").await;
                 corner.sim().cancel(node).await.unwrap();
                 corner.counted(node, "spotpool_agent_polls", "\"changed\"", read + 1.0).await;
@@ -323,7 +333,7 @@ fn an_agent_that_ends_at_any_moment_leaves_nothing_undone() {
         let findings = rows.map(|(((node, pods), gateway), &(moment, signal))| {
             let (corner, oracle) = (&corner, &oracle);
             async move {
-                let event = moment.come(corner, node, gateway, pods).await;
+                let event = moment.come(corner, node, gateway, pods, PATIENCE).await;
                 let process = corner.agents().process(node).unwrap();
                 process.signal(signal).unwrap();
                 if signal == Signal::SIGKILL {
@@ -358,7 +368,7 @@ fn an_apiserver_that_is_away_at_any_moment_costs_no_pod() {
         let rows = corner.nodes.iter().zip(&all).zip(&gateways).zip(Moment::ALL);
         let events = rows.map(|(((node, pods), gateway), moment)| {
             let corner = &corner;
-            async move { moment.come(corner, node, gateway, pods).await }
+            async move { moment.come(corner, node, gateway, pods, PATIENCE).await }
         });
         let events = join_all(events).await;
         world.cluster.stop_apiserver().await.unwrap();

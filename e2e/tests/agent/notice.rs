@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
@@ -222,7 +222,8 @@ fn pods_without_a_way_to_azure_hear_of_the_notice_at_once() {
         let (told, at) = waiting.await.unwrap();
         assert_eq!(told["notice"]["eventId"], json!(event.event_id));
         assert_eq!(told["notice"]["type"], "Preempt");
-        assert!(at.saturating_duration_since(evicted) < Duration::from_secs(5), "long before the deadline");
+        // A relay that tells at the end of the wait alone would be thirty seconds later.
+        assert!(at.saturating_duration_since(evicted) < Duration::from_secs(20), "before the deadline");
         corner.phase_is(node, Phase::Drained).await;
         eventually("the relay to tell of the end", async || {
             Ok((ask("").await["notice"]["phase"] == "Drained").then_some(()))
@@ -279,9 +280,10 @@ fn an_apiserver_that_is_away_at_the_notice_does_not_cost_the_drain() {
         corner.budget("held", 1, 1).await;
         let history = corner.history(node).await;
         world.cluster.stop_apiserver().await.unwrap();
-        let event = corner.evict(&[node], Duration::from_secs(30)).await.remove(0);
-        // The fault itself: this long, and neither longer nor shorter.
+        let event = corner.evict(&[node], Duration::from_secs(90)).await.remove(0);
+        // The fault itself: at least this long; how long an apiserver takes to start is up to the machine.
         tokio::time::sleep(Duration::from_secs(5)).await;
+        let still_away = Timestamp::now();
         world.cluster.start_apiserver().await.unwrap();
         let notice = corner.phase_is(node, Phase::Drained).await;
         let drained = Timestamp::now();
@@ -289,7 +291,7 @@ fn an_apiserver_that_is_away_at_the_notice_does_not_cost_the_drain() {
         assert!(drained < event.not_before, "{drained}, due {}", event.not_before);
         assert_eq!(notice.pods.left, 0);
         // The clock runs from when Azure said so, not from when the apiserver listened.
-        assert!(notice.observed_at.duration_since(event.scheduled_at) < SignedDuration::from_secs(4));
+        assert!(notice.observed_at < still_away, "{} and {still_away}", notice.observed_at);
         corner.gone(&pods).await;
         history.marked_in_one_write().await;
         corner.node_is(node, "the condition", |looks| looks.condition.is_some()).await;

@@ -26,10 +26,10 @@ fn a_reboot_is_drained_for_ahead_of_its_time_and_the_node_is_at_work_again_after
         let corner = Corner::set(&world, "reboot", 1).await;
         let node = corner.nodes[0].as_str();
         world.sim.switch_pool("reboot", &json!({"rebootsMachines": true})).await.unwrap();
-        corner.events(node, json!({"leadTime": "6s"})).await;
+        corner.events(node, json!({"leadTime": "10s"})).await;
         let pods = corner.pods(node, &["a", "b"]).await;
         let history = corner.history(node).await;
-        let event = corner.schedule("Reboot", &[node], Duration::from_secs(14)).await;
+        let event = corner.schedule("Reboot", &[node], Duration::from_secs(16)).await;
         let drained = corner.phase_is(node, Phase::Drained).await;
         corner.gone(&pods).await;
         assert!(Timestamp::now() < event.not_before, "in time");
@@ -40,7 +40,7 @@ fn a_reboot_is_drained_for_ahead_of_its_time_and_the_node_is_at_work_again_after
         );
         // Not before it was time: as the agent's clock has it, and as others saw it.
         let lead = drained.deadline.duration_since(drained.observed_at);
-        assert!(lead <= SignedDuration::from_secs(6), "{lead} ahead");
+        assert!(lead <= SignedDuration::from_secs(10), "{lead} ahead");
         let first = history.versions().into_iter().find(|looks| !looks.is_clean()).unwrap();
         assert!(is_closed_for(&first, "Reboot", true), "in one write: {first:?}");
         let looks = corner.node_is(node, "the condition", |looks| looks.condition.is_some()).await;

@@ -46,7 +46,8 @@ fn an_agent_killed_in_mid_drain_is_back_in_time_to_finish_it() {
         // The budget's time runs from the notice, not from the restart.
         let deleted = corner.asked_of_pods(node, "delete").remove(0).at.duration_since(before.observed_at);
         let wanted = SignedDuration::try_from(ESCALATE_AFTER).unwrap();
-        assert!(deleted >= wanted && deleted < wanted + SignedDuration::from_secs(5), "{deleted}");
+        // The deadline alone would have let the budget hold it for 31 s.
+        assert!(deleted >= wanted && deleted < wanted * 2, "{deleted}");
         let versions = history.versions();
         let marked = versions.iter().position(Looks::is_marked).unwrap();
         assert!(versions[marked..].iter().all(Looks::is_marked), "never given back meanwhile");
