@@ -11,7 +11,7 @@ use spotpool_e2e::{OperatorOptions, Stage, eventually, run};
 use spotpool_e2e_cluster::Tools;
 use tokio::process::Command;
 
-use crate::{documents, kubectl, kubectl_does, root, said, world};
+use crate::{RIGHTS, documents, kubectl, kubectl_does, root, said, stage, world};
 
 const APPLY: &str = "apply --server-side --field-manager=gitops -f -";
 
@@ -40,7 +40,7 @@ async fn changes_nothing(stage: &Stage<'_>, manifest: &Value) {
 #[test]
 fn a_spot_pool_that_is_applied_again_stays_as_it_is_and_its_replicas_are_the_autoscalers() {
     run(async {
-        let stage = Stage::set(world().await, "gitops").await.unwrap();
+        let stage = stage("gitops").await;
         let pools = [
             PoolSpec::spot("gitopsa", "Standard_D4s_v5", 2),
             PoolSpec::regular("gitopsr", "Standard_D4s_v5", 0),
@@ -102,6 +102,7 @@ async fn versions(objects: &[Value]) -> Vec<String> {
 #[test]
 fn the_charts_and_a_spot_pool_are_applied_as_folders_and_the_second_time_nothing_changes() {
     run(async {
+        let _alone = RIGHTS.write().await;
         let world = world().await;
         let helm = Tools::helm().await.unwrap();
         let dir = tempfile::tempdir().unwrap();

@@ -12,16 +12,24 @@ use std::process::Stdio;
 
 use serde::Deserialize as _;
 use serde_json::Value;
-use spotpool_e2e::{World, WorldOptions};
+use spotpool_e2e::{Stage, World, WorldOptions};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, RwLock};
 
 static WORLD: OnceCell<World> = OnceCell::const_new();
 
 async fn world() -> &'static World {
     let options = WorldOptions { agents: false, ..WorldOptions::default() };
     WORLD.get_or_init(async || World::start(options).await.unwrap()).await
+}
+
+/// Held alone by who counts what an apply changes: a stage brings rights that the charts have, too.
+static RIGHTS: RwLock<()> = RwLock::const_new(());
+
+async fn stage(name: &str) -> Stage<'static> {
+    let _others = RIGHTS.read().await;
+    Stage::set(world().await, name).await.unwrap()
 }
 
 /// A folder of the repository.

@@ -8,7 +8,7 @@ use spotpool_e2e::{OperatorOptions, Stage, run};
 use spotpool_e2e_cluster::Tools;
 use tokio::process::Command;
 
-use crate::{documents, root, said, world};
+use crate::{documents, root, said, stage};
 
 /// A SpotPool in one state, and what each should see: Flux, Argo CD, and words of Argo CD's message.
 struct State {
@@ -102,7 +102,7 @@ async fn seen(args: &[&str], objects: &[&Value]) -> Vec<(String, String)> {
 #[test]
 fn flux_and_argo_cd_see_the_state_of_a_spot_pool() {
     run(async {
-        let stage = Stage::set(world().await, "seen").await.unwrap();
+        let stage = stage("seen").await;
         let pools =
             [PoolSpec::spot("seena", "Standard_D4s_v5", 1), PoolSpec::spot("seenb", "Standard_E4s_v5", 0)];
         stage.agent_pools(&pools).await.unwrap();

@@ -13,7 +13,7 @@ use spotpool_e2e::{Stage, World, eventually, run};
 use spotpool_e2e_cluster::Tools;
 use tokio::process::Command;
 
-use crate::{documents, kubectl, kubectl_does, root, said, world};
+use crate::{documents, kubectl, kubectl_does, root, said, stage, world};
 
 const DRY: &str = "apply --server-side --dry-run=server --validate=strict --field-manager=gitops -f -";
 
@@ -196,7 +196,7 @@ async fn on_spot(stage: &Stage<'_>, label: &str, count: usize) -> Vec<bool> {
 #[test]
 fn a_share_stays_on_demand_by_two_deployments_and_not_by_a_spread() {
     run(async {
-        let stage = Stage::set(world().await, "share").await.unwrap();
+        let stage = stage("share").await;
         let pools = [
             PoolSpec::spot("shares", "Standard_D4s_v5", 2),
             PoolSpec::regular("sharer", "Standard_D4s_v5", 1),
