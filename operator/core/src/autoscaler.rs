@@ -10,7 +10,7 @@ use spotpool_crds::spot_pool::Role;
 
 use crate::plan::{Action, Draft, Situation, Tally};
 use crate::ranking::rank;
-use crate::snapshot::AgentPoolView;
+use crate::snapshot::{AgentPoolView, NodeView};
 use crate::upkeep;
 
 /// The range of the cluster autoscaler.
@@ -70,6 +70,15 @@ fn minimum(pool: &AgentPoolView, range: Autoscaler, draft: &Draft) -> u32 {
 /// Machines that stay whatever the autoscaler does: all of an agent pool that it does not have.
 pub(crate) fn held_of(pool: &AgentPoolView, draft: &Draft) -> u32 {
     pool.autoscaler.map_or(u32::MAX, |range| minimum(pool, range, draft))
+}
+
+/// Ready units that no minimum holds: the autoscaler may take them at any time, and whoever leaves must not count on them.
+pub(crate) fn loose(situation: &Situation<'_>, draft: &Draft) -> u32 {
+    let of_pool = |pool: &AgentPoolView| {
+        let loose = pool.staying().saturating_sub(held_of(pool, draft)) * pool.units;
+        loose.min(pool.units_of(NodeView::serves))
+    };
+    situation.snapshot.agent_pools.iter().filter(|pool| pool.role.is_ok()).map(of_pool).sum()
 }
 
 /// The autoscaled agent pools of a role, best first.

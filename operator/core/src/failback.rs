@@ -381,7 +381,8 @@ fn request_drains(
         return None;
     }
     // Voluntary: what stays must carry the pool by itself.
-    let mut spare = tally.ready().saturating_sub(tally.wanted + tally.standby);
+    let carries = tally.ready().saturating_sub(autoscaler::loose(situation, draft));
+    let mut spare = carries.saturating_sub(tally.wanted + tally.standby);
     let mut slots = (spec.failback.max_concurrent.max(1) as usize).saturating_sub(under_way);
     let mut fit = Fit::of(
         situation.snapshot,

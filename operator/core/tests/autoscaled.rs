@@ -163,3 +163,31 @@ fn a_drain_of_an_agent_pool_that_is_autoscaled_meanwhile_is_taken_back() {
     let taken_back = Action::WithdrawDrain { node: name, reason: Reason::LeftToAutoscaler };
     assert_eq!(plan.actions, [taken_back]);
 }
+
+/// What the autoscaler takes in its own time would be counted on until then: with two of eight gone, six would have to do.
+#[test]
+fn nobody_leaves_on_the_strength_of_what_the_autoscaler_may_take() {
+    let spec = "
+replicas: 6
+agentPools: [{name: spot, maxNodes: 12}, {name: reg, maxNodes: 1}, {name: auto, maxNodes: 4}]
+standby: {units: 1}
+fallback: {maxNodes: 4}
+failback: {stabilization: 3m, probe: 0s}
+";
+    let mut world = World::new(spec, &[Spot, OnDemand, OnDemand]).with("spot", 7, 0).autoscaled("auto", 0, 9);
+    world.reconcile();
+    world.notice("spot", 3, 0);
+    world.reconcile();
+    assert_eq!((machines(&mut world, "reg"), machines(&mut world, "auto")), (1, 1));
+    assert_eq!(pass(&mut world, 220), []);
+    world.notice("spot", 1, 0);
+    world.reconcile();
+    // Seven are to be ready, eight are, and one of them the autoscaler may take from now on.
+    let lowered = Action::SetMinimum { agent_pool: "auto".into(), min: 0, reason: Reason::LowerMinimum };
+    assert_eq!(pass(&mut world, 50), [lowered]);
+    let after = pass(&mut world, 60);
+    assert!(matches!(&after[0], Action::RequestDrain { node, .. } if node.starts_with("reg")), "{after:?}");
+    pass(&mut world, 900);
+    let left = ["spot", "reg", "auto"].map(|name| machines(&mut world, name));
+    assert_eq!(left, [7, 0, 0]);
+}

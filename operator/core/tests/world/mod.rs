@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
+use spotpool_core::avoidance::{Failure, avoided_until};
 use spotpool_core::fit::Room;
 use spotpool_core::floor::FloorDemand;
 use spotpool_core::signals::{Hours, Signals};
@@ -391,11 +392,8 @@ impl World {
                 Action::RequestDrain { .. } => is_cautious,
                 _ => false,
             });
-        // Where a minimum is lowered, who goes in its stead may be asked to in the next plan only.
-        let lowers = plan.actions.iter().any(|it| matches!(it, Action::SetMinimum { .. }))
-            && again.actions.iter().all(|it| matches!(it, Action::RequestDrain { .. }));
         assert!(
-            again.actions.is_empty() || makes_room || lowers,
+            again.actions.is_empty() || makes_room,
             "plan of an applied plan: {:?} after {:?}",
             again.actions,
             plan.actions
@@ -676,7 +674,7 @@ impl Pool {
     fn refuse(&mut self, now: Timestamp) {
         self.fate = Fate::Good;
         self.refused_at = Some(now);
-        self.avoided_until = Some(now + SignedDuration::from_mins(10));
+        self.avoided_until = Some(avoided_until(Failure::Capacity, None, now));
     }
 
     fn launch(&mut self, node_at: Timestamp) {
