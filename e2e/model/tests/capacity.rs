@@ -111,6 +111,7 @@ fn nothing_goes_wrong_for_good_whenever_what_happens() {
         ),
         ("a second notice, while on-demand is given back", giving_back(NOTICE)),
         ("a notice with a choice of spot, and a request or an answer that is lost", choice(lost)),
+        ("a notice with a choice of spot, and a leader that dies or is stopped and wakes up", choice(crash)),
     ];
     let large = [
         (
@@ -135,8 +136,8 @@ fn an_operator_with_a_mistake_is_found_out() {
         (Mutation::DrainNotAwaited, bounds(NOTICE), DELETES_EMPTY),
         (Mutation::EtagOfNow, bounds(NOTICE), BUYS_ONCE),
         (Mutation::EtagNotCompared, bounds(crash), BUYS_ONCE),
-        (Mutation::UnknownIsRead, choice(lost), BUYS_ONCE),
-        (Mutation::AnyListTells, choice(lost), BUYS_ONCE),
+        (Mutation::UnknownIsRead, choice(Budget { waits: 1, ..lost }), BUYS_ONCE),
+        (Mutation::AnyListTells, choice(Budget { waits: 1, ..lost }), BUYS_ONCE),
         (Mutation::NoLease, giving_back(crash), DELETES_EMPTY),
         (Mutation::NoIntent, choice(crash), BUYS_ONCE),
     ] {

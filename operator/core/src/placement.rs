@@ -175,6 +175,8 @@ struct Candidate {
     rank: Rank,
     /// Index among all of the role.
     place: usize,
+    /// So many were asked for without an answer.
+    unanswered: u32,
     losing: bool,
     /// Has an operation running: cannot be asked now, and may be waited for.
     busy: bool,
@@ -232,6 +234,7 @@ pub(crate) fn place(policy: &Policy, snapshot: &Snapshot, need: &Need<'_>, now: 
                 busy: pool.busy,
                 bound: None,
                 losing: pool.nodes.iter().any(|node| node.noticed.is_some() || node.lost.is_some()),
+                unanswered: pool.unanswered,
                 units: pool.units,
                 stands: *stands,
                 place,
@@ -256,7 +259,10 @@ pub(crate) fn place(policy: &Policy, snapshot: &Snapshot, need: &Need<'_>, now: 
             let cost = with_concentration(policy, it.rank.cost, it.together, all);
             cost * waste(policy.strategy, it.units, missing)
         };
-        let class = |it: &Candidate| (it.losing, it.stands + it.units.min(missing) > share);
+        // Where the request may still be on its way it is made again: Azure takes one of the two. Of another agent pool it
+        // would take both.
+        let class =
+            |it: &Candidate| (it.new >= it.unanswered, it.losing, it.stands + it.units.min(missing) > share);
         let is_urgent = need.units - missing < need.urgent;
         let open = |it: &&Candidate| it.new < it.room;
         let is_bound = candidates.iter().filter(open).all(|it| it.bound.is_some());

@@ -71,6 +71,9 @@ pub struct AgentPoolView {
     pub upkeep: Option<Upkeep>,
     /// What we asked for and have not seen finished.
     pub operation: Option<Operation>,
+    /// Machines of a scale-up that was about to be asked for lately, of which nothing is seen: who was to ask may have died
+    /// before, or the request may still be on its way.
+    pub unanswered: u32,
     /// A scale-up that Azure accepted, and that is over without an error.
     pub ended: Option<Operation>,
     /// Nothing new is asked of it before this time.
@@ -125,6 +128,7 @@ impl Default for AgentPoolView {
             listed: 0,
             busy: false,
             operation: None,
+            unanswered: 0,
             ended: None,
             avoided_until: None,
             unwritable_until: None,

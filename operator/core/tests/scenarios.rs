@@ -84,6 +84,28 @@ fn a_second_wave_goes_where_no_operation_runs() {
     assert!(plan.steps.iter().any(|step| step.reason == Reason::AgentPoolBusy), "{:?}", plan.steps);
 }
 
+/// The leader before may have died with this request on its way: Azure takes one of two to the same agent pool, and both of
+/// two to different ones.
+#[test]
+fn what_was_asked_for_without_an_answer_is_asked_for_where_it_was() {
+    let mut world = world().with("spota", 2, 0).with("spotb", 2, 0);
+    world.reconcile();
+    world.notice("spotb", 1, 30);
+    let now = world.now;
+    let mut snapshot = world.snapshot();
+    let elsewhere = spotpool_core::plan(&world.spec, &snapshot, now);
+    assert_eq!(asked(&elsewhere.actions), [("reg", 1, 1), ("spota", 1, 3)]);
+    snapshot.agent_pools[1].unanswered = 1;
+    let again = spotpool_core::plan(&world.spec, &snapshot, now);
+    assert_eq!(asked(&again.actions), [("reg", 1, 1), ("spotb", 1, 3)]);
+    // No more of them than were asked for, and none if nobody wants them any more.
+    world.notice("spotb", 1, 30);
+    let mut snapshot = world.snapshot();
+    snapshot.agent_pools[1].unanswered = 1;
+    let both = spotpool_core::plan(&world.spec, &snapshot, now);
+    assert_eq!(asked(&both.actions), [("reg", 2, 2), ("spota", 1, 3), ("spotb", 1, 3)]);
+}
+
 #[test]
 fn failback_waits_for_stability_and_lifetime_and_goes_one_by_one() {
     let mut world = world().with("spota", 2, 0).with("spotb", 2, 0);

@@ -83,6 +83,9 @@ pub struct Trouble {
 /// Its VMs were taken back minutes after they came.
 const SHORT_LIVED: &str = "ShortLived";
 
+/// No request of ours is under way for longer: its answer is awaited for 20 s.
+const UNDER_WAY: SignedDuration = SignedDuration::from_mins(1);
+
 impl Trouble {
     /// As status remembers it; an error is over once one of the agent pool's `nodes` has come after it.
     fn of(before: Option<&AgentPoolStatus>, nodes: &[NodeView]) -> Self {
@@ -307,8 +310,16 @@ pub fn gather(
             upkeep: known.and_then(|known| Upkeep::of(&known.pool.provisioning_state)),
             // Where nothing runs the operation is over, or never reached Azure.
             operation: operation.clone().filter(|operation| {
-                busy && (operation.kind != OperationKind::ScaleUp || operation.machines > 0)
+                let is_scale_up = operation.kind == OperationKind::ScaleUp;
+                busy && (!is_scale_up
+                    || operation.machines > 0 && known.is_none_or(|it| may_run(operation, it)))
             }),
+            unanswered: operation
+                .as_ref()
+                .filter(|it| !busy && is_unanswered(it, now))
+                .map_or(0, |operation| {
+                    u32::try_from(operation.machines.saturating_sub(operation.arrived)).unwrap_or(0)
+                }),
             ended: operation.filter(|operation| {
                 let is_scale_up = operation.kind == OperationKind::ScaleUp && operation.accepted;
                 is_scale_up
@@ -387,6 +398,18 @@ fn autoscaler(before: Option<&AgentPoolStatus>, known: Option<&Known>) -> Option
     let is_theirs = before.is_some_and(|before| is_minimum_theirs(before, known));
     let own_min = remembered.filter(|_| !is_theirs).map_or(min, |it| number(it.own_min));
     Some(Autoscaler { min, max, own_min })
+}
+
+/// Whether what Azure is at may be this scale-up: one that was not accepted only if it is to the count that was asked for.
+fn may_run(operation: &Operation, known: &Known) -> bool {
+    let aim = if known.pool.autoscaled { known.min() } else { known.pool.count };
+    operation.accepted || !known.pool.busy() || i64::from(aim) == i64::from(operation.count)
+}
+
+/// Whether it may be on its way to Azure although nothing is seen of it.
+fn is_unanswered(operation: &Operation, now: Timestamp) -> bool {
+    let is_open = operation.kind == OperationKind::ScaleUp && !operation.accepted;
+    is_open && now.duration_since(operation.since.0) < UNDER_WAY
 }
 
 /// Whether Azure said why the operation brought less than it should.
@@ -556,6 +579,29 @@ mod tests {
             "doomed": [{"eventId": event, "instances": doomed}]
         });
         json!({names::EVICTION_ANNOTATION: notice.to_string()})
+    }
+
+    /// Else machines that are on their way are asked for a second time, of another agent pool.
+    #[test]
+    fn what_nobody_answered_may_be_under_way_for_a_minute() {
+        let at: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        let operation = |accepted, kind| Operation {
+            kind,
+            count: 3,
+            machines: 1,
+            coming: 0,
+            since: at.into(),
+            arrived: 0,
+            accepted,
+        };
+        let after = |operation: &Operation, seconds| {
+            is_unanswered(operation, at + SignedDuration::from_secs(seconds))
+        };
+        let open = operation(false, OperationKind::ScaleUp);
+        assert!(after(&open, 0) && after(&open, 59));
+        assert!(!after(&open, 60), "it would be asked of a bad agent pool for ever");
+        assert!(!after(&operation(true, OperationKind::ScaleUp), 0), "Azure has it");
+        assert!(!after(&operation(false, OperationKind::DeleteMachines), 0), "it brings none");
     }
 
     fn noticed(nodes: &[Arc<Node>]) -> Vec<bool> {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
+use spotpool_azure::{AzureError, Class};
 use spotpool_core::floor::NAMED;
 use spotpool_core::ranking::Rank;
 use spotpool_core::{Action, AgentPoolView, Plan};
@@ -238,7 +239,9 @@ fn agent_pools(
             if let Some(operation) = entry.operation.as_mut().filter(|_| outcome.done.iter().any(is_scaled)) {
                 operation.accepted = true;
             }
-            if outcome.failed.get(&view.name).is_some_and(|error| !error.outcome_unknown()) {
+            // Who was faster may be the one that led before, with this very request: the next read tells.
+            let is_settled = |error: &AzureError| !error.outcome_unknown() && error.class != Class::Conflict;
+            if outcome.failed.get(&view.name).is_some_and(is_settled) {
                 entry.operation = None;
             }
             entry
