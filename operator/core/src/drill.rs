@@ -520,10 +520,7 @@ impl Draft<'_> {
                 node: target.node.clone(),
                 uid: target.uid.clone(),
                 request: request_id(run, &target.node),
-                not_after: later(
-                    target.intended_at.as_ref().map_or(self.now, |at| at.0),
-                    self.spec.rehearsed_notice(),
-                ),
+                not_after: later(self.now, self.spec.rehearsed_notice()),
             },
         }
     }
@@ -540,6 +537,12 @@ impl Draft<'_> {
             }
         }
         self.asks.push(ask);
+    }
+
+    /// When a rehearsed node is opened again. One whose first request was lost has its whole time from the one that was heard.
+    fn rehearsed_until(&self, target: &Target) -> Timestamp {
+        let from = target.asked_at.as_ref().or(target.intended_at.as_ref());
+        from.map_or(self.now, |from| later(from.0, self.spec.rehearsed_notice()))
     }
 
     /// When a target is asked for again of which nothing was heard, if that is so. What AKS does just now may be what was asked.
@@ -585,14 +588,14 @@ impl Draft<'_> {
     /// Opens rehearsed nodes again whose time is over, and all once the run is aborted.
     fn withdraw_what_is_over(&mut self) {
         let Some(run) = &self.status.run else { return };
-        let (is_aborted, notice) = (run.aborted_at.is_some(), self.spec.rehearsed_notice());
+        let is_aborted = run.aborted_at.is_some();
         let mut wakes = Vec::new();
         for target in run.targets.iter().filter(|_| run.method == DrillMethod::NoticeOnly) {
             let Some(node) = self.snapshot.nodes.iter().find(|node| node.uid == target.uid) else { continue };
             if node.request.as_deref() != Some(request_id(&run.id, &target.node).as_str()) {
                 continue;
             }
-            let until = target.intended_at.as_ref().map_or(self.now, |at| later(at.0, notice));
+            let until = self.rehearsed_until(target);
             if is_aborted || until <= self.now {
                 self.asks.push(Ask::Withdraw { node: target.node.clone(), uid: target.uid.clone() });
                 wakes.push(self.now.saturating_add(LOOK_AGAIN).unwrap_or(Timestamp::MAX));

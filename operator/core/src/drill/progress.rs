@@ -7,7 +7,7 @@ use spotpool_crds::drill::{DrillMethod, DrillRun, ReadyAt, Target, UnitsReady};
 use spotpool_crds::eviction::Phase;
 use spotpool_crds::voluntary_drain::DrainPhase;
 
-use super::{Draft, Node, later, note, request_id};
+use super::{Draft, Node, note, request_id};
 
 /// Points of [`UnitsReady::course`](spotpool_crds::drill::UnitsReady::course).
 const MOST_OF_COURSE: usize = 64;
@@ -28,7 +28,7 @@ impl Draft<'_> {
     pub(super) fn observe(&self, run: &mut DrillRun) {
         let now = Time(self.now);
         let mut seen = Vec::new();
-        let (method, id, notice) = (run.method, run.id.clone(), self.spec.rehearsed_notice());
+        let (method, id) = (run.method, run.id.clone());
         for target in run.targets.iter_mut().filter(|target| target.intended_at.is_some()) {
             let node = self.snapshot.nodes.iter().find(|node| node.uid == target.uid);
             let before = target.clone();
@@ -44,8 +44,8 @@ impl Draft<'_> {
                     deleted(target, node, self.snapshot.pods_on(&before.node), &mut at);
                 }
                 (DrillMethod::NoticeOnly, node) => {
-                    let until = target.intended_at.as_ref().map(|at| later(at.0, notice));
-                    rehearsed(target, node, &id, until.is_some_and(|until| until < self.now), &mut at);
+                    let is_late = self.rehearsed_until(target) < self.now;
+                    rehearsed(target, node, &id, is_late, &mut at);
                 }
             }
         }

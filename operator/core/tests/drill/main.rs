@@ -262,6 +262,28 @@ fn a_deletion_whose_answer_is_lost_is_waited_for_while_the_agent_pool_is_busy() 
     assert_eq!(world.status.phase, Some(DrillPhase::Recovering), "{:?}", world.status);
 }
 
+/// Else a rehearsal whose first request was lost opens its node before that is empty, and fails.
+#[test]
+fn a_rehearsed_node_that_is_asked_late_has_its_whole_time() {
+    let spec = spec(&json!({"method": "NoticeOnly", "notice": "30s"}));
+    let mut world = World::new(1);
+    world.step(&spec, false);
+    world.pass(31);
+    let again = world.step(&spec, true);
+    let until = world.now + SignedDuration::from_secs(30);
+    assert!(matches!(&*again.asks, [Ask::Drain { not_after, .. }] if *not_after == until), "{again:?}");
+    world.pass(1);
+    world.step(&spec, true);
+    world.pass(28);
+    let inside = world.step(&spec, true);
+    assert_eq!(inside.asks, []);
+    world.pass(2);
+    let after = world.step(&spec, true);
+    assert!(matches!(&*after.asks, [Ask::Withdraw { .. }]), "{after:?}");
+    world.step(&spec, true);
+    assert_eq!(world.status.phase, Some(DrillPhase::Succeeded), "{:?}", world.status);
+}
+
 #[test]
 fn a_dry_run_names_what_is_taken_after_it_and_takes_nothing() {
     let mut spec = spec(&json!({"method": "SimulateEviction", "amount": {"percent": 40}, "dryRun": true}));
