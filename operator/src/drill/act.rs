@@ -13,8 +13,10 @@ use spotpool_core::drill::{Ask, Machine};
 use spotpool_crds::drill::{DrillRun, Target};
 use spotpool_crds::names;
 use spotpool_crds::voluntary_drain::{DrainReason, DrainRequest};
+use tokio::time::timeout;
 
 use super::Parts;
+use super::controller::PATIENCE;
 use crate::agent_pools::AgentPools;
 use crate::vms::Vms;
 
@@ -86,7 +88,11 @@ async fn one(client: &Client, parts: &Parts, nodes: &[Arc<Node>], ask: &Ask) -> 
 }
 
 async fn evict(vms: &Vms, node: &str, vm: &str) -> Answer {
-    match vms.simulate_eviction(vm).await {
+    let Ok(answer) = timeout(PATIENCE, vms.simulate_eviction(vm)).await else {
+        tracing::warn!(node, vm, "no answer from Azure to a drill within {PATIENCE:?}");
+        return Answer::Unknown;
+    };
+    match answer {
         Ok(()) => {
             tracing::info!(node, vm, "Azure will evict this VM, for a drill");
             Answer::Taken

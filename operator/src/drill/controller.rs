@@ -20,6 +20,8 @@ use spotpool_core::drill::{plan, request_id};
 use spotpool_crds::voluntary_drain::{DrainReason, DrainRequest};
 use spotpool_crds::{EvictionDrill, EvictionDrillStatus, SpotPool, names};
 use tokio::time::Instant;
+use tower::service_fn;
+use tower::timeout::Timeout;
 
 use super::{act, gather, report};
 use crate::agent_pools::AgentPools;
@@ -36,6 +38,9 @@ const RESYNC: Duration = Duration::from_mins(5);
 const AGAIN: Duration = Duration::from_secs(1);
 /// While one is under way: nobody tells of a disruption budget.
 const WATCHFUL: Duration = Duration::from_secs(1);
+/// Who waits for an answer does not look, and what happens to a node meanwhile nobody has seen. Whether what was asked was
+/// done is seen by the next look.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// From one look to the next at least: what happens to nodes in a drill comes in bursts.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -72,6 +77,7 @@ pub async fn run(
     namespaces: Vec<String>,
     mut triggered: mpsc::UnboundedReceiver<()>,
 ) {
+    let client = impatient(client);
     let mut stores = Vec::new();
     let mut streams: Vec<BoxStream<'static, _>> = Vec::new();
     for namespace in &namespaces {
@@ -109,6 +115,16 @@ pub async fn run(
             wake = Instant::now() + drills.look().await;
         }
     }
+}
+
+/// The same client, that waits for answers no longer than [`PATIENCE`].
+fn impatient(client: Client) -> Client {
+    let namespace = client.default_namespace().to_owned();
+    let send = service_fn(move |request| {
+        let client = client.clone();
+        async move { client.send(request).await }
+    });
+    Client::new(Timeout::new(send, PATIENCE), namespace)
 }
 
 impl Drills {
