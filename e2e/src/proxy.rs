@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use axum::Router;
-use axum::body::{Body, BodyDataStream};
+use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use bytes::{Bytes, BytesMut};
-use futures::{StreamExt, stream};
+use futures::stream::{self, BoxStream, StreamExt};
 use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -23,11 +23,12 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use spotpool_crds::names;
 use spotpool_e2e_cluster::Supervised;
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::faults::Fault;
-use crate::faults::between::{Server, broken, made_up, too_old};
+use crate::faults::between::{Server, made_up};
+use crate::faults::flow::{Flow, Line, broken};
 
 /// What happens at the write, or event, that a trap waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,8 +88,7 @@ pub struct Proxy {
 struct Shared {
     state: Mutex<Trapped>,
     release: Notify,
-    /// Told when the apiserver goes away.
-    gone: watch::Sender<()>,
+    watches: Arc<Flow>,
 }
 
 #[derive(Default)]
@@ -103,8 +103,6 @@ struct Trapped {
     sprung: bool,
     /// Who is away, and until when.
     out: Option<(Server, Instant)>,
-    stalled_until: Option<Instant>,
-    hidden_until: Option<Instant>,
 }
 
 impl Trapped {
@@ -133,16 +131,6 @@ impl Shared {
         if let Some(victim) = &self.lock().victim {
             let _ = victim.kill();
         }
-    }
-
-    /// Until the watch in which an event was hidden begins anew.
-    async fn uncovers(&self) {
-        let until = self.lock().hidden_until;
-        match until {
-            Some(until) => tokio::time::sleep_until(until).await,
-            None => std::future::pending().await,
-        }
-        self.lock().hidden_until = None;
     }
 
     /// What strikes at this event of the watch of Nodes.
@@ -178,8 +166,8 @@ impl Proxy {
             .enable_http1()
             .build();
         let client = Client::builder(TokioExecutor::new()).build(https);
-        let (state, release, gone) = (Mutex::default(), Notify::new(), watch::Sender::new(()));
-        let shared = Arc::new(Shared { state, release, gone });
+        let (state, release, watches) = (Mutex::default(), Notify::new(), Flow::new(AWAY));
+        let shared = Arc::new(Shared { state, release, watches });
         let serve = async |server: Server, base: String| {
             let upstream = Upstream { shared: shared.clone(), server, base, client: client.clone() };
             serve(upstream).await
@@ -257,7 +245,7 @@ impl Upstream {
         if let Some(Spring::Fault(Fault::Outage)) = spring {
             self.shared.lock().out = Some((self.server, Instant::now() + AWAY));
             if self.server == Server::Kubernetes {
-                self.shared.gone.send_replace(());
+                self.shared.watches.tear();
             }
         }
         let out = self.shared.lock().out;
@@ -336,66 +324,30 @@ impl Upstream {
     /// A watch, line by line, as far as faults let it through.
     fn watched(&self, answer: Response, is_of_nodes: bool) -> Response {
         let (head, body) = answer.into_parts();
-        let lines = Lines { body: body.into_data_stream(), read: BytesMut::new() };
         let shared = self.shared.clone();
-        let flow = stream::unfold(Some((lines, shared.gone.subscribe())), move |flow| {
-            let shared = shared.clone();
-            async move {
-                let (mut lines, mut gone) = flow?;
-                loop {
-                    let line = tokio::select! {
-                        line = lines.next() => line?,
-                        _ = gone.changed() => return Some((Err(broken()), None)),
-                        () = shared.uncovers(), if is_of_nodes => return Some((Ok(too_old()), None)),
-                    };
-                    let line = match line {
-                        Ok(line) => line,
-                        Err(error) => return Some((Err(error), None)),
-                    };
-                    let fault = if is_of_nodes { shared.event(&line) } else { None };
-                    match fault {
-                        Some(Fault::Hide) => {
-                            shared.lock().hidden_until = Some(Instant::now() + AWAY);
-                            continue;
-                        }
-                        Some(Fault::Expire) => return Some((Ok(too_old()), None)),
-                        Some(Fault::Disconnect) => return Some((Err(broken()), None)),
-                        Some(Fault::Stall) => shared.lock().stalled_until = Some(Instant::now() + AWAY),
-                        _ => {}
-                    }
-                    let stalled = shared.lock().stalled_until;
-                    if let (Some(until), true) = (stalled, is_of_nodes) {
-                        tokio::time::sleep_until(until).await;
-                    }
-                    return Some((Ok(line), Some((lines, gone))));
-                }
-            }
-        });
-        Response::from_parts(head, Body::from_stream(flow))
+        let strikes = is_of_nodes.then_some(move |line: &[u8]| shared.event(line));
+        Response::from_parts(head, Body::from_stream(self.shared.watches.through(lines(body), strikes)))
     }
 }
 
 /// The lines of a body, each with its end.
-struct Lines {
-    body: BodyDataStream,
-    read: BytesMut,
-}
-
-impl Lines {
-    /// May be dropped while it waits: nothing is lost.
-    async fn next(&mut self) -> Option<io::Result<Bytes>> {
+fn lines(body: Body) -> BoxStream<'static, Line> {
+    let flow = (body.into_data_stream(), BytesMut::new());
+    stream::unfold(flow, |(mut body, mut read)| async move {
         loop {
-            if let Some(end) = self.read.iter().position(|byte| *byte == b'\n') {
-                return Some(Ok(self.read.split_to(end + 1).freeze()));
+            if let Some(end) = read.iter().position(|byte| *byte == b'\n') {
+                let line = read.split_to(end + 1).freeze();
+                return Some((Ok(line), (body, read)));
             }
-            match self.body.next().await {
-                Some(Ok(more)) => self.read.extend_from_slice(&more),
-                Some(Err(error)) => return Some(Err(io::Error::other(error))),
-                None if self.read.is_empty() => return None,
-                None => return Some(Ok(self.read.split().freeze())),
+            match body.next().await {
+                Some(Ok(more)) => read.extend_from_slice(&more),
+                Some(Err(error)) => return Some((Err(io::Error::other(error)), (body, read))),
+                None if read.is_empty() => return None,
+                None => return Some((Ok(read.split().freeze()), (body, read))),
             }
         }
-    }
+    })
+    .boxed()
 }
 
 /// The connection breaks before the answer is there in full.

@@ -1,20 +1,19 @@
 //! What stands between the operator and its servers: counts writes and events, and has the fault strike.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::stream::{self, BoxStream, StreamExt};
+use futures::stream::{BoxStream, StreamExt};
 use http::Response;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
 use spotpool_azure::Clock;
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::apiserver::{Change, status};
+use super::flow::{Flow, Line};
 use super::{AHEAD, BACK, Fault, OUTAGE, STALE};
 use crate::simulation::refusal;
 
@@ -54,8 +53,7 @@ pub enum Passed<T> {
 pub struct Between {
     clock: Clock,
     state: Mutex<State>,
-    /// Told when the apiserver goes away.
-    gone: watch::Sender<()>,
+    watches: Arc<Flow>,
 }
 
 #[derive(Default)]
@@ -76,15 +74,13 @@ struct State {
     hasty: Vec<String>,
     version: u64,
     stale_until: Option<Instant>,
-    stalled_until: Option<Instant>,
-    hidden_until: Option<Instant>,
     clock_off: SignedDuration,
 }
 
 impl Between {
     /// Nothing goes wrong until it is armed.
     pub fn new(clock: Clock) -> Arc<Self> {
-        Arc::new(Self { clock, state: Mutex::default(), gone: watch::Sender::new(()) })
+        Arc::new(Self { clock, state: Mutex::default(), watches: Flow::new(STALE) })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -112,7 +108,7 @@ impl Between {
         let state = self.state();
         let now = Instant::now();
         let (out, refuses) = (state.out.map(|(_, until)| until), state.refuses.map(|(_, until)| until));
-        let until = [out, refuses, state.stale_until, state.stalled_until, state.hidden_until];
+        let until = [out, refuses, state.stale_until, self.watches.late_until()];
         let lasts = until.into_iter().flatten().any(|until| until > now);
         (state.struck || state.fault.is_none()) && !lasts && !state.killed
     }
@@ -255,7 +251,7 @@ impl Between {
             Fault::Outage => {
                 self.state().out = Some((server, Instant::now() + OUTAGE));
                 if server == Server::Kubernetes {
-                    self.gone.send_replace(());
+                    self.watches.tear();
                 }
                 Passed::Broken
             }
@@ -273,45 +269,21 @@ impl Between {
         operator: u64,
         resource: &str,
         changes: BoxStream<'static, Change>,
-    ) -> BoxStream<'static, Result<Bytes, io::Error>> {
-        let (between, is_of_nodes) = (self.clone(), resource == "nodes");
-        stream::unfold(Some((changes, self.gone.subscribe())), move |flow| {
+    ) -> BoxStream<'static, Line> {
+        let between = self.clone();
+        let lines = changes.then(move |change| {
             let between = between.clone();
             async move {
-                let (mut changes, mut gone) = flow?;
-                loop {
-                    let change = tokio::select! {
-                        change = changes.next() => change?,
-                        _ = gone.changed() => return Some((Err(broken()), None)),
-                        () = between.uncovers(), if is_of_nodes => return Some((Ok(too_old()), None)),
-                    };
-                    if !between.lives(operator) {
-                        return std::future::pending().await;
-                    }
-                    between.shows(change.version).await;
-                    let line = json!({"type": change.kind, "object": *change.object}).to_string() + "\n";
-                    let fault = if is_of_nodes { between.event() } else { None };
-                    match fault {
-                        Some(Fault::Hide) => {
-                            between.state().hidden_until = Some(Instant::now() + STALE);
-                            continue;
-                        }
-                        Some(Fault::Expire) => return Some((Ok(too_old()), None)),
-                        Some(Fault::Disconnect) => return Some((Err(broken()), None)),
-                        Some(Fault::Stall) => {
-                            between.state().stalled_until = Some(Instant::now() + STALE);
-                        }
-                        _ => {}
-                    }
-                    let stalled = between.state().stalled_until;
-                    if let (Some(until), true) = (stalled, is_of_nodes) {
-                        tokio::time::sleep_until(until).await;
-                    }
-                    return Some((Ok(line.into()), Some((changes, gone))));
+                if !between.lives(operator) {
+                    return std::future::pending().await;
                 }
+                between.shows(change.version).await;
+                Ok((json!({"type": change.kind, "object": *change.object}).to_string() + "\n").into())
             }
-        })
-        .boxed()
+        });
+        let between = self.clone();
+        let strikes = (resource == "nodes").then_some(move |_: &[u8]| between.event());
+        self.watches.through(lines.boxed(), strikes)
     }
 
     /// Which fault strikes at this event.
@@ -327,33 +299,12 @@ impl Between {
         Some(fault)
     }
 
-    /// Until the watch in which an event was hidden begins anew.
-    async fn uncovers(&self) {
-        let until = self.state().hidden_until;
-        match until {
-            Some(until) => tokio::time::sleep_until(until).await,
-            None => std::future::pending().await,
-        }
-        self.state().hidden_until = None;
-    }
-
     /// Until what this version has brought is shown.
     async fn shows(&self, version: u64) {
         while self.shown().is_some_and(|shown| shown < version) {
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
     }
-}
-
-/// The line that ends a watch whose version is too old.
-pub fn too_old() -> Bytes {
-    let gone = status(410, "Expired", "too old resource version");
-    (json!({"type": "ERROR", "object": gone}).to_string() + "\n").into()
-}
-
-/// What breaks a connection.
-pub fn broken() -> io::Error {
-    io::Error::new(io::ErrorKind::ConnectionReset, "broken by the test")
 }
 
 /// A refusal that something between makes up, in the words of the server that it stands for.

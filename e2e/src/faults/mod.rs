@@ -6,6 +6,7 @@
 pub mod apiserver;
 pub mod between;
 pub mod courses;
+pub mod flow;
 pub mod operator;
 pub mod simulated;
 
