@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::apiserver::{Change, status};
 use super::flow::{Flow, Line};
-use super::{AHEAD, BACK, Fault, OUTAGE, STALE};
+use super::{AHEAD, BACK, Fault, ON_ITS_WAY, OUTAGE, STALE};
 use crate::simulation::refusal;
 
 /// What Azure refuses is not sent again sooner. Real pauses are a little shorter than what timers of milliseconds measure.
@@ -224,6 +224,14 @@ impl Between {
                 if fault == Fault::StaleAfterKill {
                     self.state().stale_until = Some(Instant::now() + STALE);
                 }
+                std::future::pending().await
+            }
+            Fault::KillOnItsWay => {
+                self.kill();
+                tokio::spawn(async move {
+                    tokio::time::sleep(ON_ITS_WAY).await;
+                    deliver.await;
+                });
                 std::future::pending().await
             }
             Fault::LoseRequest => Passed::Broken,

@@ -31,6 +31,8 @@ pub enum Fault {
     KillAfter,
     /// The same, and for a minute its successor is shown lists and watches as they were before it all began.
     StaleAfterKill,
+    /// The operator dies, and the write is carried out [`ON_ITS_WAY`] later, under its successor.
+    KillOnItsWay,
     /// The connection breaks before the write arrives.
     LoseRequest,
     /// The write is carried out, and the connection breaks.
@@ -65,6 +67,8 @@ pub enum Fault {
 
 /// How long whoever is written to is away, or refuses.
 pub const OUTAGE: Duration = Duration::from_secs(10);
+/// How long a write is on its way whose sender has died.
+pub const ON_ITS_WAY: Duration = Duration::from_secs(25);
 /// How late a stalled watch is, how long an event stays hidden, and how long a successor is shown old lists.
 pub const STALE: Duration = Duration::from_mins(1);
 

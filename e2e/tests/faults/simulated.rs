@@ -34,7 +34,7 @@ fn check(plan: Plan, reference: &Outcome) -> Result<()> {
 }
 
 /// What is asked for by the environment; else so many of the crash points of all courses, so many of what else may happen to
-/// the writes of an eviction, and all of these that land late.
+/// the writes of an eviction, and all of these that land late, its sender alive or dead.
 fn chosen(wanted: &Wanted) -> (BTreeMap<Course, Outcome>, Vec<Plan>) {
     let of_word = |word: &String| word.split('/').next()?.parse::<Course>().ok();
     let course = wanted.plan.map(|plan| plan.course).or_else(|| wanted.plans.as_ref().and_then(of_word));
@@ -46,7 +46,8 @@ fn chosen(wanted: &Wanted) -> (BTreeMap<Course, Outcome>, Vec<Plan>) {
     let (crashes, mut others): (Vec<Plan>, Vec<Plan>) =
         all.into_iter().partition(|plan| plan.fault.is_crash());
     others.retain(|plan| plan.course == Course::Eviction && !plan.fault.is_of_watch());
-    let (late, others) = others.into_iter().partition(|plan| plan.fault == Fault::LandsLate);
+    let (late, others) =
+        others.into_iter().partition(|plan| matches!(plan.fault, Fault::LandsLate | Fault::KillOnItsWay));
     let mut plans: Vec<Plan> = late;
     plans.extend(sample(crashes, wanted.seed, CRASHES));
     plans.extend(sample(others, wanted.seed, OTHERS));

@@ -195,7 +195,10 @@ fn agent_pools(
                 provisioning_state: known
                     .map(|known| known.pool.provisioning_state.clone())
                     .unwrap_or_default(),
-                operation: operations.get(&view.name).cloned().or_else(|| view.operation.clone()),
+                operation: operations.get(&view.name).cloned().or_else(|| view.operation.clone()).or_else(|| {
+                    // Whoever leads next must know that it may still come.
+                    old.and_then(|old| old.operation.clone()).filter(|_| view.unanswered > 0)
+                }),
                 write_budget: known
                     .and_then(|known| known.write_budget)
                     .map(|budget| WriteBudget { left: budget.left as i32, at: Time(budget.at) })
