@@ -124,11 +124,36 @@ async fn main() -> ExitCode {
     };
     match shown {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<Refused>() => {
+            eprintln!("{error}");
+            ExitCode::from(2)
+        }
         Err(error) => {
             eprintln!("the demo failed: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// What the API server has against the SpotPool, in its own words.
+#[derive(Debug)]
+struct Refused(String);
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Refused {}
+
+fn refused(args: &Args, error: anyhow::Error) -> anyhow::Error {
+    let (Some(file), Some(kube::Error::Api(status))) = (&args.spotpool, error.downcast_ref()) else {
+        return error;
+    };
+    // Behind what it says of its own patch.
+    let why = status.message.rsplit("Kind=SpotPool): ").next().unwrap_or_default();
+    Refused(format!("{}: {why}", file.display())).into()
 }
 
 async fn demo(args: &Args, spec: Value, watching: &AtomicBool) -> Result<()> {
@@ -164,7 +189,11 @@ async fn demo(args: &Args, spec: Value, watching: &AtomicBool) -> Result<()> {
     workload(&world).await?;
     let options = OperatorOptions { args: otlp.to_vec(), ..OperatorOptions::default() };
     let operator = stage.operator(&options).await?;
-    stage.spot_pool("workers", spec).await?;
+    if let Err(error) = stage.spot_pool("workers", spec).await {
+        operator.stop().await?;
+        world.stop().await?;
+        return Err(refused(args, error));
+    }
     stage
         .status_is("workers", "the SpotPool to be ready", |status| {
             status.conditions.iter().any(|it| it.type_ == "Ready" && it.status == "True")

@@ -62,3 +62,16 @@ fn a_file_that_is_no_spot_pool_of_the_demo_is_told_in_a_sentence() {
     let (output, said) = demo(&["--spotpool"], &[&folder.path().join("none.yaml")]);
     assert!(output.status.code() == Some(2) && said.contains("none.yaml"), "{said}");
 }
+
+/// Who mistypes a field in a copy of the example must be told of it, and of nothing else.
+#[test]
+fn a_field_that_the_api_server_refuses_is_told_in_its_words() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("my.yaml");
+    let example = std::fs::read_to_string(root().join("docs/examples/demo.yaml")).unwrap();
+    std::fs::write(&file, example.replace("hourlyBudget", "hourlyBudgets")).unwrap();
+    let (output, said) = demo(&["--spotpool"], &[&file]);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    let last = said.lines().next_back().unwrap();
+    assert!(last.ends_with("my.yaml: .spec.fallback.hourlyBudgets: field not declared in schema"), "{said}");
+}
