@@ -81,11 +81,21 @@ fn an_operator_killed_when_it_asks_for_a_deletion_deletes_and_buys_no_machine_mo
     run(async {
         let _calm = EVICTIONS.read().await;
         let world = world().await;
-        let writes = drilled(world, "delref", "DeleteMachine", None).await.unwrap();
-        let asks = (0..writes.len()).filter(|at| writes[*at].contains("/deleteMachines")).collect::<Vec<_>>();
-        let [nth] = asks[..] else { panic!("one deletion was to be asked for: {writes:?}") };
-        let killed = [("delx", Fault::KillBefore), ("dely", Fault::KillAfter)]
-            .map(|(name, fault)| drilled(world, name, "DeleteMachine", Some((nth + 1, fault))));
-        futures::future::try_join_all(killed).await.unwrap();
+        let reference = drilled(world, "delref", "DeleteMachine", None).await.unwrap();
+        let asks = |writes: &[String]| writes.iter().position(|what| what.contains("/deleteMachines"));
+        let killed = [("delx", Fault::KillBefore), ("dely", Fault::KillAfter)].map(async |(name, fault)| {
+            // A write of the SpotPool's may come before it, or after.
+            let mut nth = asks(&reference).unwrap();
+            for attempt in ["a", "b", "c", "d", "e"] {
+                let name = format!("{name}{attempt}");
+                let writes = drilled(world, &name, "DeleteMachine", Some((nth + 1, fault))).await.unwrap();
+                if writes[nth].contains("/deleteMachines") {
+                    return;
+                }
+                nth = asks(&writes).unwrap();
+            }
+            panic!("never killed at the deletion");
+        });
+        futures::future::join_all(killed).await;
     });
 }
