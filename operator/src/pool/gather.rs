@@ -612,6 +612,25 @@ mod tests {
             .collect()
     }
 
+    /// Defaults are chosen by the policy lab, which knows no errors of Azure's: left alone for longer, they would be worse than it
+    /// says.
+    #[test]
+    fn an_agent_pool_that_azure_has_no_capacity_for_is_left_alone_as_long_as_the_lab_reckons() {
+        let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        for code in [
+            "SkuNotAvailable",
+            "AllocationFailed",
+            "ZonalAllocationFailed",
+            "OverconstrainedAllocationRequest",
+        ] {
+            let error = AzureError::from_operation(Some(&json!({"code": code, "message": "none"})));
+            let mut troubles = Troubles::default();
+            troubles.note("a", &BTreeMap::new(), &error, now);
+            let reckoned = avoided_until(Failure::Capacity, None, now);
+            assert_eq!(troubles.of("a").avoided_until, Some(reckoned), "{code}");
+        }
+    }
+
     #[test]
     fn one_notice_tells_of_siblings_whose_agent_is_silent() {
         let nodes = [

@@ -161,14 +161,14 @@ fn failed_operations_say_what_to_avoid_and_for_how_long() {
         (quota(8, "standardDSv3Family Cores"), "QuotaExceeded", Scope::Size, TEN_MINUTES),
         (quota(10, "Total Regional Cores"), "QuotaExceeded", Scope::AllOnDemand, TEN_MINUTES),
         (quota(10, "Cores"), "QuotaExceeded", Scope::AllOnDemand, TEN_MINUTES),
-        (zonal, "ZonalAllocationFailed", Scope::Zone, HOUR),
-        (overconstrained, "OverconstrainedZonalAllocationRequest", Scope::Zone, HOUR),
-        (wrapped, "AllocationFailed", Scope::Size, HOUR),
-        (escaped, "SkuNotAvailable", Scope::Size, HOUR),
-        (inside_json, "OverconstrainedAllocationRequest", Scope::Size, HOUR),
-        (inside_escaped_json, "AllocationFailed", Scope::Size, HOUR),
+        (zonal, "ZonalAllocationFailed", Scope::Zone, TEN_MINUTES),
+        (overconstrained, "OverconstrainedZonalAllocationRequest", Scope::Zone, TEN_MINUTES),
+        (wrapped, "AllocationFailed", Scope::Size, TEN_MINUTES),
+        (escaped, "SkuNotAvailable", Scope::Size, TEN_MINUTES),
+        (inside_json, "OverconstrainedAllocationRequest", Scope::Size, TEN_MINUTES),
+        (inside_escaped_json, "AllocationFailed", Scope::Size, TEN_MINUTES),
         (nested, "SpotPriceGreaterThanProvidedMaxPrice", Scope::AgentPool, HOUR),
-        (only_words, "ZonalAllocationFailed", Scope::Zone, HOUR),
+        (only_words, "ZonalAllocationFailed", Scope::Zone, TEN_MINUTES),
     ] {
         let found = failed(&error);
         assert_eq!(found.class, Class::Capacity, "{error}");
