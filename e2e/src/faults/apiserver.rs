@@ -69,6 +69,8 @@ struct State {
     objects: BTreeMap<Key, Arc<Value>>,
     changes: Vec<Change>,
     unknown: Vec<String>,
+    /// Each watch that is open has it as well.
+    open: Arc<()>,
 }
 
 /// The server. Cheap to clone; all clones are one.
@@ -100,6 +102,11 @@ impl Apiserver {
     /// The version of the last change.
     pub fn version(&self) -> u64 {
         self.state().version
+    }
+
+    /// Watches that are open.
+    pub fn watches(&self) -> usize {
+        Arc::strong_count(&self.state().open) - 1
     }
 
     fn next_after(&self, version: u64) -> Option<Change> {
@@ -224,7 +231,8 @@ impl Apiserver {
         let selector = query.get("labelSelector").cloned().unwrap_or_default();
         let from = query.get("resourceVersion").and_then(|it| it.parse().ok()).unwrap_or_default();
         let (server, version, resource) = (self.clone(), self.version.subscribe(), target.resource.clone());
-        let changes = stream::unfold((version, from), move |(mut version, mut from)| {
+        let open = self.state().open.clone();
+        let changes = stream::unfold((version, from, open), move |(mut version, mut from, open)| {
             let (server, target, selector) = (server.clone(), target.clone(), selector.clone());
             async move {
                 loop {
@@ -234,7 +242,7 @@ impl Apiserver {
                         if target.covers(&change.resource, &change.namespace)
                             && selected(&change.object, &selector)
                         {
-                            return Some((change, (version, from)));
+                            return Some((change, (version, from, open)));
                         }
                     }
                     version.changed().await.ok()?;

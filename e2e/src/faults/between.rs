@@ -187,7 +187,8 @@ impl Between {
         Some(fault)
     }
 
-    fn kill(&self) {
+    /// Has the operator die.
+    pub fn kill(&self) {
         self.state().killed = true;
     }
 

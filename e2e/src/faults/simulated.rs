@@ -2,6 +2,8 @@
 //!
 //! Kubelets and agents are a model: Nodes follow machines, notices are claimed, drains that are asked for are done.
 
+pub mod days;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -10,7 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use spotpool_azure::ClusterId;
 use spotpool_azure_sim::api::{GoneReason, Identity, OperationStatus, Priority, State, VmPhase, VmState};
-use spotpool_azure_sim::model::WantedNode;
+use spotpool_azure_sim::model::{Cloud, WantedNode};
 use spotpool_azure_sim::nodes::node_object;
 use spotpool_azure_sim::server;
 use spotpool_azure_sim::sim::{Sim, tokio_clock};
@@ -113,16 +115,16 @@ impl Outcome {
 
 /// Runs a course, undisturbed or with a fault, on a paused runtime of one thread.
 pub async fn run(course: Course, fault: Option<(Fault, usize)>) -> Result<Outcome> {
-    let mut cluster = Cluster::start(course)?;
+    let mut cluster = Cluster::of(course.cloud()?, &course.spec())?;
     let outcome = cluster.course(course, fault).await;
     outcome.with_context(|| cluster.story())
 }
 
 impl Cluster {
-    fn start(course: Course) -> Result<Self> {
+    /// With one SpotPool.
+    fn of(cloud: Cloud, spec: &Value) -> Result<Self> {
         let start = START.parse()?;
         let clock = tokio_clock(start);
-        let cloud = course.cloud()?;
         let identity = cloud.identity.clone();
         let sim = Sim::with_clock(cloud, clock.clone());
         let apiserver = Apiserver::default();
@@ -132,7 +134,7 @@ impl Cluster {
                 "apiVersion": "spotpool.dev/v1alpha1", "kind": "SpotPool",
                 "metadata": {"name": "workers", "namespace": NAMESPACE, "uid": "pool", "generation": 1,
                     "creationTimestamp": START},
-                "spec": course.spec(),
+                "spec": spec,
             }),
         );
         let state = sim.look(|cloud, now| cloud.state(now));
@@ -292,9 +294,7 @@ impl Cluster {
                 node["status"]["conditions"] = json!([{"type": "Ready", "status": ready}]);
             }
             let annotations = &mut node["metadata"]["annotations"];
-            if let Some(notice) = notice {
-                annotations[names::EVICTION_ANNOTATION] = notice.into();
-            }
+            set(annotations, names::EVICTION_ANNOTATION, notice.map_or(Value::Null, Value::from));
             let request = annotations[names::DRAIN_REQUEST_ANNOTATION].as_str();
             let request: Option<DrainRequest> = request.map(serde_json::from_str).transpose()?;
             let drain = request.map(|request| {
