@@ -44,12 +44,12 @@ pub async fn measure(world: &World, report: &mut Report) -> Result<()> {
     if report.wants(&FIGURES[2..]) {
         kinds.push(Kind::Agent { budgets: 10 });
     }
-    let kubeconfig = Raw::sign_in(world).await?;
     let (mut runs, mut busy) = (vec![Vec::new(); kinds.len()], Vec::new());
     for round in 0..ROUNDS {
         eprintln!("{PODS} pods under disruption budgets, round {} of {ROUNDS} …", round + 1);
         let pool = format!("pdbs{round}");
         let fresh = nodes::fresh(world, &pool, kinds.len() as u32).await?;
+        let kubeconfig = Raw::sign_in(world).await?;
         // Who is first changes with each round.
         for turn in 0..kinds.len() {
             let index = (turn + round * 3) % kinds.len();

@@ -52,8 +52,11 @@ impl Raw {
             })
         };
         let pods = pods.list(&ListParams::default()).await?;
-        let agent =
-            pods.iter().find(|pod| is_agent(pod)).context("no agent runs whose token it could have")?;
+        // The newest: the token of an agent whose node goes is refused once its Pod is gone.
+        let agents = pods.iter().filter(|pod| is_agent(pod));
+        let agent = agents
+            .max_by_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|at| at.0))
+            .context("no agent runs whose token it could have")?;
         let token = issue(&world.client, agent).await?;
         let kubeconfig = world.cluster.dir().join("raw.kubeconfig");
         world.cluster.service_account_kubeconfig(SYSTEM_NAMESPACE, account, &token, &kubeconfig)?;

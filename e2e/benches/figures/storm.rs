@@ -43,7 +43,7 @@ const SIZES: [Size; 2] = [
     },
     Size {
         pods: 110,
-        rounds: 5,
+        rounds: 15,
         agent: "evict_110",
         raw: "evict_110_raw",
         vs_raw: "evict_110_vs_raw",
