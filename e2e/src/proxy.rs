@@ -97,8 +97,9 @@ struct Trapped {
     /// How many events of Nodes were told of whose agent pools' names begin with `prefix`.
     events: usize,
     prefix: String,
-    /// Counts down with each write, or each event.
+    /// Counts down with each write, or each event, whose words hold `of`.
     trap: Option<(usize, Spring)>,
+    of: &'static str,
     victim: Option<Arc<Supervised>>,
     sprung: bool,
     /// Who is away, and until when.
@@ -107,7 +108,10 @@ struct Trapped {
 
 impl Trapped {
     /// What springs at the next write, or event.
-    fn next(&mut self, is_event: bool) -> Option<Spring> {
+    fn next(&mut self, is_event: bool, what: &str) -> Option<Spring> {
+        if !what.contains(self.of) {
+            return None;
+        }
         let is_awaited =
             |spring: &Spring| matches!(spring, Spring::Fault(fault) if fault.is_of_watch()) == is_event;
         let (left, spring) = self.trap.as_mut().filter(|(_, spring)| is_awaited(spring))?;
@@ -140,7 +144,7 @@ impl Shared {
             return None;
         }
         state.events += 1;
-        match state.next(true) {
+        match state.next(true, "") {
             Some(Spring::Fault(fault)) => Some(fault),
             _ => None,
         }
@@ -180,8 +184,14 @@ impl Proxy {
 
     /// Sets a trap for the `nth` write from now on (1 is the next) of `victim`, or event of its Nodes.
     pub fn trap(&self, nth: usize, spring: Spring, victim: Arc<Supervised>) {
+        self.trap_of("", nth, spring, victim);
+    }
+
+    /// Sets one for the `nth` write whose method and path hold `of`, wherever it comes among others.
+    pub fn trap_of(&self, of: &'static str, nth: usize, spring: Spring, victim: Arc<Supervised>) {
         let mut state = self.shared.lock();
         state.trap = Some((nth, spring));
+        state.of = of;
         state.victim = Some(victim);
         state.sprung = false;
     }
@@ -317,8 +327,9 @@ impl Upstream {
 
     fn count(&self, what: String) -> (Option<usize>, Option<Spring>) {
         let mut state = self.shared.lock();
+        let spring = state.next(false, &what);
         state.writes.push(Write { what, status: None });
-        (Some(state.writes.len() - 1), state.next(false))
+        (Some(state.writes.len() - 1), spring)
     }
 
     /// A watch, line by line, as far as faults let it through.
