@@ -34,6 +34,8 @@ pub enum Reason {
     ReplaceEvicted,
     /// Spot is asked for, or kept, ahead of an eviction that Azure only hints at.
     ReplaceAhead,
+    /// Spot is asked for, or kept, beyond what is wanted because some was lost lately (`standby.afterLoss`).
+    StandbyAfterLoss,
     /// Every agent pool has the tags of `costTags`.
     CostTagsPresent,
     /// An agent pool lacks a tag of `costTags`.

@@ -31,7 +31,7 @@ pub use money::{
     Spend, ToldStatus, WorkloadMonth, WorkloadSpend,
 };
 pub use objective::{BurnRate, Drains, Measured, Objective, ObjectiveMode, ObjectiveStatus, UnitSeconds};
-pub use placement::{OnDemand, Placement, Readiness, Standby, Strategy};
+pub use placement::{AfterLoss, OnDemand, Placement, Readiness, Standby, Strategy};
 pub use signals::{BandStatus, EarlySignals, HoursStatus, PriceRiseStatus, SignalsStatus};
 pub use status::{
     AgentPoolStatus, AutoscalerStatus, AzureError, Capacity, CountChange, FallbackStatus, LossesStatus,

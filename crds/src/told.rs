@@ -111,6 +111,7 @@ pub const TOLD: &[Told] = &[
     operator(Reason::SpotBelowTarget, "Normal", SCALE_UP, MACHINES),
     operator(Reason::ReplaceEvicted, "Warning", SCALE_UP, MACHINES),
     operator(Reason::ReplaceAhead, "Normal", SCALE_UP, MACHINES),
+    operator(Reason::StandbyAfterLoss, "Normal", SCALE_UP, MACHINES),
     operator(Reason::FallbackForShortfall, "Warning", SCALE_UP, MACHINES),
     operator(Reason::OnDemandBelowBaseline, "Warning", SCALE_UP, MACHINES),
     operator(Reason::OnDemandBelowFloor, "Normal", SCALE_UP, MACHINES),

@@ -47,6 +47,8 @@ use tokio::task::JoinHandle;
 use tower::ServiceExt;
 use url::Url;
 
+use crate::stage::without_spare;
+
 /// An agent's drain of a node that holds nothing back.
 const DRAIN: SignedDuration = SignedDuration::from_secs(10);
 
@@ -299,7 +301,7 @@ impl Simulation {
             "kind": "SpotPool",
             "metadata": {"name": "workers", "namespace": "batch", "uid": "pool", "generation": 1,
                 "creationTimestamp": format!("{start:.0}")},
-            "spec": manifest,
+            "spec": without_spare(manifest.clone()),
         }))?;
         let mut simulation = Self {
             sim,

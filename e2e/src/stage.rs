@@ -64,6 +64,15 @@ pub struct Operator {
     pub admin_url: String,
 }
 
+/// The spec without spare after losses, unless it says how much: most tests count machines, and lose some.
+pub fn without_spare(mut spec: Value) -> Value {
+    let after_loss = &mut spec["standby"]["afterLoss"];
+    if after_loss.is_null() {
+        *after_loss = json!({"percent": 0});
+    }
+    spec
+}
+
 impl<'a> Stage<'a> {
     /// Sets a stage: at most 8 lower-case letters.
     pub async fn set(world: &'a World, name: &str) -> Result<Self> {
@@ -202,8 +211,13 @@ impl<'a> Stage<'a> {
         Ok(path)
     }
 
-    /// Applies a SpotPool of this spec.
+    /// Applies a SpotPool of this spec, [`without_spare`].
     pub async fn spot_pool(&self, name: &str, spec: Value) -> Result<SpotPool> {
+        self.spot_pool_as_written(name, without_spare(spec)).await
+    }
+
+    /// Applies a SpotPool of this very spec.
+    pub async fn spot_pool_as_written(&self, name: &str, spec: Value) -> Result<SpotPool> {
         let pool = json!({"apiVersion": "spotpool.dev/v1alpha1", "kind": "SpotPool",
             "metadata": {"name": name, "namespace": self.name}, "spec": spec});
         let params = PatchParams {

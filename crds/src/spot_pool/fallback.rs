@@ -103,7 +103,7 @@ fn default_growth_after() -> Duration {
 }
 
 fn default_stabilization() -> Duration {
-    Duration::from_secs(180)
+    Duration::from_secs(60)
 }
 
 fn default_min_on_demand_lifetime() -> Duration {
@@ -119,7 +119,7 @@ fn default_drain_timeout() -> Duration {
 }
 
 fn default_probe() -> Duration {
-    Duration::from_secs(120)
+    Duration::from_secs(60)
 }
 
 impl Default for Failback {

@@ -68,6 +68,29 @@ pub struct Standby {
     #[serde(default)]
     #[schemars(range(min = 0, max = 1000))]
     pub units: i32,
+
+    /// More for a while where Azure has just taken nodes: it mostly takes others soon.
+    #[serde(default)]
+    pub after_loss: AfterLoss,
+}
+
+/// Spot kept beyond what is wanted while losses are recent: as much as was lost, at most a share of what is wanted on spot.
+/// Nothing is bought or kept on demand for it, and what no agent pool has room for is not waited for. `standby.units` counts
+/// towards it.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AfterLoss {
+    /// At most this share of what is wanted on spot, in percent, 0 to 100, rounded up to whole units: 15 percent of 3 units is one. `0`
+    /// keeps none.
+    #[serde(default = "default_after_loss_percent")]
+    #[schemars(range(min = 0, max = 100))]
+    pub percent: i32,
+
+    /// For how long after the last loss of an agent pool, 1s to 168h.
+    #[serde(default = "default_after_loss_lasts", rename = "for")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('168h')")
+        .message("standby.afterLoss.for must be 1s to 168h: for no spare after a loss set standby.afterLoss.percent to 0"))]
+    pub lasts: Duration,
 }
 
 /// When a node counts as capacity: once it is Ready, not cordoned, and all that is said here holds.
@@ -90,6 +113,20 @@ pub struct Readiness {
 
 fn default_max_share_per_pool() -> i32 {
     60
+}
+
+fn default_after_loss_percent() -> i32 {
+    15
+}
+
+fn default_after_loss_lasts() -> Duration {
+    Duration::from_secs(4 * 3600)
+}
+
+impl Default for AfterLoss {
+    fn default() -> Self {
+        Self { percent: default_after_loss_percent(), lasts: default_after_loss_lasts() }
+    }
 }
 
 impl Default for Placement {

@@ -205,7 +205,7 @@ fn situation(dice: &mut Dice, index: usize, now: Timestamp) -> Result<(SpotPoolS
         "onDemand": {"baseline": if kind == 4 { 0 } else { on_demand }, "pdbFloor": {"enabled": true, "maxUnits": 500}},
         "fallback": {"maxNodes": 1_000},
         "failback": {"maxConcurrent": 100, "probe": "0s"},
-        "standby": {"units": 20},
+        "standby": {"units": 20, "afterLoss": {"percent": 0}},
     }))?;
     Ok((spec, snapshot))
 }

@@ -42,7 +42,7 @@ struct Args {
     /// Use this cluster in place of one of our own. Its nodes must be kwok's.
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
-    /// Azure's times: VMs boot in 100 s, failback by its defaults, 3 min and one node first. Takes many minutes.
+    /// Azure's times: VMs boot in 100 s, failback by its defaults, 1 min and one node first. Takes many minutes.
     #[arg(long)]
     real_times: bool,
     /// Programs as they are shipped (a longer build).
@@ -174,7 +174,7 @@ async fn demo(args: &Args, spec: Value, watching: &AtomicBool) -> Result<()> {
         "times: VM boot {}s, notice {}s, failback stabilization {}, minimum lifetime {}",
         times.boot.as_secs(),
         times.notice.as_secs(),
-        spec["failback"]["stabilization"].as_str().unwrap_or("3m"),
+        spec["failback"]["stabilization"].as_str().unwrap_or("1m"),
         spec["failback"]["minOnDemandLifetime"].as_str().unwrap_or("0s")
     );
 
@@ -189,7 +189,7 @@ async fn demo(args: &Args, spec: Value, watching: &AtomicBool) -> Result<()> {
     workload(&world).await?;
     let options = OperatorOptions { args: otlp.to_vec(), ..OperatorOptions::default() };
     let operator = stage.operator(&options).await?;
-    if let Err(error) = stage.spot_pool("workers", spec).await {
+    if let Err(error) = stage.spot_pool_as_written("workers", spec).await {
         operator.stop().await?;
         world.stop().await?;
         return Err(refused(args, error));

@@ -66,6 +66,7 @@ impl Course {
             "agentPools": pools,
             "fallback": {"maxNodes": FALLBACK, "growthAfter": "2m"},
             "failback": {"stabilization": "30s", "minOnDemandLifetime": "30s"},
+            "standby": {"afterLoss": {"percent": 0}},
         })
     }
 

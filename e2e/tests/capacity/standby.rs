@@ -5,6 +5,7 @@ use std::time::Duration;
 use kube::ResourceExt;
 use serde_json::json;
 use spotpool_azure_sim::api::PoolSpec;
+use spotpool_crds::{Reason, SpotPoolStatus};
 use spotpool_e2e::{OperatorOptions, Stage, run};
 
 use crate::versions::Versions;
@@ -63,6 +64,52 @@ fn standby_takes_the_place_of_a_lost_node_and_is_filled_again_and_nothing_is_bou
             .unwrap();
         stage.status_is("p", "standby to be filled", |status| status.capacity.ready_spot == 4).await.unwrap();
         assert_eq!(on_demand().await, 1, "two were lost, one of them was covered");
+        operator.stop().await.unwrap();
+    });
+}
+
+#[test]
+fn after_an_eviction_spare_is_kept_on_spot_for_its_time_and_given_back_and_nothing_is_bought_for_it() {
+    run(async {
+        let stage = Stage::set(world_with_agents().await, "spare").await.unwrap();
+        stage
+            .agent_pools(&[
+                PoolSpec::spot("sparea", "Standard_D4s_v5", 0),
+                PoolSpec::spot("spareb", "Standard_D4as_v5", 0),
+                PoolSpec::regular("sparer", "Standard_D4s_v5", 0),
+            ])
+            .await
+            .unwrap();
+        let operator = stage.operator(&OperatorOptions::default()).await.unwrap();
+        let pools = ["sparea", "spareb", "sparer"].map(|name| json!({"name": name, "maxNodes": 10}));
+        let spec = json!({"replicas": 3, "agentPools": pools, "standby": {"afterLoss": {"for": "45s"}},
+            "fallback": {"maxNodes": 3, "after": "0s"},
+            "failback": {"stabilization": "1s", "probe": "0s"}});
+        stage.spot_pool("p", spec).await.unwrap();
+        let whole = |status: &SpotPoolStatus, spot: i32| {
+            let machines: i32 = status.agent_pools.iter().map(|pool| pool.machines).sum();
+            status.capacity.ready_spot == spot && machines == spot && status.fallback.draining.is_empty()
+        };
+        let status = stage.status_is("p", "3, and no spare", |status| whole(status, 3)).await.unwrap();
+        let is_spare =
+            |status: &SpotPoolStatus| status.plan.iter().any(|step| step.reason == Reason::StandbyAfterLoss);
+        assert!(!is_spare(&status), "{:?}", status.plan);
+
+        let nodes = stage.nodes("sparea").await.unwrap();
+        stage.world.sim.evict(&[nodes[0].name_any()], Duration::from_secs(10)).await.unwrap();
+        // 15 percent of 3, rounded up.
+        let has_spare = |status: &SpotPoolStatus| status.capacity.ready_spot == 4;
+        let status = stage.status_is("p", "3 and a spare", has_spare).await.unwrap();
+        assert!(is_spare(&status), "{:?}", status.plan);
+        assert_eq!(status.replicas, 3);
+        assert_eq!(condition(&status, "SpotAvailable"), "True");
+
+        let status =
+            stage.status_is("p", "the spare to be given back", |status| whole(status, 3)).await.unwrap();
+        assert!(!is_spare(&status), "{:?}", status.plan);
+        let state = stage.world.sim.state().await.unwrap();
+        let bought: usize = state.writes_to("sparer").map(|write| write.machines_ordered.len()).sum();
+        assert!(bought <= 1, "{bought} on demand in the place of one that was lost");
         operator.stop().await.unwrap();
     });
 }

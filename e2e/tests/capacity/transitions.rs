@@ -64,7 +64,7 @@ fn full(stage: &str) -> Value {
             "matchLabels": {"nobody": "here"},
             "matchExpressions": [{"key": "nobody", "operator": "In", "values": ["here"]}]}}},
         "placement": {"strategy": "Balanced", "maxSharePerPool": 60, "earlySignals": {"preRaise": 0}},
-        "standby": {"units": 0},
+        "standby": {"units": 0, "afterLoss": {"percent": 15, "for": "4h"}},
         "fallback": {"maxNodes": 2, "after": "0s", "growthAfter": "5m", "hourlyBudget": "100",
             "monthlyBudget": "70000", "atCap": "Hold"},
         "failback": {"stabilization": "0s", "minOnDemandLifetime": "0s", "maxConcurrent": 2, "drainTimeout": "15m",

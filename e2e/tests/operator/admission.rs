@@ -35,6 +35,10 @@ fn objective(objective: &Value) -> Value {
     spec(&[("objective", objective.clone())])
 }
 
+fn after_loss(after_loss: &Value) -> Value {
+    spec(&[("standby", json!({"afterLoss": after_loss}))])
+}
+
 fn money(limits: &Value) -> Value {
     let mut fallback = json!({"maxNodes": 1});
     fallback.as_object_mut().unwrap().extend(limits.as_object().unwrap().clone());
@@ -162,6 +166,15 @@ fn what_cannot_be_meant_is_refused_with_what_to_change() {
             "failback.drainTimeout must be 1s to 24h",
             spec(&[("failback", json!({"drainTimeout": "0s"}))]),
         ),
+        ("p", "should be less than or equal to 100", after_loss(&json!({"percent": 101}))),
+        ("p", "should be greater than or equal to 0", after_loss(&json!({"percent": -1}))),
+        ("p", "standby.afterLoss.for must be 1s to 168h", after_loss(&json!({"for": "0s"}))),
+        (
+            "p",
+            "for no spare after a loss set standby.afterLoss.percent to 0",
+            after_loss(&json!({"for": "169h"})),
+        ),
+        ("p", "should match", after_loss(&json!({"for": "4 hours"}))),
         ("p", "should be greater than or equal to 1", spec(&[("failback", json!({"maxConcurrent": 0}))])),
         ("p", "failback.probe must be at most 24h", spec(&[("failback", json!({"probe": "25h"}))])),
         ("p", "spec.failback.window.duration: Required value", window(&json!({"schedule": "0 22 * * *"}))),
@@ -230,9 +243,10 @@ fn what_can_be_meant_is_taken_and_gets_its_defaults() {
         let filled = serde_json::to_value(&taken.spec).unwrap();
         assert_eq!(
             filled["failback"],
-            json!({"stabilization": "3m", "minOnDemandLifetime": "0s", "maxConcurrent": 1, "drainTimeout": "15m",
-                "probe": "2m"})
+            json!({"stabilization": "1m", "minOnDemandLifetime": "0s", "maxConcurrent": 1, "drainTimeout": "15m",
+                "probe": "1m"})
         );
+        assert_eq!(filled["standby"], json!({"units": 0, "afterLoss": {"percent": 15, "for": "4h"}}));
         assert_eq!(filled["deletionPolicy"], json!("Retain"));
         let subnet =
             "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/virtualNetworks/v/subnets/n";

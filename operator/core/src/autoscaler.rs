@@ -38,7 +38,7 @@ pub(crate) struct Held {
 impl Held {
     /// Spot.
     pub fn spot(tally: &Tally, there: u32) -> Self {
-        Self { role: Role::Spot, there, wanted: tally.spot_target, needed: tally.spot_target }
+        Self { role: Role::Spot, there, wanted: tally.spot_wanted(), needed: tally.spot_target }
     }
 
     /// On-demand: what stands in for spot is held only where we had to ask for it, so that `fallback.maxNodes` holds.

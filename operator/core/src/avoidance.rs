@@ -5,7 +5,8 @@ use jiff::{SignedDuration, Timestamp};
 /// What kind of failure Azure reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// No capacity or no quota for this size: asking again soon is useless.
+    /// No capacity or no quota for this size: asked again with one machine, as often as costs a small part of the writes
+    /// that AKS allows.
     Capacity,
     /// A limit on requests.
     Throttled,
@@ -18,9 +19,8 @@ pub enum Failure {
 /// Until when nothing new is asked of the agent pool: `stated` is how long the error itself says.
 pub fn avoided_until(failure: Failure, stated: Option<SignedDuration>, now: Timestamp) -> Timestamp {
     let wait = stated.unwrap_or(match failure {
-        Failure::Capacity => SignedDuration::from_mins(10),
         Failure::Throttled => SignedDuration::from_mins(1),
-        Failure::Refused => SignedDuration::from_mins(5),
+        Failure::Capacity | Failure::Refused => SignedDuration::from_mins(5),
         Failure::Transient => SignedDuration::from_secs(15),
     });
     // Whatever is stated: short enough to notice that things got better, long enough not to hammer.

@@ -554,7 +554,7 @@ fn surplus<'a>(situation: &Situation<'a>, on_demand_needed: u32, draft: &Draft) 
     };
     let mut too_much_on_demand = there(Role::OnDemand).saturating_sub(on_demand_needed);
     let ahead = signals::ahead(spec, &snapshot.agent_pools, &draft.actions);
-    let mut too_much_spot = there(Role::Spot).saturating_sub(tally.spot_target + ahead);
+    let mut too_much_spot = there(Role::Spot).saturating_sub(tally.spot_wanted() + ahead);
     let mut held = autoscaler::releasable(situation, Role::OnDemand, &mut too_much_on_demand, draft);
     held.extend(autoscaler::releasable(situation, Role::Spot, &mut too_much_spot, draft));
     let of = |nodes: Vec<(&'a NodeView, u32)>, role, too_much| {

@@ -3,6 +3,7 @@
 //! [`plan()`] is the whole of it. It never fails and never waits; what cannot be done now is a step with a
 //! reason and a time at which to look again.
 
+mod after_loss;
 pub mod allocation;
 mod arrivals;
 mod autoscaler;

@@ -8,6 +8,7 @@ use spotpool_crds::spot_pool::{Adoption, Capacity, Mode, ObjectiveStatus, PlanSt
 use spotpool_crds::voluntary_drain::DrainReason;
 use spotpool_crds::{Duration, Reason};
 
+use crate::after_loss;
 use crate::autoscaler::{self, Held};
 use crate::caps::{Caps, Money};
 use crate::counts;
@@ -287,7 +288,9 @@ pub(crate) struct Tally {
     /// Spot beyond what is wanted.
     pub standby: u32,
     pub spot_target: u32,
-    /// Spot beyond the target, because so much may go soon.
+    /// Spot beyond the target, because some was lost lately.
+    pub after_loss: u32,
+    /// Spot beyond both, because so much may go soon.
     pub ahead: u32,
     /// Spot that stays, and that is on its way.
     pub spot_have: u32,
@@ -317,6 +320,7 @@ impl Tally {
             base_is_floor: false,
             standby: spec.standby.units.max(0) as u32,
             spot_target: 0,
+            after_loss: 0,
             ahead: signals::ahead(spec, &snapshot.agent_pools, &[]),
             spot_have: 0,
             spot_ready: 0,
@@ -362,8 +366,15 @@ impl Tally {
         let always = kept_units.max(spec.on_demand.baseline.max(0) as u32);
         tally.base = always.max(floor);
         tally.base_is_floor = floor > always;
-        tally.spot_target = wanted.saturating_sub(tally.base) + tally.standby;
+        let on_spot = wanted.saturating_sub(tally.base);
+        tally.spot_target = on_spot + tally.standby;
+        tally.after_loss = after_loss::units(spec, snapshot, on_spot, now);
         tally
+    }
+
+    /// Spot that there should be, that beyond the target after a loss included.
+    pub fn spot_wanted(&self) -> u32 {
+        self.spot_target + self.after_loss
     }
 
     /// On-demand that the base lacks.
@@ -513,18 +524,24 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
     let stalls = stall::detect(snapshot, now, &mut draft);
 
     let mut drains = Drains::of(&situation);
-    let missing_spot = tally.spot_target.saturating_sub(tally.spot_have);
     // Who leaves because it was too much is taken back before anything is asked for ahead.
-    let missing_in_all = (tally.spot_target + tally.ahead).saturating_sub(tally.spot_have);
+    let missing_in_all = (tally.spot_wanted() + tally.ahead).saturating_sub(tally.spot_have);
     let regained_spot = drains.withdraw(Role::Spot, missing_in_all, &mut draft);
-    let missing_spot = missing_spot.saturating_sub(regained_spot);
+    let spot_there = tally.spot_have + regained_spot;
+    let missing_spot = tally.spot_wanted().saturating_sub(spot_there);
+    let missing_of_target = tally.spot_target.saturating_sub(spot_there);
     let patience = Patience::of(&situation, missing_spot);
-    let need = Need::spot(missing_spot, tally.spot_target, patience.urgent, &stalls);
-    let spot = place(&spec.placement, snapshot, &need, now);
-    let spot_reason = if tally.evicting > 0 { Reason::ReplaceEvicted } else { Reason::SpotBelowTarget };
+    let need = Need::spot(missing_spot, tally.spot_wanted(), patience.urgent, &stalls);
+    let mut spot = place(&spec.placement, snapshot, &need, now);
+    let ahead = signals::place_ahead(&situation, regained_spot, &spot, &stalls);
+    let lacking_after_loss = after_loss::leave_out(&mut spot, missing_spot - missing_of_target);
+    let spot_reason = match missing_of_target {
+        _ if tally.evicting > 0 => Reason::ReplaceEvicted,
+        0 => Reason::StandbyAfterLoss,
+        _ => Reason::SpotBelowTarget,
+    };
     request(&situation, &spot, spot_reason, &mut draft);
     explain_waiting(&situation, &spot, patience.until, &mut draft);
-    let ahead = signals::place_ahead(&situation, regained_spot, &spot, &stalls);
     request(&situation, &ahead.placement, Reason::ReplaceAhead, &mut draft);
     let asked_of_spot = spot.units + ahead.placement.units;
 
@@ -550,8 +567,7 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
     request(&situation, &on_demand, reason, &mut draft);
     fallback::explain_limit(&situation, &on_demand, &mut draft);
     let mut money = caps.conclude(&situation, &on_demand, is_fallback, &mut draft);
-    let spot_there = tally.spot_have + regained_spot + asked_of_spot;
-    autoscaler::settle(&situation, &Held::spot(tally, spot_there), &mut draft);
+    autoscaler::settle(&situation, &Held::spot(tally, spot_there + asked_of_spot), &mut draft);
     let on_demand_there = tally.on_demand_have + regained_on_demand + on_demand.units;
     autoscaler::settle(&situation, &Held::on_demand(tally, on_demand_there, on_demand_units), &mut draft);
     let on_demand_short = fallback::short(&situation, &on_demand, &mut draft);
@@ -573,6 +589,7 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
         .into_iter()
         .flat_map(|role| rank(&spec.placement, snapshot, role, now))
         .collect();
+    after_loss::explain(&situation, lacking_after_loss, &mut draft);
     signals::explain(&situation, &ranks, &ahead, &mut draft);
     money.planned = planned::hourly(&situation, &ranks);
     let of_pool = |pool: &AgentPoolView| Some((pool.name.clone(), losses(pool)?));

@@ -232,8 +232,9 @@ pub(crate) fn place_ahead(
     let wanted = tally.ahead;
     let there = tally.spot_have + regained + spot.units;
     let lacks_more = spot.unplaced + spot.waits() > 0;
-    let missing = if lacks_more { 0 } else { (tally.spot_target + wanted).saturating_sub(there) };
-    let need = Need::ahead(missing, tally.spot_target + wanted, stalls, spot);
+    let target = tally.spot_wanted() + wanted;
+    let missing = if lacks_more { 0 } else { target.saturating_sub(there) };
+    let need = Need::ahead(missing, target, stalls, spot);
     let placement = place(&spec.placement, snapshot, &need, *now);
     let lacking = placement.unplaced;
     let placement = Placement { unplaced: 0, passed_over: Vec::new(), ..placement };

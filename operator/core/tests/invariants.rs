@@ -6,6 +6,8 @@ mod world;
 
 use proptest::prelude::*;
 use spotpool_core::plan;
+use spotpool_crds::Duration;
+use spotpool_crds::spot_pool::AfterLoss;
 use spotpool_crds::spot_pool::Role::{OnDemand, Spot};
 use world::{World, carries_just};
 
@@ -38,7 +40,7 @@ proptest! {
     /// pools not written, only drained machines deleted, and that a plan carried out leaves nothing to do.
     #[test]
     fn limits_hold_and_the_pool_recovers(
-        events in proptest::collection::vec(happens(), 1..40), follows: bool, baseline in 0i32..4, standby in 0i32..3,
+        events in proptest::collection::vec(happens(), 1..40), follows: bool, baseline in 0i32..4, standby in 0i32..3, percent in 0i32..50,
         units in prop_oneof![Just([1; 4]), prop::array::uniform4(1u32..6)], prices in prop::array::uniform4(0u32..4),
         minimums in prop_oneof![Just([None; 3]), prop::array::uniform3(prop::option::of(0u32..3))],
     ) {
@@ -56,6 +58,7 @@ proptest! {
         world.count_follows_evictions = follows;
         world.spec.on_demand.baseline = baseline;
         world.spec.standby.units = standby;
+        world.spec.standby.after_loss = AfterLoss { percent, lasts: Duration::from_secs(1800) };
         world.reconcile();
         for event in events {
             match event {

@@ -36,8 +36,10 @@ fn pool(state: VmState) -> AgentPoolView {
     }
 }
 
+const NO_SPARE: &str = "standby: {afterLoss: {percent: 0}}\n";
+
 fn planned(pool: AgentPoolView, extra: &str, now: i64) -> Plan {
-    let spec = format!("replicas: 2\nagentPools: [{{name: a, maxNodes: 9}}]\n{extra}");
+    let spec = format!("replicas: 2\nagentPools: [{{name: a, maxNodes: 9}}]\n{NO_SPARE}{extra}");
     let spec: SpotPoolSpec = serde_yaml_ng::from_str(&spec).unwrap();
     plan(&spec, &Snapshot { agent_pools: vec![pool], ..Snapshot::default() }, at(now))
 }
@@ -78,8 +80,8 @@ fn a_machine_that_lingers_is_deleted_after_a_while_and_a_deallocated_one_at_once
         pool
     };
     let alone = |pool| {
-        let spec = "replicas: 1\nagentPools: [{name: a, maxNodes: 9}]";
-        let spec: SpotPoolSpec = serde_yaml_ng::from_str(spec).unwrap();
+        let spec = format!("replicas: 1\nagentPools: [{{name: a, maxNodes: 9}}]\n{NO_SPARE}");
+        let spec: SpotPoolSpec = serde_yaml_ng::from_str(&spec).unwrap();
         plan(&spec, &Snapshot { agent_pools: vec![pool], ..Snapshot::default() }, at(119))
     };
     for (state, deallocates, since, wanted) in [

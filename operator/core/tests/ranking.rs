@@ -40,7 +40,8 @@ fn planned(strategy: &str, replicas: i32, mut pools: Vec<AgentPoolView>, nodes: 
     }
     let names: Vec<_> = pools.iter().map(|pool| format!("{{name: {}, maxNodes: 20}}", pool.name)).collect();
     let spec: SpotPoolSpec = serde_yaml_ng::from_str(&format!(
-        "replicas: {replicas}\nagentPools: [{}]\nfallback: {{maxNodes: 9}}\nplacement: {{{strategy}}}\n",
+        "replicas: {replicas}\nagentPools: [{}]\nfallback: {{maxNodes: 9}}\nplacement: {{{strategy}}}\n\
+         standby: {{afterLoss: {{percent: 0}}}}\n",
         names.join(", ")
     ))
     .unwrap();

@@ -42,13 +42,15 @@ fn world(dice: &mut Dice) -> World {
     };
     let yaml = format!(
         "replicas: {}\nagentPools: [{}]\nplacement: {{strategy: {strategy}, maxSharePerPool: {}}}\n\
-         onDemand: {{baseline: {}}}\nstandby: {{units: {}}}\n{fallback}\
+         onDemand: {{baseline: {}}}\nstandby: {{units: {}, afterLoss: {{percent: {}, for: {}m}}}}\n{fallback}\
          failback: {{stabilization: {}m, minOnDemandLifetime: {}m, maxConcurrent: {}}}\n",
         dice.below(13),
         pools.join(", "),
         dice.of(&[30, 50, 60, 100]),
         dice.below(5),
         dice.below(4),
+        dice.of(&[0, 15, 15, 40]),
+        1 + dice.below(120),
         1 + dice.below(3),
         dice.below(6),
         1 + dice.below(3),

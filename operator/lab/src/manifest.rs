@@ -63,6 +63,7 @@ pub fn check(spec: &SpotPoolSpec) -> Result<(), String> {
     within("spec.placement.maxSharePerPool", spec.placement.max_share_per_pool, 1, 100)?;
     within("spec.onDemand.baseline", spec.on_demand.baseline, 0, 1000)?;
     within("spec.standby.units", spec.standby.units, 0, 1000)?;
+    within("spec.standby.afterLoss.percent", spec.standby.after_loss.percent, 0, 100)?;
     within("spec.failback.maxConcurrent", spec.failback.max_concurrent, 1, 100)?;
     if let Some(fallback) = &spec.fallback {
         within("spec.fallback.maxNodes", fallback.max_nodes, 0, 1000)?;

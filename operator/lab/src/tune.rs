@@ -66,7 +66,7 @@ fn duration(text: &str) -> Duration {
 }
 
 /// In the order in which they are tried.
-const KNOBS: [Knob; 7] = [
+const KNOBS: [Knob; 8] = [
     Knob {
         field: "failback.minOnDemandLifetime",
         values: &["0s", "10m", "20m", "40m", "1h"],
@@ -74,7 +74,7 @@ const KNOBS: [Knob; 7] = [
     },
     Knob {
         field: "failback.stabilization",
-        values: &["2m", "5m", "10m", "20m", "40m"],
+        values: &["1m", "3m", "5m", "10m", "20m"],
         set: |spec, value| spec.failback.stabilization = duration(value),
     },
     Knob {
@@ -107,6 +107,11 @@ const KNOBS: [Knob; 7] = [
         field: "standby.units",
         values: &["0", "1", "2"],
         set: |spec, value| spec.standby.units = whole(value),
+    },
+    Knob {
+        field: "standby.afterLoss.percent",
+        values: &["0", "10", "15", "25"],
+        set: |spec, value| spec.standby.after_loss.percent = whole(value),
     },
 ];
 
@@ -277,6 +282,7 @@ pub fn without_parts(spec: &SpotPoolSpec) -> Vec<(&'static str, SpotPoolSpec)> {
                 spec.placement.strategy = Strategy::LowestPrice;
             }),
         ),
+        ("without spare after losses", with(|spec| spec.standby.after_loss.percent = 0)),
         ("with 1 unit of standby", with(|spec| spec.standby.units = 1)),
         ("with 2 units of standby", with(|spec| spec.standby.units = 2)),
         ("without the failback probe", with(|spec| spec.failback.probe = Duration::from_secs(0))),

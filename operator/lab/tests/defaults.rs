@@ -136,10 +136,19 @@ fn no_policy_of_others_is_both_cheaper_and_more_available_than_the_defaults() {
     for scenario in traces() {
         play(&scenario.name.clone(), &[scenario]);
     }
+    let drawn = play("as drawn", &of(seeds(), 1.0, |_| {}));
     // In the middle of many courses not even by a little.
-    for it in &play("as drawn", &of(seeds(), 1.0, |_| {}))[1..] {
+    for it in &drawn[1..] {
         assert!(it.cost > 0.99 || it.ready <= 0.0, "{} is {:.3} {:+.3}", it.policy, it.cost, it.ready);
     }
+    let of_skyserve = |spare: u32| {
+        let name = format!("SkyServe's formula, {spare} spare");
+        drawn.iter().find(|it| it.policy == name).unwrap()
+    };
+    // With spare it costs more and gives no more than a hundredth of a point; without, it is worse by a fifth of one.
+    let (with, without) = (of_skyserve(2), of_skyserve(0));
+    assert!(with.cost > 1.0 && with.ready < 0.0, "{:.3} {:+.3}", with.cost, with.ready);
+    assert!(without.ready < -0.1, "{:.3} {:+.3}", without.cost, without.ready);
 }
 
 #[test]

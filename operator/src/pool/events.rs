@@ -127,9 +127,10 @@ fn action_event(action: &Action, status: &SpotPoolStatus, would: &str) -> Event 
     let (kind, verb, node, note) = match action {
         Action::ScaleUp { agent_pool, new, count, .. } => {
             let kind = match reason {
-                Reason::SpotBelowTarget | Reason::ReplaceAhead | Reason::OnDemandBelowFloor => {
-                    EventType::Normal
-                }
+                Reason::SpotBelowTarget
+                | Reason::StandbyAfterLoss
+                | Reason::ReplaceAhead
+                | Reason::OnDemandBelowFloor => EventType::Normal,
                 _ => EventType::Warning,
             };
             let price = status

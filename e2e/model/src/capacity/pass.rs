@@ -97,6 +97,7 @@ impl Planner {
                 "replicas": bounds.replicas, "agentPools": agent_pools,
                 "fallback": {"maxNodes": bounds.fallback, "after": "0s", "growthAfter": "0s"},
                 "failback": {"stabilization": "0s", "minOnDemandLifetime": "0s", "probe": "0s", "drainTimeout": "10m"},
+                "standby": {"afterLoss": {"percent": 0}},
             },
         });
         let pool = serde_json::from_value(pool).map_err(|error| error.to_string())?;

@@ -47,8 +47,8 @@ impl When {
     }
 }
 
-// Capacity comes and goes within minutes, and one machine is asked for first: a tenth of what AKS allows (20, and one a minute).
-const CAPACITY: Duration = Duration::from_mins(10);
+// Capacity comes and goes within minutes, and one machine is asked for first: a fifth of what AKS allows (20, and one a minute).
+const CAPACITY: Duration = Duration::from_mins(5);
 // Prices change by the hour, and quota of nothing is for a person.
 const HOUR: Duration = Duration::from_hours(1);
 // Quota is freed by any scale-down, and raised by a request that takes minutes.

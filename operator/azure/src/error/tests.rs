@@ -9,6 +9,7 @@ use super::codes::{TABLE, When};
 use super::*;
 
 const HOUR: Duration = Duration::from_hours(1);
+const FIVE_MINUTES: Duration = Duration::from_mins(5);
 const TEN_MINUTES: Duration = Duration::from_mins(10);
 
 fn answer(status: u16, body: &str) -> AzureError {
@@ -161,14 +162,14 @@ fn failed_operations_say_what_to_avoid_and_for_how_long() {
         (quota(8, "standardDSv3Family Cores"), "QuotaExceeded", Scope::Size, TEN_MINUTES),
         (quota(10, "Total Regional Cores"), "QuotaExceeded", Scope::AllOnDemand, TEN_MINUTES),
         (quota(10, "Cores"), "QuotaExceeded", Scope::AllOnDemand, TEN_MINUTES),
-        (zonal, "ZonalAllocationFailed", Scope::Zone, TEN_MINUTES),
-        (overconstrained, "OverconstrainedZonalAllocationRequest", Scope::Zone, TEN_MINUTES),
-        (wrapped, "AllocationFailed", Scope::Size, TEN_MINUTES),
-        (escaped, "SkuNotAvailable", Scope::Size, TEN_MINUTES),
-        (inside_json, "OverconstrainedAllocationRequest", Scope::Size, TEN_MINUTES),
-        (inside_escaped_json, "AllocationFailed", Scope::Size, TEN_MINUTES),
+        (zonal, "ZonalAllocationFailed", Scope::Zone, FIVE_MINUTES),
+        (overconstrained, "OverconstrainedZonalAllocationRequest", Scope::Zone, FIVE_MINUTES),
+        (wrapped, "AllocationFailed", Scope::Size, FIVE_MINUTES),
+        (escaped, "SkuNotAvailable", Scope::Size, FIVE_MINUTES),
+        (inside_json, "OverconstrainedAllocationRequest", Scope::Size, FIVE_MINUTES),
+        (inside_escaped_json, "AllocationFailed", Scope::Size, FIVE_MINUTES),
         (nested, "SpotPriceGreaterThanProvidedMaxPrice", Scope::AgentPool, HOUR),
-        (only_words, "ZonalAllocationFailed", Scope::Zone, TEN_MINUTES),
+        (only_words, "ZonalAllocationFailed", Scope::Zone, FIVE_MINUTES),
     ] {
         let found = failed(&error);
         assert_eq!(found.class, Class::Capacity, "{error}");
