@@ -27,8 +27,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::metrics::Metrics;
+use crate::node::{boot_id, conditions, is_ready};
 use crate::pool::doomed::Notices;
-use crate::watches::{Nodes, Trigger, boot_id, conditions, is_ready};
+use crate::watches::{Nodes, Trigger};
 
 /// Drains that run at a time; each has a watch on its node's pods. Claims do not wait for them: they keep new pods off.
 const DRAINS_AT_ONCE: usize = 50;

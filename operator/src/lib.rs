@@ -9,6 +9,7 @@ pub mod leader;
 pub mod market;
 pub mod metrics;
 pub mod neighbours;
+pub mod node;
 pub mod operator;
 pub mod pool;
 mod quantity;

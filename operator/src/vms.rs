@@ -14,7 +14,8 @@ use spotpool_crds::names;
 use tokio::time::Instant;
 
 use crate::metrics::Metrics;
-use crate::watches::{Nodes, Trigger, conditions};
+use crate::node::conditions;
+use crate::watches::{Nodes, Trigger};
 
 /// How often the store is looked at for suspects.
 const LOOK: Duration = Duration::from_secs(1);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use backon::ExponentialBuilder;
 use futures::channel::mpsc;
 use futures::{Stream, StreamExt};
-use k8s_openapi::api::core::v1::{Node, NodeCondition, NodeSystemInfo};
+use k8s_openapi::api::core::v1::{Node, NodeSystemInfo};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::watcher::{self, ExponentialBackoff, watcher};
@@ -17,6 +17,8 @@ use kube::{Api, Client, ResourceExt};
 use spotpool_crds::names;
 use tokio::sync::Notify;
 use tokio::time::Instant;
+
+use crate::node::{agent_pool_of, boot_id, conditions, is_ready};
 
 /// Several notices of one moment become one plan. Short: it is on the way from notice to replacement.
 const COALESCE: Duration = Duration::from_millis(20);
@@ -227,27 +229,6 @@ fn vanished_from(node: &Node) -> Option<String> {
     let taints = spec.taints.iter().flatten();
     let is_out = taints.into_iter().any(|taint| taint.key == names::OUT_OF_SERVICE_TAINT);
     if cordoned || is_marked || is_out { None } else { agent_pool_of(node).map(str::to_owned) }
-}
-
-/// The agent pool of a Node.
-pub fn agent_pool_of(node: &Node) -> Option<&str> {
-    node.labels().get(names::AGENT_POOL_LABEL).map(String::as_str)
-}
-
-/// The conditions of a Node.
-pub fn conditions(node: &Node) -> impl Iterator<Item = &NodeCondition> {
-    node.status.iter().flat_map(|status| status.conditions.iter().flatten())
-}
-
-/// Whether the kubelet says Ready.
-pub fn is_ready(node: &Node) -> bool {
-    conditions(node).any(|condition| condition.type_ == "Ready" && condition.status == "True")
-}
-
-/// A Node's boot; empty if not known.
-pub fn boot_id(node: &Node) -> &str {
-    let info = node.status.as_ref().and_then(|status| status.node_info.as_ref());
-    info.map_or("", |info| info.boot_id.as_str())
 }
 
 /// Conditions that anything here looks at. Nodes of AKS have a dozen others.

@@ -26,6 +26,23 @@ enum Happens {
     Pass(i64),
 }
 
+impl Happens {
+    fn happen(self, world: &mut World) {
+        match self {
+            Self::Notice { pool, many, seconds } => {
+                let name = world.pools[pool].name.clone();
+                world.notice(&name, many, seconds);
+            }
+            Self::Pending { pool, many } => {
+                let name = world.pools[pool].name.clone();
+                world.pending(&name, many);
+            }
+            Self::Resize(replicas) => world.spec.replicas = replicas,
+            Self::Pass(seconds) => world.pass(seconds),
+        }
+    }
+}
+
 fn happens() -> impl Strategy<Value = Happens> {
     prop_oneof![
         3 => (0usize..2, 1usize..6, 0i64..40).prop_map(|(pool, many, seconds)| Happens::Notice { pool, many, seconds }),
@@ -61,18 +78,7 @@ proptest! {
         world.spec.standby.after_loss = AfterLoss { percent, lasts: Duration::from_secs(1800) };
         world.reconcile();
         for event in events {
-            match event {
-                Happens::Notice { pool, many, seconds } => {
-                    let name = world.pools[pool].name.clone();
-                    world.notice(&name, many, seconds);
-                }
-                Happens::Pending { pool, many } => {
-                    let name = world.pools[pool].name.clone();
-                    world.pending(&name, many);
-                }
-                Happens::Resize(replicas) => world.spec.replicas = replicas,
-                Happens::Pass(seconds) => world.pass(seconds),
-            }
+            event.happen(&mut world);
             world.reconcile();
             prop_assert!(world.pools[2].machines.iter().any(|machine| machine.name == "rega-000000"));
         }
@@ -97,18 +103,7 @@ proptest! {
     fn order_of_inputs_is_irrelevant(events in proptest::collection::vec(happens(), 1..10), seed: u64) {
         let mut world = World::new(SPEC, &[Spot, Spot, OnDemand, OnDemand]);
         for event in events {
-            match event {
-                Happens::Notice { pool, many, seconds } => {
-                    let name = world.pools[pool].name.clone();
-                    world.notice(&name, many, seconds);
-                }
-                Happens::Pending { pool, many } => {
-                    let name = world.pools[pool].name.clone();
-                    world.pending(&name, many);
-                }
-                Happens::Resize(replicas) => world.spec.replicas = replicas,
-                Happens::Pass(seconds) => world.pass(seconds),
-            }
+            event.happen(&mut world);
             let snapshot = world.snapshot();
             let mut shuffled = snapshot.clone();
             for pool in &mut shuffled.agent_pools {

@@ -7,13 +7,13 @@ use std::time::Duration;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
-use spotpool_crds::{EvictionNotice, names};
+use spotpool_crds::names;
 use tokio::time::Instant;
 
 use super::entry::{Entry, Followed, Written};
 use super::read::Lists;
 use super::{AgentPools, State};
-use crate::watches::{agent_pool_of, is_ready};
+use crate::node::{self, agent_pool_of, is_ready};
 
 /// How often agent pools are listed while nothing happens: 40 reads an hour out of a bucket that all
 /// clusters of the subscription share.
@@ -144,18 +144,10 @@ impl AgentPools {
 
     /// Agent pools with a node that goes.
     pub(super) fn losing(&self) -> HashSet<String> {
-        let goes = |node: &Node| {
-            let notice = node.annotations().get(names::EVICTION_ANNOTATION);
-            let notice: Option<EvictionNotice> = notice.and_then(|text| serde_json::from_str(text).ok());
-            notice.is_some_and(|notice| notice.takes_capacity())
-        };
+        let goes = |node: &Node| node::notice(node).is_some_and(|notice| notice.takes_capacity());
         let nodes = self.nodes.all();
-        nodes
-            .iter()
-            .filter(|node| goes(node))
-            .filter_map(|node| agent_pool_of(node))
-            .map(str::to_owned)
-            .collect()
+        let losing = nodes.iter().filter(|node| goes(node)).filter_map(|node| agent_pool_of(node));
+        losing.map(str::to_owned).collect()
     }
 
     /// Whether listed machines and Nodes do not match.

@@ -1,6 +1,6 @@
 //! Reads of agent pools, their machines and our operations, and what becomes of what was known.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -159,7 +159,7 @@ impl AgentPools {
         }
         // Not all can be had now where there are many. Nothing is replaced in an agent pool whose machines are not known: those
         // that lose some go first, and then who has waited longest, so that none waits for ever.
-        let losing = self.losing();
+        let losing = if to_list.is_empty() { HashSet::new() } else { self.losing() };
         {
             let mut state = self.state();
             let entries = state.entries.get_or_insert_default();

@@ -14,9 +14,9 @@ use spotpool_crds::{EvictionDrill, EvictionNotice, Reason, SpotPool, names};
 
 use crate::agent_pools::AgentPools;
 use crate::market::decimal;
+use crate::node::annotation;
+use crate::node::{agent_pool_of, is_ready};
 use crate::pool::doomed::Notices;
-use crate::pool::gather::annotation;
-use crate::watches::{agent_pool_of, is_ready};
 use crate::workloads::Workloads;
 
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
-use spotpool_crds::{EvictionNotice, ProviderId, names};
+use spotpool_crds::{EvictionNotice, ProviderId};
 
-use super::gather::annotation;
+use crate::node;
 
 /// Events that are named at most where machines are asked for in the place of nodes that go.
 const MOST_NAMED: usize = 5;
@@ -43,7 +43,7 @@ impl Notices {
     pub fn of(nodes: &[Arc<Node>]) -> Self {
         let mut notices = Self::default();
         for node in nodes {
-            let Some(mut notice) = read(node) else { continue };
+            let Some(mut notice) = node::notice(node) else { continue };
             let named = std::mem::take(&mut notice.doomed);
             let is_active = notice.is_active();
             let seen = notice.observed_at;
@@ -112,11 +112,6 @@ impl Notices {
         let scale_set = instance(of).and_then(|(scale_set, _)| self.scale_sets.get(&scale_set));
         scale_set.is_some_and(|it| nodes.iter().any(|node| it.witnesses.contains(node)))
     }
-}
-
-/// The notice that a Node is under, if its annotation can be read.
-fn read(node: &Node) -> Option<EvictionNotice> {
-    annotation(node, names::EVICTION_ANNOTATION)
 }
 
 /// Scale set and instance id of a Node's VM. A VM of its own has no siblings.

@@ -8,7 +8,6 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
-use serde::de::DeserializeOwned;
 use spotpool_azure::{AgentPool, AzureError, Class, EvictionPolicy, Priority, Scope};
 use spotpool_core::avoidance::{Failure, avoided_until};
 use spotpool_core::bills::Bills;
@@ -35,8 +34,8 @@ use super::release::{self, Minimum};
 use super::signals;
 use crate::agent_pools::{Known, View};
 use crate::market::decimal;
+use crate::node::{agent_pool_of, annotation};
 use crate::vms::signs;
-use crate::watches::agent_pool_of;
 use crate::workloads::Survey;
 
 /// Everything that one reconciliation works on.
@@ -545,14 +544,6 @@ fn is_out_of_service(node: &Node) -> bool {
         taint.key == names::OUT_OF_SERVICE_TAINT
             && taint.value.as_deref() == Some(names::OUT_OF_SERVICE_VALUE)
     })
-}
-
-/// What an annotation says, if it can be read.
-pub fn annotation<T: DeserializeOwned>(node: &Node, key: &str) -> Option<T> {
-    let text = node.annotations().get(key)?;
-    serde_json::from_str(text)
-        .inspect_err(|error| tracing::warn!(node = node.name_any(), key, %error, "annotation not understood"))
-        .ok()
 }
 
 #[cfg(test)]

@@ -25,7 +25,8 @@ use super::Error;
 use super::gather::Gathered;
 use super::others::is_minimum_theirs;
 use crate::agent_pools::{AgentPools, Known};
-use crate::watches::{Nodes, agent_pool_of};
+use crate::node::agent_pool_of;
+use crate::watches::Nodes;
 
 /// Marks that are left over do no harm for a while.
 const EVERY: Duration = Duration::from_secs(10);

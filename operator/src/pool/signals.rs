@@ -18,7 +18,7 @@ use spotpool_crds::{EvictionNotice, SpotPool};
 use super::doomed::Notices;
 use crate::agent_pools::Known;
 use crate::market::Facts;
-use crate::watches::agent_pool_of;
+use crate::node::agent_pool_of;
 
 /// Nodes that Azure advises to move away from, by agent pool.
 pub fn advised(nodes: &[Arc<Node>], notices: &Notices) -> BTreeMap<String, BTreeSet<String>> {

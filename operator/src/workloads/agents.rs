@@ -10,7 +10,7 @@ use spotpool_crds::names;
 
 use super::Listed;
 use super::survey::Scope;
-use crate::watches::{agent_pool_of, conditions, is_ready};
+use crate::node::{agent_pool_of, conditions, is_ready};
 
 /// So many nodes are named.
 const NAMED: usize = 3;

@@ -18,7 +18,7 @@ use super::Known;
 use super::agents::AgentsTold;
 use super::read::{Running, Stays, matches, requirements, resources, taint};
 use super::shared::Labels;
-use crate::watches::{agent_pool_of, is_ready};
+use crate::node::{agent_pool_of, is_ready};
 
 /// How long a budget must have let no pod go before it is told of: each rollout blocks some for moments.
 pub const BLOCKED_AFTER: SignedDuration = SignedDuration::from_mins(1);

@@ -10,7 +10,7 @@ use spotpool_core::scheduling::Resources;
 use super::Known;
 use super::shared::label;
 use super::survey::{Scope, allocatable};
-use crate::watches::agent_pool_of;
+use crate::node::agent_pool_of;
 
 /// Workloads that are kept apart until it is known which of them cost the most.
 const KEPT: usize = 1000;
