@@ -7,10 +7,12 @@ use jiff::Timestamp;
 use spotpool_crds::Reason;
 use spotpool_crds::spot_pool::{Role, SpotPoolSpec};
 
+use crate::draft::Draft;
 use crate::placement::Placement;
-use crate::plan::{Draft, Situation, later};
+use crate::plan::Situation;
 use crate::ranking::losses;
 use crate::snapshot::Snapshot;
+use crate::time::later;
 
 /// Units that agent pools have lost lately, and until when that counts.
 fn recent(

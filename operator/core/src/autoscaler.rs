@@ -8,9 +8,12 @@ use jiff::Timestamp;
 use spotpool_crds::Reason;
 use spotpool_crds::spot_pool::Role;
 
-use crate::plan::{Action, Draft, Situation, Tally};
+use crate::action::Action;
+use crate::draft::Draft;
+use crate::plan::Situation;
 use crate::ranking::rank;
 use crate::snapshot::{AgentPoolView, NodeView};
+use crate::tally::Tally;
 use crate::upkeep;
 
 /// The range of the cluster autoscaler.

@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use spotpool_crds::EvictionNotice;
 use spotpool_crds::eviction::{Claimant, Phase, Source};
 
-use crate::plan::later_by;
+use crate::time::later_by;
 
 /// How long the agent has to claim a notice. It needs a second to poll and some milliseconds to write.
 pub const CLAIMED_WITHIN: SignedDuration = SignedDuration::from_secs(2);

@@ -3,8 +3,8 @@
 use rust_decimal::Decimal;
 use spotpool_crds::spot_pool::{Role, SpotPoolSpec};
 
-use crate::plan::kept;
 use crate::snapshot::{AgentPoolView, Snapshot};
+use crate::tally::kept;
 use crate::units::{Machines, standing_in};
 
 /// What one machine costs an hour, and how that is known.

@@ -4,7 +4,9 @@
 use jiff::SignedDuration;
 use spotpool_crds::Reason;
 
-use crate::plan::{Action, Draft, Situation};
+use crate::action::Action;
+use crate::draft::Draft;
+use crate::plan::Situation;
 use crate::snapshot::AgentPoolView;
 
 /// Azure's count often follows by itself, a little later.

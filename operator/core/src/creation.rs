@@ -4,9 +4,12 @@ use jiff::Timestamp;
 use spotpool_crds::Reason;
 use spotpool_crds::spot_pool::{CreateAgentPool, OperationKind, SpotPoolSpec};
 
-use crate::plan::{Action, Draft, Situation, later_by};
+use crate::action::Action;
+use crate::draft::Draft;
+use crate::plan::Situation;
 use crate::snapshot::AgentPoolView;
 use crate::stall::{COMES_WITHIN, is_overdue};
+use crate::time::later_by;
 
 /// How an agent pool that Azure does not list is to be made, if it is.
 pub fn wanted<'a>(spec: &'a SpotPoolSpec, pool: &AgentPoolView) -> Option<&'a CreateAgentPool> {

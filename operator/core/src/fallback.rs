@@ -3,9 +3,13 @@
 use spotpool_crds::{Duration, Reason};
 
 use crate::caps::Bound;
+use crate::draft::Draft;
+use crate::memory::Memory;
 use crate::placement::Placement;
-use crate::plan::{Draft, Memory, Situation, Tally, later, why_not};
+use crate::plan::{Situation, why_not};
 use crate::snapshot::NodeView;
+use crate::tally::Tally;
+use crate::time::later;
 
 /// A node that somebody has cordoned mostly comes back: a person tries something, AKS begins an upgrade of which we hear
 /// later. On-demand would take as long to boot.

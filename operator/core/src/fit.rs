@@ -11,7 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 use spotpool_crds::Reason;
 use spotpool_crds::spot_pool::Role;
 
-use crate::plan::Draft;
+use crate::draft::Draft;
 use crate::scheduling::{Pod, Resources, Taint, largest_first};
 use crate::snapshot::{NodeView, Snapshot};
 

@@ -12,9 +12,11 @@ use jiff::{SignedDuration, Timestamp};
 use spotpool_crds::Reason;
 use spotpool_crds::spot_pool::{Role, SpotPoolSpec};
 
-use crate::plan::{Draft, Memory, later};
+use crate::draft::Draft;
+use crate::memory::Memory;
 use crate::scheduling::{Bins, Pod, Resources, Taint, largest_first};
 use crate::snapshot::Snapshot;
+use crate::time::later;
 
 /// How long more must be needed before more is kept: a rollout or a restart must buy nothing.
 pub const RAISED_AFTER: SignedDuration = SignedDuration::from_mins(1);

@@ -7,12 +7,24 @@ use spotpool_crds::Reason;
 use spotpool_crds::spot_pool::{Mode, PlanStep, Role};
 use spotpool_crds::voluntary_drain::DrainReason;
 
+use crate::action::Action;
 use crate::caps::Caps;
+use crate::draft::{Draft, told};
 use crate::failback::{Drains, return_drained};
 use crate::floor::Floor;
-use crate::plan::{Action, Draft, Leaving, Plan, Situation, capacity, explain_unusable, later, told};
+use crate::plan::{Plan, Situation, capacity, explain_unusable};
 use crate::snapshot::NodeView;
+use crate::time::later;
 use crate::units::removable;
+
+/// How far a SpotPool that is being deleted is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leaving {
+    /// On-demand nodes that are still to be returned.
+    pub fallback_nodes: u32,
+    /// Whether it may go.
+    pub done: bool,
+}
 
 /// Nobody wants this capacity any more, so no clock is waited for: neither stabilization nor window, minimum lifetime or
 /// probe. Disruption budgets and `failback.maxConcurrent` hold; a drain that fails is tried again after

@@ -3,6 +3,7 @@
 //! [`plan()`] is the whole of it. It never fails and never waits; what cannot be done now is a step with a
 //! reason and a time at which to look again.
 
+mod action;
 mod after_loss;
 pub mod allocation;
 mod arrivals;
@@ -15,6 +16,7 @@ pub mod claims;
 pub mod cost;
 mod counts;
 pub mod creation;
+mod draft;
 pub mod drill;
 mod failback;
 mod fallback;
@@ -23,6 +25,7 @@ pub mod floor;
 mod leaving;
 pub mod ledger;
 pub mod loss;
+mod memory;
 mod need;
 pub mod objective;
 mod placement;
@@ -34,15 +37,20 @@ pub mod signals;
 mod snapshot;
 pub mod spend;
 mod stall;
+mod tally;
+mod time;
 mod units;
 pub mod upkeep;
 mod waiting;
 mod window;
 mod wishes;
 
+pub use action::Action;
 pub use autoscaler::Autoscaler;
+pub use leaving::Leaving;
+pub use memory::{Answered, Memory, Probe, Relapses};
 pub use need::{Needs, PastNeed};
-pub use plan::{Action, Answered, Leaving, Memory, Plan, Probe, Relapses, plan};
+pub use plan::{Plan, plan};
 pub use snapshot::{AgentPoolView, DrainView, Losses, Market, NodeView, Score, Snapshot, arrived};
 pub use stall::Stall;
 pub use window::{Opening, next_time, opening};

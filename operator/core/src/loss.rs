@@ -8,8 +8,11 @@ use jiff::{SignedDuration, Timestamp};
 use spotpool_crds::Reason;
 use spotpool_crds::spot_pool::{OnDeallocated, Role};
 
-use crate::plan::{Action, Draft, Situation, later_by};
+use crate::action::Action;
+use crate::draft::Draft;
+use crate::plan::Situation;
 use crate::snapshot::{AgentPoolView, NodeView};
+use crate::time::later_by;
 
 /// A kubelet that restarts, or a node that boots, is not ready for less than this.
 const NOT_READY_FOR: SignedDuration = SignedDuration::from_secs(30);

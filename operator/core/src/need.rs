@@ -4,7 +4,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 
-use crate::plan::later_by;
+use crate::time::later_by;
 
 /// More levels than these are told apart in no plan: two become one, the higher for the longer.
 const MOST_LEVELS: usize = 8;

@@ -13,8 +13,10 @@ use spotpool_crds::spot_pool::{
 };
 use spotpool_crds::{Duration, Reason};
 
-use crate::plan::{Draft, Tally, later_by};
+use crate::draft::Draft;
 use crate::snapshot::Snapshot;
+use crate::tally::Tally;
+use crate::time::later_by;
 use caution::{Caution, Signs};
 use history::{Amount, History, Level, time};
 

@@ -9,11 +9,11 @@ use spotpool_crds::SpotPoolSpec;
 use spotpool_crds::spot_pool::{Placement as Policy, Role};
 
 use crate::caps::{Bound, Caps};
-use crate::plan::kept;
 use crate::ranking::{Rank, likeness, rank, with_concentration};
 use crate::signals;
 use crate::snapshot::{AgentPoolView, Snapshot};
 use crate::stall::Stall;
+use crate::tally::kept;
 use crate::units::{beyond, waste};
 
 /// New machines for one agent pool.

@@ -2,230 +2,36 @@
 
 use std::collections::BTreeMap;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use rust_decimal::Decimal;
-use spotpool_crds::spot_pool::{Adoption, Capacity, Mode, ObjectiveStatus, PlanStep, Role, SpotPoolSpec};
-use spotpool_crds::voluntary_drain::DrainReason;
-use spotpool_crds::{Duration, Reason};
+use spotpool_crds::Reason;
+use spotpool_crds::spot_pool::{Capacity, Mode, PlanStep, Role, SpotPoolSpec};
 
+use crate::action::Action;
 use crate::after_loss;
 use crate::autoscaler::{self, Held};
 use crate::caps::{Caps, Money};
 use crate::counts;
 use crate::creation;
+use crate::draft::{Draft, kept_restarts, told};
 use crate::failback::{self, Drains};
 use crate::fallback::{self, Shortfall};
-use crate::floor::{self, Floor, FloorMemory};
-use crate::leaving;
-use crate::ledger::Ledger;
+use crate::floor::{self, Floor};
+use crate::leaving::{self, Leaving};
 use crate::loss::{self, Restarts};
-use crate::need::Needs;
+use crate::memory::Memory;
 use crate::objective;
 use crate::placement::{Limit, Need, Placement, place};
 use crate::planned;
 use crate::ranking::{Rank, losses, rank, unannounced_since};
 use crate::signals::{self, Hours};
-use crate::snapshot::{AgentPoolView, Losses, NodeView, Snapshot};
+use crate::snapshot::{AgentPoolView, Losses, Snapshot};
 use crate::stall::{self, Stall};
+use crate::tally::{Tally, kept};
 use crate::units;
 use crate::upkeep;
 use crate::waiting::Patience;
 use crate::wishes;
-
-/// One thing to do. At most one write to an agent pool in a plan.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// PUT the agent pool with a higher count; an autoscaled one with a minimum of that many.
-    ScaleUp {
-        /// The agent pool.
-        agent_pool: String,
-        /// Machines beyond those that exist.
-        new: u32,
-        /// Machines that exist and have no Node yet.
-        coming: u32,
-        /// The count to ask for: machines that exist, doomed ones included, and the new ones.
-        count: u32,
-        /// Why.
-        reason: Reason,
-    },
-    /// Delete drained machines by name.
-    DeleteMachines {
-        /// The agent pool.
-        agent_pool: String,
-        /// Names of nodes, which are also the machines' names.
-        nodes: Vec<String>,
-        /// Machines that remain.
-        remaining: u32,
-        /// Why.
-        reason: Reason,
-    },
-    /// Have Azure make an agent pool that does not exist, without machines.
-    CreateAgentPool {
-        /// The agent pool.
-        agent_pool: String,
-    },
-    /// PUT the agent pool with its count lowered to the machines that exist: none is deleted by it.
-    CorrectCount {
-        /// The agent pool.
-        agent_pool: String,
-        /// Machines that exist.
-        count: u32,
-    },
-    /// PUT the autoscaled agent pool with another minimum that adds no machine and takes none by itself.
-    SetMinimum {
-        /// The agent pool.
-        agent_pool: String,
-        /// The least that the autoscaler keeps from now on.
-        min: u32,
-        /// Why.
-        reason: Reason,
-    },
-    /// Have Azure start deallocated machines again.
-    Restart {
-        /// The agent pool.
-        agent_pool: String,
-        /// Names of nodes.
-        nodes: Vec<String>,
-    },
-    /// Taint the node `out-of-service`: its VM does not run.
-    TakeOutOfService {
-        /// The node.
-        node: String,
-    },
-    /// Take that taint off.
-    ReturnToService {
-        /// The node.
-        node: String,
-    },
-    /// Ask the node's agent to drain it, PDBs kept.
-    RequestDrain {
-        /// The node.
-        node: String,
-        /// Why.
-        reason: DrainReason,
-        /// When the agent gives up.
-        not_after: Timestamp,
-    },
-    /// Take the drain request back; the agent gives the node back.
-    WithdrawDrain {
-        /// The node.
-        node: String,
-        /// Why.
-        reason: Reason,
-    },
-}
-
-impl Action {
-    /// Why.
-    pub fn reason(&self) -> Reason {
-        match self {
-            Self::ScaleUp { reason, .. }
-            | Self::SetMinimum { reason, .. }
-            | Self::WithdrawDrain { reason, .. }
-            | Self::DeleteMachines { reason, .. } => *reason,
-            Self::Restart { .. } => Reason::RestartDeallocated,
-            Self::TakeOutOfService { .. } | Self::ReturnToService { .. } => Reason::OutOfService,
-            Self::CorrectCount { .. } => Reason::CountCorrected,
-            Self::CreateAgentPool { .. } => Reason::CreateAgentPool,
-            Self::RequestDrain { reason: DrainReason::Failback, .. } => Reason::Failback,
-            Self::RequestDrain { reason: DrainReason::Manual, .. } => Reason::ManualDrain,
-            Self::RequestDrain { .. } => Reason::ScaleDown,
-        }
-    }
-
-    /// The agent pool that is written, if one is.
-    pub fn agent_pool(&self) -> Option<&str> {
-        match self {
-            Self::ScaleUp { agent_pool, .. }
-            | Self::DeleteMachines { agent_pool, .. }
-            | Self::CorrectCount { agent_pool, .. }
-            | Self::CreateAgentPool { agent_pool }
-            | Self::SetMinimum { agent_pool, .. } => Some(agent_pool),
-            // Starting a machine is no write of its agent pool.
-            Self::Restart { .. }
-            | Self::TakeOutOfService { .. }
-            | Self::ReturnToService { .. }
-            | Self::RequestDrain { .. }
-            | Self::WithdrawDrain { .. } => None,
-        }
-    }
-
-    pub(crate) fn machines_deleted(&self) -> usize {
-        match self {
-            Self::DeleteMachines { nodes, .. } => nodes.len(),
-            _ => 0,
-        }
-    }
-}
-
-/// What one plan leaves for the next: kept in status, so that it survives restarts.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Memory {
-    /// The most that has been ready at once, at most what is wanted.
-    pub established: u32,
-    /// Since when established capacity is missing.
-    pub lost_since: Option<Timestamp>,
-    /// Since when growth waits for capacity.
-    pub growth_since: Option<Timestamp>,
-    /// Since when more nodes are there than needed.
-    pub surplus_since: Option<Timestamp>,
-    /// On-demand that is needed, and was lately.
-    pub needs: Needs,
-    /// No node is asked to drain before this time.
-    pub paused_until: Option<Timestamp>,
-    /// Since when on-demand stands in for spot.
-    pub fallback_since: Option<Timestamp>,
-    /// When a node was last given back because spot could carry the load again.
-    pub failed_back_at: Option<Timestamp>,
-    /// How often spot failed soon after that, and when at last.
-    pub relapses: Option<Relapses>,
-    /// The on-demand that is kept for disruption budgets.
-    pub floor: FloorMemory,
-    /// The node that was given back alone, before others follow.
-    pub probe: Option<Probe>,
-    /// The last wish for failback that was answered.
-    pub answered: Option<Answered>,
-    /// What was measured of the objective, as status has it.
-    pub objective: Option<ObjectiveStatus>,
-    /// What has been spent.
-    pub ledger: Option<Ledger>,
-}
-
-/// The first node that is given back.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Probe {
-    /// Its name.
-    pub node: String,
-    /// Since when it is gone, if it is.
-    pub gone_since: Option<Timestamp>,
-}
-
-/// A wish of a person and what came of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answered {
-    /// The annotation's value.
-    pub value: String,
-    /// What came of it, in words.
-    pub answer: String,
-}
-
-/// How far a SpotPool that is being deleted is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Leaving {
-    /// On-demand nodes that are still to be returned.
-    pub fallback_nodes: u32,
-    /// Whether it may go.
-    pub done: bool,
-}
-
-/// How often spot failed soon after on-demand was given back.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Relapses {
-    /// How often, as it counted at `at`.
-    pub count: u32,
-    /// When at last.
-    pub at: Timestamp,
-}
 
 /// The outcome of [`plan()`].
 #[derive(Clone, Debug, PartialEq)]
@@ -276,213 +82,6 @@ pub(crate) struct Situation<'a> {
     pub snapshot: &'a Snapshot,
     pub tally: Tally,
     pub now: Timestamp,
-}
-
-/// Counts over the snapshot, in units. Nodes under notice or asked to drain count in none but `evicting`.
-pub(crate) struct Tally {
-    pub wanted: u32,
-    /// On-demand that there should always be: the most of the baseline, what was found at adoption, and the floor.
-    pub base: u32,
-    /// Whether it is the floor that makes the base so large.
-    pub base_is_floor: bool,
-    /// Spot beyond what is wanted.
-    pub standby: u32,
-    pub spot_target: u32,
-    /// Spot beyond the target, because some was lost lately.
-    pub after_loss: u32,
-    /// Spot beyond both, because so much may go soon.
-    pub ahead: u32,
-    /// Spot that stays, and that is on its way.
-    pub spot_have: u32,
-    pub spot_ready: u32,
-    /// The same for on-demand, those of the base included.
-    pub on_demand_have: u32,
-    pub on_demand_ready: u32,
-    /// On-demand that is asked for or boots.
-    pub on_demand_coming: u32,
-    pub creating: u32,
-    pub evicting: u32,
-    /// On-demand beyond the base that there should be out of caution, inside the limits of `fallback`.
-    pub cautious: u32,
-    /// Whether on-demand is not given back in favour of spot.
-    pub keeps_on_demand: bool,
-    /// Of what counts as ready, what is not: AKS is at work on it, or a drill rehearses. Spot, then on-demand.
-    set_apart: [u32; 2],
-}
-
-impl Tally {
-    fn of(spec: &SpotPoolSpec, snapshot: &Snapshot, floor: u32, now: Timestamp) -> Self {
-        let wanted = (spec.replicas.max(spec.on_demand.baseline).max(0) as u32).max(floor);
-        let mut kept_units = 0;
-        let mut tally = Self {
-            wanted,
-            base: 0,
-            base_is_floor: false,
-            standby: spec.standby.units.max(0) as u32,
-            spot_target: 0,
-            after_loss: 0,
-            ahead: signals::ahead(spec, &snapshot.agent_pools, &[]),
-            spot_have: 0,
-            spot_ready: 0,
-            on_demand_have: 0,
-            on_demand_ready: 0,
-            on_demand_coming: 0,
-            creating: 0,
-            evicting: 0,
-            cautious: 0,
-            keeps_on_demand: false,
-            set_apart: [0, 0],
-        };
-        for pool in &snapshot.agent_pools {
-            let (stay, creating) = match upkeep::carried(pool) {
-                Some(carried) => (carried * pool.units, 0),
-                None => (pool.staying() * pool.units, pool.arriving(now) * pool.units),
-            };
-            let serving = pool.units_of(NodeView::serves);
-            let counted = |node: &NodeView| node.serves() || (node.rehearsed && node.stays());
-            let ready = if pool.upkeep.is_some() { stay } else { pool.units_of(counted) };
-            tally.evicting += pool.units_of(|node| node.noticed.is_some());
-            match pool.role {
-                Ok(Role::Spot) => {
-                    tally.spot_have += stay + creating;
-                    tally.spot_ready += ready;
-                    tally.set_apart[0] += ready.saturating_sub(serving);
-                }
-                Ok(Role::OnDemand) => {
-                    kept_units += kept(spec, pool).min(pool.staying()) * pool.units;
-                    let booting = match pool.upkeep {
-                        Some(_) => 0,
-                        None => pool.units_of(|node| node.is_booting(now)),
-                    };
-                    tally.on_demand_coming += creating + booting;
-                    tally.on_demand_have += stay + creating;
-                    tally.on_demand_ready += ready;
-                    tally.set_apart[1] += ready.saturating_sub(serving);
-                }
-                Err(_) => continue,
-            }
-            tally.creating += creating;
-        }
-        let always = kept_units.max(spec.on_demand.baseline.max(0) as u32);
-        tally.base = always.max(floor);
-        tally.base_is_floor = floor > always;
-        let on_spot = wanted.saturating_sub(tally.base);
-        tally.spot_target = on_spot + tally.standby;
-        tally.after_loss = after_loss::units(spec, snapshot, on_spot, now);
-        tally
-    }
-
-    /// Spot that there should be, that beyond the target after a loss included.
-    pub fn spot_wanted(&self) -> u32 {
-        self.spot_target + self.after_loss
-    }
-
-    /// On-demand that the base lacks.
-    pub fn base_missing(&self) -> u32 {
-        self.base.saturating_sub(self.on_demand_have)
-    }
-
-    pub fn ready(&self) -> u32 {
-        self.spot_ready + self.on_demand_ready
-    }
-
-    /// What is ready in truth: what AKS is at work on, or a drill, is not.
-    pub fn serving(&self) -> u32 {
-        self.ready().saturating_sub(self.set_apart.iter().sum())
-    }
-}
-
-/// On-demand nodes of the agent pool that failback never takes.
-pub(crate) fn kept(spec: &SpotPoolSpec, pool: &AgentPoolView) -> u32 {
-    match spec.adoption {
-        // What people have the autoscaler keep stays, whatever we say.
-        Adoption::Reclaim if pool.autoscaler.is_none() => 0,
-        Adoption::Keep | Adoption::Reclaim => pool.kept,
-    }
-}
-
-/// Collects what the plan is made of while it is being made.
-pub(crate) struct Draft {
-    pub actions: Vec<Action>,
-    pub steps: Vec<PlanStep>,
-    pub memory: Memory,
-    pub restarts: BTreeMap<String, Restarts>,
-    pub wake: Option<Timestamp>,
-}
-
-impl Draft {
-    pub fn step(&mut self, reason: Reason, agent_pool: Option<&str>, message: impl Into<String>) {
-        self.steps.push(PlanStep {
-            reason,
-            agent_pool: agent_pool.map(str::to_owned),
-            message: message.into(),
-        });
-    }
-
-    /// Takes the request to drain `node` back.
-    pub fn withdraw(&mut self, node: &NodeView, reason: Reason, message: impl Into<String>) {
-        self.step(reason, Some(&node.agent_pool), message);
-        self.actions.push(Action::WithdrawDrain { node: node.name.clone(), reason });
-    }
-
-    /// The actions to carry out and those to withhold. What is withheld has not happened: memory does not say so.
-    pub fn hold_back(&mut self, spec: &SpotPoolSpec, snapshot: &Snapshot) -> (Vec<Action>, Vec<Action>) {
-        let actions = std::mem::take(&mut self.actions);
-        if acts(spec) {
-            return (actions, Vec::new());
-        }
-        let before = &snapshot.memory;
-        self.memory.failed_back_at = before.failed_back_at;
-        self.memory.relapses.clone_from(&before.relapses);
-        self.memory.paused_until = before.paused_until;
-        self.memory.probe.clone_from(&before.probe);
-        self.memory.answered.clone_from(&before.answered);
-        self.restarts = kept_restarts(snapshot);
-        (Vec::new(), actions)
-    }
-
-    pub fn wake_at(&mut self, time: Timestamp) {
-        self.wake = Some(self.wake.map_or(time, |wake| wake.min(time)));
-    }
-}
-
-/// Whether the plan is carried out.
-pub(crate) fn acts(spec: &SpotPoolSpec) -> bool {
-    spec.mode == Mode::Enforce && !spec.suspend
-}
-
-pub(crate) fn later(time: Timestamp, by: Duration) -> Timestamp {
-    later_by(time, SignedDuration::try_from(std::time::Duration::from(by)).unwrap_or(SignedDuration::MAX))
-}
-
-pub(crate) fn later_by(time: Timestamp, by: SignedDuration) -> Timestamp {
-    time.saturating_add(by).unwrap_or(Timestamp::MAX)
-}
-
-/// Steps of one reason that are told one by one: status must stay small where a thousand nodes wait for the same.
-const TOLD: usize = 20;
-
-/// `steps`, after the one that sums up of each reason the first ones, and how many more there are.
-pub(crate) fn told(steps: Vec<PlanStep>) -> Vec<PlanStep> {
-    let mut counts: Vec<(Reason, usize)> = Vec::new();
-    let mut steps = steps.into_iter();
-    let mut told: Vec<PlanStep> = steps.next().into_iter().collect();
-    for step in steps {
-        let known = counts.iter().position(|(reason, _)| *reason == step.reason);
-        let at = known.unwrap_or(counts.len());
-        if known.is_none() {
-            counts.push((step.reason, 0));
-        }
-        counts[at].1 += 1;
-        if counts[at].1 <= TOLD {
-            told.push(step);
-        }
-    }
-    for (reason, count) in counts.into_iter().filter(|(_, count)| *count > TOLD) {
-        let message = format!("{} more like these", count - TOLD);
-        told.push(PlanStep { reason, agent_pool: None, message });
-    }
-    told
 }
 
 /// Decides what to do for one SpotPool.
@@ -621,16 +220,6 @@ pub fn plan(spec: &SpotPoolSpec, snapshot: &Snapshot, now: Timestamp) -> Plan {
     }
 }
 
-/// Attempts are remembered as long as there is something to start.
-fn kept_restarts(snapshot: &Snapshot) -> BTreeMap<String, Restarts> {
-    let kept = |pool: &AgentPoolView| {
-        // Started ones are on their way up until they are ready, or deallocated again.
-        let is_on = pool.nodes.iter().any(|node| !node.ready && node.drain.is_none());
-        Some((pool.name.clone(), pool.restarts.filter(|_| is_on)?))
-    };
-    snapshot.agent_pools.iter().filter_map(kept).collect()
-}
-
 pub(crate) fn explain_unusable(spec: &SpotPoolSpec, snapshot: &Snapshot, draft: &mut Draft) {
     for pool in snapshot.agent_pools.iter().filter(|pool| creation::wanted(spec, pool).is_none()) {
         if let Err(reason) = pool.role {
@@ -749,11 +338,12 @@ fn ceiling(pool: &AgentPoolView) -> String {
 }
 
 pub(crate) fn capacity(tally: &Tally, memory: &Memory, asked_now: u32) -> Capacity {
+    let [spot, on_demand] = tally.serving_by_role();
     let not_ready = (tally.spot_have + tally.on_demand_have).saturating_sub(tally.ready() + tally.creating);
     Capacity {
         wanted: tally.wanted as i32,
-        ready_spot: tally.spot_ready.saturating_sub(tally.set_apart[0]) as i32,
-        ready_on_demand: tally.on_demand_ready.saturating_sub(tally.set_apart[1]) as i32,
+        ready_spot: spot as i32,
+        ready_on_demand: on_demand as i32,
         on_the_way: (tally.creating + not_ready + asked_now) as i32,
         evicting: tally.evicting as i32,
         established: memory.established as i32,

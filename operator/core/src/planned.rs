@@ -5,8 +5,9 @@ use spotpool_crds::spot_pool::Role;
 
 use crate::cost::{Rate, rates};
 use crate::placement::share;
-use crate::plan::{Situation, kept};
+use crate::plan::Situation;
 use crate::ranking::Rank;
+use crate::tally::kept;
 
 /// Costs an hour, at today's prices: kept nodes where they are, the rest of the base on the cheapest on-demand, and all else,
 /// standby included, on the spot agent pools that are ranked first, inside `maxNodes`, `maxSharePerPool` and

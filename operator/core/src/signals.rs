@@ -13,8 +13,10 @@ use spotpool_crds::Reason;
 use spotpool_crds::SpotPoolSpec;
 use spotpool_crds::spot_pool::{Placement as Policy, Role};
 
+use crate::action::Action;
+use crate::draft::Draft;
 use crate::placement::{Need, Placement, place};
-use crate::plan::{Action, Draft, Situation};
+use crate::plan::Situation;
 use crate::ranking::{Rank, new_losses};
 use crate::snapshot::{AgentPoolView, NodeView, Snapshot};
 use crate::stall::Stall;

@@ -13,7 +13,7 @@ use crate::autoscaler::Autoscaler;
 use crate::fit::Room;
 use crate::floor::FloorDemand;
 use crate::loss::{Lost, Restarts, VmState};
-use crate::plan::Memory;
+use crate::memory::Memory;
 use crate::signals::Signals;
 use crate::stall::{COMES_WITHIN, asked, is_overdue};
 use crate::upkeep::Upkeep;

@@ -4,8 +4,11 @@ use jiff::{SignedDuration, Timestamp};
 use spotpool_crds::Reason;
 use spotpool_crds::spot_pool::{Operation, OperationKind};
 
-use crate::plan::{Action, Draft, Situation, later_by};
+use crate::action::Action;
+use crate::draft::Draft;
+use crate::plan::Situation;
 use crate::snapshot::{AgentPoolView, Snapshot};
+use crate::time::later_by;
 
 /// AKS nodes need one to three minutes, from the request to the Node.
 pub(crate) const COMES_WITHIN: SignedDuration = SignedDuration::from_mins(10);

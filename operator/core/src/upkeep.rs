@@ -6,7 +6,8 @@
 
 use spotpool_crds::Reason;
 
-use crate::plan::{Draft, Situation};
+use crate::draft::Draft;
+use crate::plan::Situation;
 use crate::snapshot::AgentPoolView;
 
 /// What AKS does.

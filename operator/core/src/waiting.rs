@@ -4,7 +4,8 @@ use jiff::{SignedDuration, Timestamp};
 use spotpool_crds::spot_pool::Role;
 
 use crate::fallback::{carried, lost};
-use crate::plan::{Situation, later};
+use crate::plan::Situation;
+use crate::time::later;
 
 /// Without `fallback`: as long as `fallback.growthAfter` is by default.
 const PATIENCE: SignedDuration = SignedDuration::from_mins(5);

@@ -7,8 +7,11 @@ use spotpool_crds::spot_pool::SpotPoolSpec;
 use spotpool_crds::voluntary_drain::{DrainPhase, DrainReason};
 use spotpool_crds::{Reason, names};
 
-use crate::plan::{Action, Answered, Draft, acts, later};
+use crate::action::Action;
+use crate::draft::{Draft, acts};
+use crate::memory::Answered;
 use crate::snapshot::{DrainView, Snapshot};
+use crate::time::later;
 
 /// What a person has said of voluntary moves, as it stands in the SpotPool's annotations.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -2,39 +2,37 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
-use spotpool_azure::{AgentPool, AzureError, Class, EvictionPolicy, Priority, Scope};
-use spotpool_core::avoidance::{Failure, avoided_until};
+use spotpool_azure::{AzureError, Class, EvictionPolicy};
 use spotpool_core::bills::Bills;
 use spotpool_core::claims::{Claim, claimed_by};
 use spotpool_core::floor::FloorMemory;
-use spotpool_core::loss::{Lost, Restarts, lost, quarantine};
+use spotpool_core::loss::{Restarts, lost, quarantine};
 use spotpool_core::signals::Signals;
 use spotpool_core::upkeep::Upkeep;
 use spotpool_core::{
-    AgentPoolView, Answered, Autoscaler, DrainView, Losses, Memory, Needs, NodeView, PastNeed, Probe,
-    Relapses, Snapshot, Stall, Wishes, arrived,
+    AgentPoolView, Answered, Autoscaler, Losses, Memory, Needs, NodeView, PastNeed, Probe, Relapses,
+    Snapshot, Wishes, arrived,
 };
 use spotpool_crds::spot_pool::{
-    AgentPoolStatus, AutoscalerStatus, AzureError as StatusError, FloorStatus, Operation, OperationKind,
-    Readiness, Role,
+    AgentPoolStatus, AutoscalerStatus, FloorStatus, Operation, OperationKind, Role,
 };
-use spotpool_crds::voluntary_drain::{DrainReason, DrainRequest, DrainStatus};
 use spotpool_crds::{Reason, SpotPool, names};
 
 use super::doomed::Notices;
 use super::money;
+use super::node_view::{node_view, warm_at};
 use super::others::{Others, is_minimum_theirs};
 use super::release::{self, Minimum};
 use super::signals;
+use super::trouble::{SHORT_LIVED, Trouble, Troubles};
 use crate::agent_pools::{Known, View};
 use crate::market::decimal;
-use crate::node::{agent_pool_of, annotation};
+use crate::node::agent_pool_of;
 use crate::vms::signs;
 use crate::workloads::Survey;
 
@@ -68,138 +66,8 @@ pub struct Gathered {
     pub bills: Option<Bills>,
 }
 
-/// The last error of an agent pool and what follows from it.
-#[derive(Clone, Debug, Default)]
-pub struct Trouble {
-    /// As Azure gave it.
-    pub last_error: Option<StatusError>,
-    /// Nothing new is asked of the agent pool before this time.
-    pub avoided_until: Option<Timestamp>,
-    /// What for.
-    pub avoided_for: String,
-}
-
-/// Its VMs were taken back minutes after they came.
-const SHORT_LIVED: &str = "ShortLived";
-
 /// No request of ours is under way for longer: its answer is awaited for 20 s.
 const UNDER_WAY: SignedDuration = SignedDuration::from_mins(1);
-
-impl Trouble {
-    /// As status remembers it; an error is over once one of the agent pool's `nodes` has come after it.
-    fn of(before: Option<&AgentPoolStatus>, nodes: &[NodeView]) -> Self {
-        let came_after =
-            |error: &StatusError| nodes.iter().any(|node| node.ready && node.created > error.time.0);
-        Self {
-            last_error: before
-                .and_then(|before| before.last_error.clone())
-                .filter(|error| !came_after(error)),
-            avoided_until: before.and_then(|before| before.avoided_until.as_ref()).map(|until| until.0),
-            avoided_for: before.map(|before| before.avoided_for.clone()).unwrap_or_default(),
-        }
-    }
-
-    /// When Azure last had no capacity, if nothing has come since.
-    fn refused_at(&self) -> Option<Timestamp> {
-        let error = self.last_error.as_ref()?;
-        (error.class == <&str>::from(Class::Capacity)).then_some(error.time.0)
-    }
-
-    fn avoid(&mut self, until: Timestamp, what_for: &str) {
-        if self.avoided_until.is_none_or(|known| known < until) {
-            self.avoided_until = Some(until);
-            what_for.clone_into(&mut self.avoided_for);
-        }
-    }
-
-    /// Until when every write would fail, not only one that asks for machines.
-    fn unwritable_until(&self) -> Option<Timestamp> {
-        let takes_writes = [<&str>::from(Class::Capacity), SHORT_LIVED].contains(&self.avoided_for.as_str());
-        self.avoided_until.filter(|_| !takes_writes)
-    }
-}
-
-/// What went wrong, by agent pool.
-#[derive(Clone, Debug, Default)]
-pub struct Troubles(BTreeMap<String, Trouble>);
-
-impl Troubles {
-    /// Of one agent pool.
-    pub fn of(&self, agent_pool: &str) -> Trouble {
-        self.0.get(agent_pool).cloned().unwrap_or_default()
-    }
-
-    /// Has `agent_pool` left alone.
-    fn avoid(&mut self, agent_pool: &str, until: Timestamp, what_for: &str) {
-        self.0.entry(agent_pool.to_owned()).or_default().avoid(until, what_for);
-    }
-
-    /// Takes an error of `agent_pool` in: for itself, and for all whom it speaks of as well.
-    pub fn note(
-        &mut self,
-        agent_pool: &str,
-        azure: &BTreeMap<String, Known>,
-        error: &AzureError,
-        time: Timestamp,
-    ) {
-        let failure = match error.class {
-            // Somebody was faster: nothing is wrong with the agent pool.
-            Class::Conflict => return,
-            Class::Capacity => Failure::Capacity,
-            Class::Throttled => Failure::Throttled,
-            Class::Invalid | Class::Denied => Failure::Refused,
-            Class::Transient => Failure::Transient,
-        };
-        let own = self.0.entry(agent_pool.to_owned()).or_default();
-        // Status keeps whole seconds: what is as old as what is there is the same.
-        if own.last_error.as_ref().is_some_and(|last| last.time.0.as_second() >= time.as_second()) {
-            return;
-        }
-        let stated = error.retry_after.or(error.avoid.map(|avoid| avoid.lasting));
-        let until = avoided_until(failure, stated.and_then(|stated| stated.try_into().ok()), time);
-        own.avoided_until = Some(until);
-        own.avoided_for = error.class.to_string();
-        // Refused here, before the wire, is no error of Azure's.
-        if !error.is_local() {
-            let (code, message) = (error.code.clone(), error.message.clone());
-            let class = error.class.to_string();
-            own.last_error = Some(StatusError { code, class, message, time: Time(time) });
-        }
-        let (Some(avoid), Some(from)) = (error.avoid, azure.get(agent_pool)) else { return };
-        for (name, known) in azure {
-            if name != agent_pool && reaches(avoid.scope, &from.pool, &known.pool) {
-                self.0.entry(name.clone()).or_default().avoid(until, error.class.into());
-            }
-        }
-    }
-}
-
-impl Troubles {
-    /// Takes in that a scale-up does not get on, as if Azure had said that it has no capacity: which is what it means.
-    pub fn note_stall(&mut self, stall: &Stall, now: Timestamp) {
-        let own = self.0.entry(stall.agent_pool.clone()).or_default();
-        own.avoid(avoided_until(Failure::Capacity, None, now), Class::Capacity.into());
-        own.last_error = Some(StatusError {
-            code: stall.reason.to_string(),
-            class: Class::Capacity.to_string(),
-            message: stall.message.clone(),
-            time: Time(now),
-        });
-    }
-}
-
-/// Whether an error of `from` holds for `other` too.
-fn reaches(scope: Scope, from: &AgentPool, other: &AgentPool) -> bool {
-    let alike = from.priority == other.priority && from.vm_size.eq_ignore_ascii_case(&other.vm_size);
-    match scope {
-        Scope::AgentPool => false,
-        Scope::Size => alike,
-        Scope::Zone => alike && other.zones.iter().all(|zone| from.zones.contains(zone)),
-        Scope::AllSpot => other.priority == Priority::Spot,
-        Scope::AllOnDemand => other.priority == Priority::Regular,
-        Scope::Everything => true,
-    }
-}
 
 /// Gathers for `pool`; `all` are the SpotPools of every watched namespace.
 pub fn gather(
@@ -484,95 +352,10 @@ fn floor_memory(floor: &FloorStatus) -> FloorMemory {
     }
 }
 
-/// When a node is, or was, ready for work: its Ready condition, the warm-up, and every start-up taint gone. `None` if
-/// that is not known yet.
-fn warm_at(node: &Node, readiness: &Readiness) -> Option<Timestamp> {
-    let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    let ready = conditions.into_iter().find(|it| it.type_ == "Ready" && it.status == "True")?;
-    let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
-    if taints.into_iter().any(|taint| readiness.startup_taints.contains(&taint.key)) {
-        return None;
-    }
-    let since = ready.last_transition_time.as_ref().map_or(Timestamp::MIN, |time| time.0);
-    let warmup = Duration::from(readiness.warmup);
-    Some(since.saturating_add(SignedDuration::try_from(warmup).ok()?).unwrap_or(Timestamp::MAX))
-}
-
-fn node_view(
-    node: &Node,
-    notices: &Notices,
-    is_warm: bool,
-    lost: Option<Lost>,
-    uid: Option<&str>,
-) -> Option<NodeView> {
-    let request: Option<DrainRequest> = annotation(node, names::DRAIN_REQUEST_ANNOTATION);
-    let status: Option<DrainStatus> = annotation(node, names::DRAIN_STATUS_ANNOTATION);
-    let cordoned = node.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or(false);
-    let leaving = node.metadata.deletion_timestamp.is_some();
-    // A rehearsal is the drill's alone: the node is closed for a moment, and stays.
-    let is_drill = |request: &DrainRequest| request.reason == DrainReason::Drill;
-    let rehearsed = request.as_ref().is_some_and(is_drill) && is_warm && !leaving;
-    let request = request.filter(|request| !is_drill(request));
-    Some(NodeView {
-        name: node.name_any(),
-        agent_pool: agent_pool_of(node)?.to_owned(),
-        created: node.metadata.creation_timestamp.as_ref().map_or(Timestamp::MIN, |time| time.0),
-        ready: is_warm && !cordoned && !leaving,
-        cordoned: cordoned && !rehearsed,
-        rehearsed,
-        noticed: notices
-            .on(node)
-            .filter(|notice| notice.takes_capacity())
-            .map(|notice| notice.observed_at)
-            .or_else(|| notices.names(node)),
-        lost,
-        out_of_service: is_out_of_service(node),
-        drain: request.map(|request| DrainView {
-            not_after: request.not_after,
-            phase: status.filter(|status| status.id == request.id).map(|status| status.phase),
-            reason: request.reason,
-            is_ours: request.spot_pool.is_none() || request.spot_pool.as_deref() == uid,
-        }),
-        drain_wished: node.annotations().contains_key(names::REQUESTED_DRAIN_ANNOTATION),
-    })
-}
-
-/// Whether the operator has put it out of service.
-fn is_out_of_service(node: &Node) -> bool {
-    let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
-    taints.into_iter().any(|taint| {
-        taint.key == names::OUT_OF_SERVICE_TAINT
-            && taint.value.as_deref() == Some(names::OUT_OF_SERVICE_VALUE)
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
-    fn node(name: &str, instance: u64, annotations: &serde_json::Value) -> Arc<Node> {
-        let provider = format!(
-            "azure:///subscriptions/s/resourceGroups/g/providers/Microsoft.Compute/virtualMachineScaleSets/aks-spota-1-vmss/virtualMachines/{instance}"
-        );
-        let node = json!({
-            "metadata": {"name": name, "labels": {names::AGENT_POOL_LABEL: "spota"}, "annotations": annotations},
-            "spec": {"providerID": provider},
-            "status": {"conditions": [{"type": "Ready", "status": "True"}]}
-        });
-        Arc::new(serde_json::from_value(node).unwrap())
-    }
-
-    fn eviction(event: &str, phase: &str, doomed: &str) -> serde_json::Value {
-        let notice = json!({
-            "by": "NodeAgent", "eventId": event, "type": "Preempt", "source": "IMDS", "observedAt": "2026-01-01T00:00:00Z",
-            "deadline": "2026-01-01T00:00:30Z", "phase": phase, "cordoned": true, "bootID": "b",
-            "doomed": [{"eventId": event, "instances": doomed}]
-        });
-        json!({names::EVICTION_ANNOTATION: notice.to_string()})
-    }
-
-    /// Else machines that are on their way are asked for a second time, of another agent pool.
     #[test]
     fn what_nobody_answered_may_be_under_way_for_a_minute() {
         let at: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
@@ -593,109 +376,5 @@ mod tests {
         assert!(!after(&open, 60), "it would be asked of a bad agent pool for ever");
         assert!(!after(&operation(true, OperationKind::ScaleUp), 0), "Azure has it");
         assert!(!after(&operation(false, OperationKind::DeleteMachines), 0), "it brings none");
-    }
-
-    fn noticed(nodes: &[Arc<Node>]) -> Vec<bool> {
-        let notices = Notices::of(nodes);
-        nodes
-            .iter()
-            .map(|node| node_view(node, &notices, true, None, None).unwrap().noticed.is_some())
-            .collect()
-    }
-
-    /// Defaults are chosen by the policy lab, which knows no errors of Azure's: left alone for longer, they would be worse than it
-    /// says.
-    #[test]
-    fn an_agent_pool_that_azure_has_no_capacity_for_is_left_alone_as_long_as_the_lab_reckons() {
-        let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
-        for code in [
-            "SkuNotAvailable",
-            "AllocationFailed",
-            "ZonalAllocationFailed",
-            "OverconstrainedAllocationRequest",
-        ] {
-            let error = AzureError::from_operation(Some(&json!({"code": code, "message": "none"})));
-            let mut troubles = Troubles::default();
-            troubles.note("a", &BTreeMap::new(), &error, now);
-            let reckoned = avoided_until(Failure::Capacity, None, now);
-            assert_eq!(troubles.of("a").avoided_until, Some(reckoned), "{code}");
-        }
-    }
-
-    #[test]
-    fn one_notice_tells_of_siblings_whose_agent_is_silent() {
-        let nodes = [
-            node("a", 0, &eviction("E1", "Noticed", "0-1")),
-            node("b", 1, &json!({})),
-            node("c", 2, &json!({})),
-        ];
-        assert_eq!(noticed(&nodes), [true, true, false]);
-    }
-
-    #[test]
-    fn a_cancelled_notice_dooms_nobody() {
-        let nodes = [node("a", 0, &eviction("E1", "Cancelled", "0-1")), node("b", 1, &json!({}))];
-        assert_eq!(noticed(&nodes), [false, false]);
-        // The own agent's word on the same event counts more than a sibling's older document.
-        let nodes = [
-            node("a", 0, &eviction("E1", "Draining", "0-1")),
-            node("b", 1, &eviction("E1", "Cancelled", "")),
-        ];
-        assert_eq!(noticed(&nodes), [true, false]);
-    }
-
-    #[test]
-    fn a_node_is_worth_nothing_when_its_vm_goes_or_it_is_emptied_and_is_kept_otherwise() {
-        for (kind, response, phase, is_lost) in [
-            ("Preempt", "Drain", "Noticed", true),
-            // Nobody drains it, its VM goes all the same.
-            ("Preempt", "Ignore", "Noticed", true),
-            ("Reboot", "Drain", "Draining", true),
-            ("Reboot", "Cordon", "Noticed", false),
-            ("SpotRebalanceRecommendation", "Ignore", "Noticed", false),
-            ("SpotRebalanceRecommendation", "Drain", "Drained", true),
-            ("Redeploy", "Drain", "Over", false),
-            ("Preempt", "Drain", "Over", false),
-        ] {
-            let notice = json!({"by": "NodeAgent", "eventId": "E", "type": kind, "source": "IMDS", "response": response,
-                "observedAt": "2026-01-01T00:00:00Z", "deadline": "2026-01-01T00:00:30Z", "phase": phase,
-                "cordoned": true, "bootID": "b"});
-            let node = node("a", 0, &json!({names::EVICTION_ANNOTATION: notice.to_string()}));
-            assert_eq!(noticed(&[node]), [is_lost], "{kind} {response} {phase}");
-        }
-    }
-
-    #[test]
-    fn a_node_is_capacity_once_it_is_warm() {
-        let at = |text: &str| text.parse::<Timestamp>().unwrap();
-        let node = |status: &str, taints: &serde_json::Value| -> Node {
-            serde_json::from_value(
-                json!({"metadata": {"name": "n"}, "spec": {"taints": taints}, "status": {"conditions": [
-                {"type": "Ready", "status": status, "lastTransitionTime": "2026-01-01T00:00:00Z"}]}}),
-            )
-            .unwrap()
-        };
-        let warming = json!([{"key": "example.com/warming", "effect": "NoSchedule"}]);
-        let readiness = |warmup: u64| Readiness {
-            warmup: spotpool_crds::Duration::from_secs(warmup),
-            startup_taints: vec!["example.com/warming".into()],
-        };
-        for (status, taints, warmup, warm_from) in [
-            ("True", &json!([]), 0, Some("2026-01-01T00:00:00Z")),
-            ("True", &json!([]), 30, Some("2026-01-01T00:00:30Z")),
-            ("True", &json!([{"key": "other", "effect": "NoSchedule"}]), 0, Some("2026-01-01T00:00:00Z")),
-            ("True", &warming, 0, None),
-            ("False", &json!([]), 0, None),
-            ("Unknown", &json!([]), 0, None),
-        ] {
-            let warm = warm_at(&node(status, taints), &readiness(warmup));
-            assert_eq!(warm, warm_from.map(at), "{status} {taints} {warmup}");
-        }
-    }
-
-    #[test]
-    fn an_annotation_that_is_nonsense_is_no_notice() {
-        let nodes = [node("a", 0, &json!({names::EVICTION_ANNOTATION: "{\"phase\": 7"}))];
-        assert_eq!(noticed(&nodes), [false]);
     }
 }

@@ -12,6 +12,7 @@ mod events;
 pub mod gather;
 mod metered;
 pub mod money;
+mod node_view;
 mod objective;
 pub mod others;
 mod pace;
@@ -20,6 +21,7 @@ mod release;
 pub mod report;
 pub mod signals;
 pub mod tags;
+pub mod trouble;
 
 pub use controller::{Parts, run};
 pub(crate) use pace::is_short;
