@@ -2,6 +2,7 @@
 //! simulator in Azure's place.
 
 pub mod agents;
+mod asked;
 pub mod benchmarks;
 pub mod collector;
 pub mod dashboards;
@@ -27,6 +28,7 @@ pub mod wire;
 pub mod world;
 
 pub use agents::Agents;
+pub use asked::asked;
 pub use programs::{Profile, Programs};
 pub use runtime::run;
 pub use stage::{Operator, OperatorOptions, Stage};

@@ -19,6 +19,7 @@ use spotpool_azure_sim::api::{
 use spotpool_azure_sim::failures::FailureKind;
 use spotpool_azure_sim::model::Cloud;
 use spotpool_crds::spot_pool::AgentPoolStatus;
+use spotpool_e2e::asked;
 use spotpool_e2e::simulation::{Dice, Simulation};
 
 const SEEDS: u64 = 12;
@@ -338,12 +339,6 @@ fn run(seed: u64, autoscaled: bool) -> Result<Course> {
     })
 }
 
-fn number(variable: &str) -> Option<u64> {
-    std::env::var(variable)
-        .ok()
-        .map(|text| text.parse().unwrap_or_else(|_| panic!("{variable} must be a number")))
-}
-
 #[test]
 fn every_seed_converges_and_exceeds_nothing() {
     seeds(SEEDS, false);
@@ -358,9 +353,9 @@ fn seeds(seeds: u64, autoscaled: bool) {
     if std::env::var_os("SPOTPOOL_LOG").is_some() {
         tracing_subscriber::fmt().with_env_filter("info").with_writer(std::io::stderr).try_init().ok();
     }
-    let seeds = match number("SPOTPOOL_SEED") {
+    let seeds = match asked("SPOTPOOL_SEED").unwrap() {
         Some(seed) => seed..seed + 1,
-        None => 0..number("SPOTPOOL_SEEDS").unwrap_or(seeds),
+        None => 0..asked("SPOTPOOL_SEEDS").unwrap().unwrap_or(seeds),
     };
     let mut failed = Vec::new();
     for seed in seeds.clone() {

@@ -13,6 +13,7 @@ use spotpool_azure_sim::api::{
 };
 use spotpool_azure_sim::model::Cloud;
 use spotpool_crds::spot_pool::AgentPoolSpend;
+use spotpool_e2e::asked;
 use spotpool_e2e::simulation::{Dice, Simulation};
 
 const SPOT: [(&str, &str); 2] = [("spota", "Standard_D4s_v5"), ("spotb", "Standard_D8as_v5")];
@@ -136,8 +137,7 @@ async fn course(seed: u64) -> Result<f64> {
 
 #[test]
 fn the_ledger_is_the_bill_and_no_cap_is_broken() {
-    let given = std::env::var("SPOTPOOL_SEED").ok().map(|seed| seed.parse().unwrap());
-    let seeds = given.map_or(vec![2, 3], |seed| vec![seed]);
+    let seeds = asked("SPOTPOOL_SEED").unwrap().map_or(vec![2, 3], |seed| vec![seed]);
     for seed in seeds {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();

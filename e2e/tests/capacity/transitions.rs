@@ -11,7 +11,7 @@ use kube::CustomResourceExt;
 use serde_json::{Value, json};
 use spotpool_azure_sim::api::{PoolSpec, VmPhase};
 use spotpool_crds::{SpotPool, SpotPoolStatus};
-use spotpool_e2e::{OperatorOptions, Stage, eventually, run};
+use spotpool_e2e::{OperatorOptions, Stage, asked, eventually, run};
 
 use crate::hands::Hands;
 use crate::schema::{self, BY_PATTERN, Known, fields, merge, nonsense, shuffled, with};
@@ -166,8 +166,7 @@ fn knows_all(status: &SpotPoolStatus) -> bool {
 /// down.
 #[test]
 fn every_field_goes_there_and_back_and_nonsense_stays_outside() {
-    let given: Option<u64> = std::env::var("SPOTPOOL_SEED").ok().map(|seed| seed.parse().unwrap());
-    let seed = given.unwrap_or(1);
+    let seed = asked("SPOTPOOL_SEED").unwrap().unwrap_or(1);
     let again = format!("again: SPOTPOOL_SEED={seed} cargo test -p spotpool-e2e --test capacity transitions");
     println!("{again}");
     let full = full("trans");

@@ -9,7 +9,7 @@ use kube::CustomResourceExt;
 use serde_json::{Value, json};
 use spotpool_crds::drill::DrillPhase;
 use spotpool_crds::{EvictionDrill, EvictionDrillStatus};
-use spotpool_e2e::{OperatorOptions, Stage, eventually, run};
+use spotpool_e2e::{OperatorOptions, Stage, asked, eventually, run};
 
 use crate::schema::{self, Field, Known, fields, nonsense, shuffled, with};
 use crate::{EVICTIONS, drill, drill_is, is_open, ordered, whole, world};
@@ -101,8 +101,7 @@ async fn settles(stage: &Stage<'_>, name: &str, what: &str, spec: &Value) -> Val
 /// nor leaves a node closed.
 #[test]
 fn every_field_goes_there_and_back_and_nonsense_stays_outside() {
-    let given: Option<u64> = std::env::var("SPOTPOOL_SEED").ok().map(|seed| seed.parse().unwrap());
-    let seed = given.unwrap_or(1);
+    let seed = asked("SPOTPOOL_SEED").unwrap().unwrap_or(1);
     let again = format!("again: SPOTPOOL_SEED={seed} cargo test -p spotpool-e2e --test drill transitions");
     let bases = [("planned", planned()), ("resting", resting())];
     let found = bases.each_ref().map(|(_, full)| fields(&EvictionDrill::crd(), full));

@@ -2,22 +2,21 @@
 
 use std::time::Instant;
 
-use spotpool_azure_sim::api::duration;
+use spotpool_crds::Duration;
+use spotpool_e2e::asked;
 use spotpool_e2e::faults::simulated::days::{Days, run};
 
-fn asked() -> Days {
-    let number = |name: &str, otherwise: u64| {
-        let read = |text: String| text.parse().unwrap_or_else(|_| panic!("{name} must be a number"));
-        std::env::var(name).map_or(otherwise, read)
-    };
-    let time = std::env::var("SPOTPOOL_DAYS").unwrap_or_else(|_| "3h".into());
-    let nodes = u32::try_from(number("SPOTPOOL_DAYS_NODES", 200)).expect("SPOTPOOL_DAYS_NODES");
-    Days { seed: number("SPOTPOOL_SEED", 1), time: duration(&time).expect("SPOTPOOL_DAYS"), nodes }
+fn wanted() -> Days {
+    Days {
+        seed: asked("SPOTPOOL_SEED").unwrap().unwrap_or(1),
+        time: asked("SPOTPOOL_DAYS").unwrap().unwrap_or(Duration::from_secs(3 * 3600)).into(),
+        nodes: asked("SPOTPOOL_DAYS_NODES").unwrap().unwrap_or(200),
+    }
 }
 
 #[test]
 fn days_of_two_hundred_nodes_leave_nothing_behind() {
-    let days = asked();
+    let days = wanted();
     eprintln!(
         "{days:?}; again: SPOTPOOL_SEED={} cargo test -p spotpool-e2e --test faults -- days",
         days.seed

@@ -14,7 +14,7 @@ mod trouble;
 
 use std::time::Duration;
 
-use spotpool_e2e::run;
+use spotpool_e2e::{asked, run};
 
 use crate::scene::Scene;
 
@@ -30,23 +30,18 @@ pub struct Soak {
 }
 
 impl Soak {
-    fn asked() -> Self {
-        let number = |name: &str, otherwise: u64| {
-            let read = |text: String| text.parse().unwrap_or_else(|_| panic!("{name} must be a number"));
-            std::env::var(name).map_or(otherwise, read)
-        };
-        let time = std::env::var("SPOTPOOL_SOAK").unwrap_or_else(|_| "35s".into());
+    fn wanted() -> Self {
         Self {
-            seed: number("SPOTPOOL_SEED", 1),
-            time: spotpool_azure_sim::api::duration(&time).expect("SPOTPOOL_SOAK"),
-            nodes: u32::try_from(number("SPOTPOOL_SOAK_NODES", 8)).expect("SPOTPOOL_SOAK_NODES"),
+            seed: asked("SPOTPOOL_SEED").unwrap().unwrap_or(1),
+            time: asked("SPOTPOOL_SOAK").unwrap().unwrap_or(spotpool_crds::Duration::from_secs(35)).into(),
+            nodes: asked("SPOTPOOL_SOAK_NODES").unwrap().unwrap_or(8),
         }
     }
 }
 
 #[test]
 fn nothing_adds_up_however_often_nodes_are_evicted() {
-    let soak = Soak::asked();
+    let soak = Soak::wanted();
     eprintln!("{soak:?}; again: SPOTPOOL_SEED={} cargo test -p spotpool-e2e --test soak", soak.seed);
     run(async {
         let scene = Scene::set(soak).await.unwrap();
