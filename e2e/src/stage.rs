@@ -66,9 +66,10 @@ pub struct Operator {
 
 /// The spec without spare after losses, unless it says how much: most tests count machines, and lose some.
 pub fn without_spare(mut spec: Value) -> Value {
-    let after_loss = &mut spec["standby"]["afterLoss"];
-    if after_loss.is_null() {
-        *after_loss = json!({"percent": 0});
+    let standby = &mut spec["standby"];
+    // What is no object the apiserver is to refuse.
+    if standby.is_null() || (standby.is_object() && standby["afterLoss"].is_null()) {
+        standby["afterLoss"] = json!({"percent": 0});
     }
     spec
 }
