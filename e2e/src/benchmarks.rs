@@ -132,6 +132,7 @@ pub const PARTS: &[(&str, Part)] = &[
     ("agent", AGENT),
     ("apiserver", APISERVER),
     ("large cluster", LARGE_CLUSTER),
+    ("many pools", MANY_POOLS),
     ("fallback", FALLBACK),
 ];
 
@@ -232,6 +233,25 @@ const LARGE_CLUSTER: Part = &[
         "the same, the notices spread over a second as agents poll, and ARM taking a second for each PUT",
     ),
     ("mass_notice_to_put_500_one_pool", "in one instant, all of one scale set: each notice names all 500"),
+];
+
+const MANY_POOLS: Part = &[
+    (
+        "pools_100_start",
+        "from the start until the machines of all 100 agent pools are listed: Azure's limit on reads is what takes so long",
+    ),
+    ("pools_100_rss", "after two minutes in which nothing happens"),
+    (
+        "pools_100_idle_requests",
+        "requests to the API server in these two minutes, ends of watches among them",
+    ),
+    ("pools_100_idle_writes", "of these, writes"),
+    (
+        "pools_100_notice_to_put",
+        "a notice in each SpotPool, one after the other: from the notice until the PUT for its replacement arrives",
+    ),
+    ("pools_100_notice_to_put_p99", "the second longest of these"),
+    ("pools_100_notice_writes", "writes to the API server for each of these notices"),
 ];
 
 const FALLBACK: Part = &[

@@ -3,6 +3,7 @@
 //! 500 agents are played by a stand-in that writes what they write. What the apiserver adds is in `notice_to_put`.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -10,13 +11,13 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use spotpool_azure_sim::api::{ArmWrite, Fault, FaultAction, FaultTarget};
 use spotpool_crds::names;
-use spotpool_e2e::processes;
 use spotpool_e2e::simulation::Dice;
 use spotpool_e2e::wait::within;
+use spotpool_e2e::{Profile, processes};
 
 use crate::audit::millis;
 use crate::report::{Figure, Goal, Report, median, rounded};
-use crate::standin::{FALLBACK, NODES, PODS, Scene, spot_pool, value};
+use crate::standin::{FALLBACK, NODES, PODS, Scene, Shape, spot_pool, value};
 
 const NOTICED: usize = 500;
 /// Surveys and prices have been read by then.
@@ -111,14 +112,14 @@ pub async fn measure(report: &mut Report) -> Result<()> {
 
 impl Course {
     async fn round(&self) -> Result<Round> {
-        let scene = Scene::start().await?;
+        let scene = Scene::start(Shape::one(), Profile::Release).await?;
         tokio::time::sleep(WARM).await;
         if !self.arm.is_zero() {
             let target = FaultTarget::arm("PUT", "/agentPools/");
             let fault = Fault { target, times: None, action: FaultAction::Delay { time: self.arm } };
             scene.azure.sim().change(|cloud, _| cloud.faults.add(fault));
         }
-        let noticed = self.noticed(&scene);
+        let noticed = noticed(&scene, self.first..self.first + self.pools, NOTICED / self.pools);
         ensure!(noticed.len() == NOTICED, "{} nodes under notice", noticed.len());
         let operator = scene.operator.id();
         let decisions = async || -> Result<f64> {
@@ -141,7 +142,7 @@ impl Course {
         });
         if let Err(error) = covered.await {
             let (spot, on_demand) = ordered(&writes(&scene, began));
-            let plan = scene.cluster.plan();
+            let plan = scene.cluster.plans();
             return Err(error.context(format!("{spot} on spot, {on_demand} on demand are asked for: {plan}")));
         }
         let used = processes::cpu_time(operator)?.0.saturating_sub(cpu);
@@ -169,53 +170,54 @@ impl Course {
         scene.stop().await?;
         Ok(round)
     }
+}
 
-    /// The Nodes as their agents write them, in the order in which that is seen.
-    fn noticed(&self, scene: &Scene) -> Vec<Value> {
-        let instances: BTreeMap<String, u64> = scene.azure.sim().look(|cloud, now| {
-            cloud.state(now).vms.into_iter().map(|vm| (vm.node, vm.instance_id)).collect()
-        });
-        let now = Timestamp::now();
-        let due = now + SignedDuration::from_secs(30);
-        let mut noticed = Vec::new();
-        for at in self.first..self.first + self.pools {
-            let mut nodes = scene.cluster.nodes_of(&spot_pool(at));
-            nodes.truncate(NOTICED / self.pools);
-            let instance = |node: &Value| {
-                let name = node["metadata"]["name"].as_str().unwrap_or_default();
-                instances.get(name).copied().unwrap_or_default()
-            };
-            // Azure makes an event of each VM, and shows all of them to each of the scale set.
-            let event = |instance: u64| format!("0AFB7276-2662-4943-8780-{at:04X}{instance:08X}");
-            let doomed: Vec<Value> = nodes
-                .iter()
-                .map(|node| {
-                    let instance = instance(node);
-                    json!({"eventId": event(instance), "notBefore": due, "instances": instance.to_string()})
-                })
-                .collect();
-            for node in &mut nodes {
-                let notice = json!({
-                    "by": "NodeAgent", "eventId": event(instance(node)), "type": "Preempt", "source": "IMDS",
-                    "response": "Drain", "observedAt": now, "notBefore": due, "deadline": due, "phase": "Noticed",
-                    "cordoned": true, "bootID": node["status"]["nodeInfo"]["bootID"], "doomed": doomed,
-                });
-                node["metadata"]["annotations"][names::EVICTION_ANNOTATION] = notice.to_string().into();
-                node["metadata"]["resourceVersion"] = "2".into();
-                node["spec"]["unschedulable"] = true.into();
-            }
-            noticed.extend(nodes);
+/// So many Nodes of each of some agent pools, as their agents write them, in the order in which that is seen.
+pub fn noticed(scene: &Scene, pools: Range<usize>, each: usize) -> Vec<Value> {
+    let instances: BTreeMap<String, u64> = scene
+        .azure
+        .sim()
+        .look(|cloud, now| cloud.state(now).vms.into_iter().map(|vm| (vm.node, vm.instance_id)).collect());
+    let now = Timestamp::now();
+    let due = now + SignedDuration::from_secs(30);
+    let mut noticed = Vec::new();
+    for at in pools {
+        let mut nodes = scene.cluster.nodes_of(&spot_pool(at));
+        nodes.truncate(each);
+        let instance = |node: &Value| {
+            let name = node["metadata"]["name"].as_str().unwrap_or_default();
+            instances.get(name).copied().unwrap_or_default()
+        };
+        // Azure makes an event of each VM, and shows all of them to each of the scale set.
+        let event = |instance: u64| format!("0AFB7276-2662-4943-8780-{at:04X}{instance:08X}");
+        let doomed: Vec<Value> = nodes
+            .iter()
+            .map(|node| {
+                let instance = instance(node);
+                json!({"eventId": event(instance), "notBefore": due, "instances": instance.to_string()})
+            })
+            .collect();
+        for node in &mut nodes {
+            let notice = json!({
+                "by": "NodeAgent", "eventId": event(instance(node)), "type": "Preempt", "source": "IMDS",
+                "response": "Drain", "observedAt": now, "notBefore": due, "deadline": due, "phase": "Noticed",
+                "cordoned": true, "bootID": node["status"]["nodeInfo"]["bootID"], "doomed": doomed,
+            });
+            node["metadata"]["annotations"][names::EVICTION_ANNOTATION] = notice.to_string().into();
+            node["metadata"]["resourceVersion"] = "2".into();
+            node["spec"]["unschedulable"] = true.into();
         }
-        let mut dice = Dice::new(500);
-        for at in (1..noticed.len()).rev() {
-            noticed.swap(at, dice.below(at as u64 + 1) as usize);
-        }
-        noticed
+        noticed.extend(nodes);
     }
+    let mut dice = Dice::new(500);
+    for at in (1..noticed.len()).rev() {
+        noticed.swap(at, dice.below(at as u64 + 1) as usize);
+    }
+    noticed
 }
 
 /// PUTs since then.
-fn writes(scene: &Scene, began: Timestamp) -> Vec<ArmWrite> {
+pub fn writes(scene: &Scene, began: Timestamp) -> Vec<ArmWrite> {
     let all = scene.azure.sim().look(|cloud, now| cloud.state(now).arm_writes);
     all.into_iter().filter(|write| write.at >= began).collect()
 }

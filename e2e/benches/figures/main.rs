@@ -9,6 +9,7 @@ mod fallback;
 mod idle;
 mod load;
 mod machine;
+mod many;
 mod mass;
 mod nodes;
 mod notice;
@@ -93,16 +94,17 @@ fn of_cargo_bench(args: &Args) -> Result<()> {
 /// Measures; returns how many goals were missed.
 fn all(args: &Args) -> Result<u32> {
     let mut report = Report::new(args.filter.clone(), args.keep);
+    let profile = if args.dev { Profile::Dev } else { Profile::Release };
     plan::measure(&mut report)?;
     arm::measure(&mut report)?;
     fallback::measure(&mut report)?;
     spotpool_e2e::run(scale::measure(&mut report))?;
     spotpool_e2e::run(burst::measure(&mut report))?;
+    spotpool_e2e::run(many::measure(&mut report, profile))?;
     // These need no cluster.
-    let alone = ["arm_", "plan_", "fallback_", "operator_", "floor_", "mass_notice_"];
+    let alone = ["arm_", "plan_", "fallback_", "operator_", "floor_", "mass_notice_", "pools_"];
     let bare = |filter: &String| alone.iter().any(|name| filter.starts_with(name));
     if !args.filter.as_ref().is_some_and(bare) {
-        let profile = if args.dev { Profile::Dev } else { Profile::Release };
         spotpool_e2e::run(figures(&mut report, profile))?;
     }
     Ok(report.missed())

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use spotpool_e2e::processes;
+use spotpool_e2e::{Profile, processes};
 
 use crate::report::{Figure, Goal, Report};
-use crate::standin::{CHURN, NODES, PODS, Scene, WORKLOADS, value};
+use crate::standin::{CHURN, NODES, PODS, Scene, Shape, WORKLOADS, value};
 
 const FIGURES: [&str; 3] = ["operator_rss_5000_nodes", "operator_cpu_5000_nodes", "floor_2000_budgets"];
 /// After the first answers, until memory has settled.
@@ -19,7 +19,7 @@ pub async fn measure(report: &mut Report) -> Result<()> {
     if !report.wants(&FIGURES) {
         return Ok(());
     }
-    let scene = Scene::start().await?;
+    let scene = Scene::start(Shape::one(), Profile::Release).await?;
     tokio::time::sleep(WARM).await;
     let surveyed = |text: &str| {
         let of = |part: &str| value(text, &format!("spotpool_operator_survey_seconds_{part}"), "");

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use axum::body::{Body, Bytes};
-use axum::extract::{Query, State};
+use axum::extract::{Query, Request, State};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, patch, post, put};
 use axum::{Json, Router};
@@ -35,8 +36,9 @@ const NODES_OF_A_POOL: u32 = 250;
 /// Nodes of all agent pools.
 pub const NODES: usize = 5000;
 const READY_ON_SPOT: f64 = 4000.0;
+const PODS_OF_A_NODE: usize = 20;
 /// Pods of all nodes.
-pub const PODS: usize = 100_000;
+pub const PODS: usize = NODES * PODS_OF_A_NODE;
 /// Workloads, each with a disruption budget.
 pub const WORKLOADS: usize = 2000;
 /// Pods that come and go in a second.
@@ -44,12 +46,69 @@ pub const CHURN: usize = 50;
 /// On-demand nodes that may stand in for spot.
 pub const FALLBACK: usize = 100;
 const NAMESPACE: &str = "spotpool-system";
-const POOL: &str = "workers";
+const SIZE: &str = "Standard_D8as_v5";
+/// Until everything has been read: the stand-in makes half a gigabyte of text, and of Azure's limit the operator takes few reads.
+const READ: Duration = Duration::from_mins(30);
+/// Until the simulator has started its machines.
+const UP: Duration = Duration::from_mins(1);
 /// The metric that counts lists of machines.
 const MACHINES_LISTED: (&str, &str) =
     ("spotpool_operator_azure_requests_total{", "operation=\"machines\",result=\"Accepted\"");
-/// Until everything has been read: the stand-in makes half a gigabyte of text.
-const READ: Duration = Duration::from_mins(5);
+
+/// Whose the nodes are.
+pub struct Shape {
+    /// Agent pools, by SpotPool.
+    spot_pools: BTreeMap<String, Vec<PoolSpec>>,
+    /// Further members of each SpotPool's spec.
+    spec: Value,
+    /// Nodes of the spot agent pools.
+    on_spot: f64,
+}
+
+impl Shape {
+    /// One SpotPool has them all, and a floor for disruption budgets.
+    pub fn one() -> Self {
+        let spot = (0..SPOT_POOLS).map(|at| {
+            let count = if at == 0 { 2 * NODES_OF_A_POOL } else { NODES_OF_A_POOL };
+            PoolSpec::spot(&spot_pool(at), SIZE, count)
+        });
+        let on_demand =
+            (0..ON_DEMAND_POOLS).map(|at| PoolSpec::regular(&format!("reg{at}"), SIZE, NODES_OF_A_POOL));
+        Self {
+            spot_pools: BTreeMap::from([("workers".to_owned(), spot.chain(on_demand).collect())]),
+            spec: json!({"replicas": NODES, "fallback": {"maxNodes": FALLBACK},
+                "onDemand": {"pdbFloor": {"enabled": true, "maxUnits": 500}}}),
+            on_spot: READY_ON_SPOT,
+        }
+    }
+
+    /// So many SpotPools, each with one agent pool of its own: a cluster has no more than 100.
+    pub fn many(count: usize, each: usize) -> Self {
+        let of = |at| (format!("workers{at}"), vec![PoolSpec::spot(&spot_pool(at), SIZE, each as u32)]);
+        Self {
+            spot_pools: (0..count).map(of).collect(),
+            spec: json!({"replicas": each, "standby": {"afterLoss": {"percent": 0}}}),
+            on_spot: (each * count) as f64,
+        }
+    }
+
+    fn agent_pools(&self) -> impl Iterator<Item = &PoolSpec> {
+        self.spot_pools.values().flatten()
+    }
+
+    fn has_floor(&self) -> bool {
+        !self.spec["onDemand"].is_null()
+    }
+
+    /// The SpotPool of each agent pool.
+    fn owners(&self) -> BTreeMap<&str, &str> {
+        let mut owners = BTreeMap::new();
+        for (name, pools) in &self.spot_pools {
+            owners.extend(pools.iter().map(|pool| (pool.name.as_str(), name.as_str())));
+        }
+        owners
+    }
+}
 
 /// The operator, and what it sees.
 pub struct Scene {
@@ -71,19 +130,20 @@ pub fn spot_pool(at: usize) -> String {
 
 impl Scene {
     /// Starts all and waits until the operator has read everything.
-    pub async fn start() -> Result<Self> {
-        let programs = Programs::build(Profile::Release).await?;
-        eprintln!("an operator for {NODES} nodes, {PODS} pods and {WORKLOADS} disruption budgets …");
-        let size = "Standard_D8as_v5";
-        let spot = (0..SPOT_POOLS).map(|at| {
-            let count = if at == 0 { 2 * NODES_OF_A_POOL } else { NODES_OF_A_POOL };
-            PoolSpec::spot(&spot_pool(at), size, count)
-        });
-        let on_demand =
-            (0..ON_DEMAND_POOLS).map(|at| PoolSpec::regular(&format!("reg{at}"), size, NODES_OF_A_POOL));
-        let pools = spot.chain(on_demand).collect();
+    pub async fn start(shape: Shape, profile: Profile) -> Result<Self> {
+        let programs = Programs::build(profile).await?;
+        let nodes: u32 = shape.agent_pools().map(|pool| pool.count).sum();
+        let pods = nodes as usize * PODS_OF_A_NODE;
+        eprintln!("an operator for {nodes} nodes, {pods} pods and {WORKLOADS} disruption budgets …");
+        let pools: Vec<PoolSpec> = shape.agent_pools().cloned().collect();
+        let count = pools.len();
         let azure = Server::start(Options { pools, ..Options::default() }).await?;
-        let cluster = Arc::new(Cluster::of(&azure)?);
+        within(UP, "all machines to be up", async || {
+            let up = azure.sim().look(|cloud, _| cloud.wanted_nodes().len());
+            Ok((up == nodes as usize).then_some(()))
+        })
+        .await?;
+        let cluster = Arc::new(Cluster::of(&azure, &shape)?);
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let url = format!("http://{}", listener.local_addr()?);
         let serving = tokio::spawn(axum::serve(listener, router(cluster.clone())).into_future());
@@ -118,12 +178,13 @@ impl Scene {
                     .any(|it| line.contains(it))
             };
             last = text.lines().filter(told).collect::<Vec<_>>().join("\n");
-            let all = value(&text, "spotpool_operator_pool_nodes{", "ready_spot") == Some(READY_ON_SPOT);
+            let all = sum(&text, "spotpool_operator_pool_nodes{", "ready_spot") >= shape.on_spot;
             let floor = value(&text, "spotpool_operator_floor_units{", "needed");
             // What Azure's limit on reads makes last longest: agent pools are asked for nothing before.
             let listed = value(&text, MACHINES_LISTED.0, MACHINES_LISTED.1);
-            let listed = listed.is_some_and(|lists| lists >= (SPOT_POOLS + ON_DEMAND_POOLS) as f64);
-            Ok((all && listed && floor.is_some_and(|units| units > 0.0)).then_some(()))
+            let listed = listed.is_some_and(|lists| lists >= count as f64);
+            let has_floor = !shape.has_floor() || floor.is_some_and(|units| units > 0.0);
+            Ok((all && listed && has_floor).then_some(()))
         });
         if let Err(error) = read.await {
             let log = fs::read_to_string(log).unwrap_or_default();
@@ -153,6 +214,12 @@ pub fn value(metrics: &str, name: &str, label: &str) -> Option<f64> {
     lines.next()?.rsplit_once(' ')?.1.parse().ok()
 }
 
+/// The sum of all series of this name with `label` in it.
+pub fn sum(metrics: &str, name: &str, label: &str) -> f64 {
+    let lines = metrics.lines().filter(|line| line.starts_with(name) && line.contains(label));
+    lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
+}
+
 /// The objects, and what the operator has written.
 pub struct Cluster {
     nodes: Vec<Value>,
@@ -161,24 +228,30 @@ pub struct Cluster {
     news: broadcast::Sender<Bytes>,
     /// What watches of SpotPools are told.
     pool_news: broadcast::Sender<Bytes>,
-    spot_pool: Mutex<Value>,
+    spot_pools: Mutex<BTreeMap<String, Value>>,
+    /// Requests by method and resource; those that only read begin with `GET`.
+    requests: Mutex<BTreeMap<String, usize>>,
     /// Pods that have come in place of others.
     renewed: Mutex<BTreeMap<usize, u64>>,
 }
 
 impl Cluster {
-    fn of(azure: &Server) -> Result<Self> {
-        let pools: Vec<Value> = azure
-            .sim()
-            .look(|cloud, now| cloud.state(now))
-            .pools
-            .iter()
-            .map(|pool| json!({"name": pool.name, "maxNodes": 1000}))
-            .collect();
-        let spec = json!({"replicas": NODES, "agentPools": pools, "fallback": {"maxNodes": FALLBACK},
-            "onDemand": {"pdbFloor": {"enabled": true, "maxUnits": 500}}});
-        let typed: SpotPoolSpec = serde_json::from_value(spec.clone())?;
-        let policy = NodePolicy::new(POOL, NAMESPACE, typed.mode, &typed.drain, &typed.events);
+    fn of(azure: &Server, shape: &Shape) -> Result<Self> {
+        let owners = shape.owners();
+        let mut policies = BTreeMap::new();
+        let mut spot_pools = BTreeMap::new();
+        for (name, pools) in &shape.spot_pools {
+            let mut spec = shape.spec.clone();
+            spec["agentPools"] =
+                pools.iter().map(|pool| json!({"name": pool.name, "maxNodes": 1000})).collect();
+            let typed: SpotPoolSpec = serde_json::from_value(spec.clone())?;
+            let policy = NodePolicy::new(name, NAMESPACE, typed.mode, &typed.drain, &typed.events);
+            policies.insert(name.as_str(), serde_json::to_string(&policy)?);
+            let spot_pool = json!({"apiVersion": "spotpool.dev/v1alpha1", "kind": "SpotPool", "spec": spec,
+                "metadata": {"name": name, "namespace": NAMESPACE, "uid": name, "resourceVersion": "1", "generation": 1,
+                    "finalizers": [names::FINALIZER], "creationTimestamp": "2026-01-01T00:00:00Z"}});
+            spot_pools.insert(name.clone(), spot_pool);
+        }
         let (identity, wanted) = azure.sim().look(|cloud, _| (cloud.identity.clone(), cloud.wanted_nodes()));
         let mut nodes = Vec::new();
         for (at, wanted) in wanted.iter().enumerate() {
@@ -221,9 +294,11 @@ impl Cluster {
             metadata["uid"] = format!("00000000-0000-4000-8000-{at:012x}").into();
             metadata["resourceVersion"] = "1".into();
             metadata["creationTimestamp"] = "2026-01-01T00:00:00Z".into();
-            metadata["labels"][names::POOL_LABEL] = POOL.into();
+            let agent_pool = metadata["labels"][names::AGENT_POOL_LABEL].as_str().unwrap_or_default();
+            let owner = owners.get(agent_pool).copied().unwrap_or_default();
+            metadata["labels"][names::POOL_LABEL] = owner.into();
             metadata["labels"][names::POOL_NAMESPACE_LABEL] = NAMESPACE.into();
-            metadata["annotations"][names::POLICY_ANNOTATION] = serde_json::to_string(&policy)?.into();
+            metadata["annotations"][names::POLICY_ANNOTATION] = policies.get(owner).cloned().into();
             for label in 0..20 {
                 metadata["labels"][format!("kubernetes.azure.com/some-label-of-aks-{label}")] =
                     format!("some-value-{label}").into();
@@ -233,23 +308,28 @@ impl Cluster {
         }
         let names =
             nodes.iter().filter_map(|node| Some(node["metadata"]["name"].as_str()?.to_owned())).collect();
-        let spot_pool = json!({"apiVersion": "spotpool.dev/v1alpha1", "kind": "SpotPool", "spec": spec,
-            "metadata": {"name": POOL, "namespace": NAMESPACE, "uid": "pool", "resourceVersion": "1", "generation": 1,
-                "finalizers": [names::FINALIZER], "creationTimestamp": "2026-01-01T00:00:00Z"}});
         let (news, pool_news) = (broadcast::Sender::new(2 * NODES), broadcast::Sender::new(1000));
         Ok(Self {
             nodes,
             names,
             news,
             pool_news,
-            spot_pool: Mutex::new(spot_pool),
+            spot_pools: Mutex::new(spot_pools),
+            requests: Mutex::default(),
             renewed: Mutex::default(),
         })
     }
 
-    /// What the operator says last of the plan that it has made.
-    pub fn plan(&self) -> String {
-        lock(&self.spot_pool)["status"]["plan"].to_string()
+    /// What the operator says last of the plans that it has made.
+    pub fn plans(&self) -> String {
+        let plans: Vec<Value> =
+            lock(&self.spot_pools).values().map(|pool| pool["status"]["plan"].clone()).collect();
+        Value::from(plans).to_string()
+    }
+
+    /// What the operator has asked for since this was asked last.
+    pub fn take_requests(&self) -> BTreeMap<String, usize> {
+        std::mem::take(&mut lock(&self.requests))
     }
 
     /// Nodes of an agent pool.
@@ -263,6 +343,10 @@ impl Cluster {
     pub fn changed(&self, node: &Value) {
         // Nobody watches while the operator connects again; it lists then.
         let _ = self.news.send(modified(node));
+    }
+
+    fn pods(&self) -> usize {
+        self.nodes.len() * PODS_OF_A_NODE
     }
 
     /// A pod as Deployments make them: most of it is of no use to the operator.
@@ -340,8 +424,22 @@ fn router(cluster: Arc<Cluster>) -> Router {
         .route("/apis/policy/v1/poddisruptionbudgets", get(budgets))
         .route(spot_pools, get(spot_pools_of))
         .route(&format!("{spot_pools}/{{name}}/status"), put(write_status))
+        .route(
+            "/apis/spotpool.dev/v1alpha1/namespaces/{namespace}/evictiondrills",
+            get(async |Query(params): Params| list(&params, 0, |_| Value::Null)),
+        )
         .route("/apis/events.k8s.io/v1/namespaces/{namespace}/events", post(echo).patch(echo))
+        .layer(from_fn_with_state(cluster.clone(), count))
         .with_state(cluster)
+}
+
+async fn count(State(cluster): State<Arc<Cluster>>, request: Request, next: Next) -> Response {
+    let kinds =
+        ["spotpools", "evictiondrills", "nodes", "pods", "namespaces", "poddisruptionbudgets", "events"];
+    let path = request.uri().path();
+    let kind = kinds.iter().find(|kind| path.split('/').any(|part| part == **kind)).unwrap_or(&"others");
+    *lock(&cluster.requests).entry(format!("{} {kind}", request.method())).or_default() += 1;
+    next.run(request).await
 }
 
 type Params = Query<BTreeMap<String, String>>;
@@ -380,7 +478,7 @@ fn told(news: &broadcast::Sender<Bytes>) -> Response {
 
 async fn pods(State(cluster): State<Arc<Cluster>>, Query(params): Params) -> Response {
     if !params.contains_key("watch") {
-        return list(&params, PODS, |at| cluster.pod(at));
+        return list(&params, cluster.pods(), |at| cluster.pod(at));
     }
     // Pods come and go all the time.
     let churn = stream::unfold(0usize, move |turn| {
@@ -388,7 +486,7 @@ async fn pods(State(cluster): State<Arc<Cluster>>, Query(params): Params) -> Res
         async move {
             tokio::time::sleep(Duration::from_secs(1)).await;
             let mut lines = String::new();
-            for at in (0..CHURN).map(|at| (turn * CHURN + at) * 37 % PODS) {
+            for at in (0..CHURN).map(|at| (turn * CHURN + at) * 37 % cluster.pods()) {
                 lines.push_str(&json!({"type": "DELETED", "object": cluster.pod(at)}).to_string());
                 lines.push('\n');
                 cluster.renew(at);
@@ -416,14 +514,17 @@ async fn spot_pools_of(State(cluster): State<Arc<Cluster>>, Query(params): Param
     if params.contains_key("watch") {
         return told(&cluster.pool_news);
     }
-    list(&params, 1, |_| lock(&cluster.spot_pool).clone())
+    let spot_pools: Vec<Value> = lock(&cluster.spot_pools).values().cloned().collect();
+    list(&params, spot_pools.len(), |at| spot_pools[at].clone())
 }
 
 async fn write_status(State(cluster): State<Arc<Cluster>>, Json(mut written): Json<Value>) -> Json<Value> {
-    let mut spot_pool = lock(&cluster.spot_pool);
-    let version = spot_pool["metadata"]["resourceVersion"].as_str().and_then(|text| text.parse().ok());
+    let mut spot_pools = lock(&cluster.spot_pools);
+    let name = written["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    let version =
+        spot_pools.get(&name).and_then(|known| known["metadata"]["resourceVersion"].as_str()?.parse().ok());
     written["metadata"]["resourceVersion"] = (version.unwrap_or(1u64) + 1).to_string().into();
-    *spot_pool = written.clone();
+    spot_pools.insert(name, written.clone());
     let _ = cluster.pool_news.send(modified(&written));
     Json(written)
 }
