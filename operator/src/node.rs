@@ -1,6 +1,6 @@
 //! What is read off a Node.
 
-use k8s_openapi::api::core::v1::{Node, NodeCondition};
+use k8s_openapi::api::core::v1::{Node, NodeCondition, Taint};
 use kube::ResourceExt;
 use serde::de::DeserializeOwned;
 use spotpool_crds::{EvictionNotice, names};
@@ -13,6 +13,11 @@ pub fn agent_pool_of(node: &Node) -> Option<&str> {
 /// The conditions of a Node.
 pub fn conditions(node: &Node) -> impl Iterator<Item = &NodeCondition> {
     node.status.iter().flat_map(|status| status.conditions.iter().flatten())
+}
+
+/// The taints of a Node.
+pub fn taints(node: &Node) -> impl Iterator<Item = &Taint> {
+    node.spec.iter().flat_map(|spec| spec.taints.iter().flatten())
 }
 
 /// Whether the kubelet says Ready.

@@ -14,7 +14,7 @@ use spotpool_crds::names;
 use tokio::time::Instant;
 
 use crate::metrics::Metrics;
-use crate::node::conditions;
+use crate::node::{conditions, taints};
 use crate::watches::{Nodes, Trigger};
 
 /// How often the store is looked at for suspects.
@@ -193,11 +193,10 @@ impl Vms {
 pub fn signs(node: &Node) -> Signs {
     let ready = conditions(node).find(|condition| condition.type_ == "Ready");
     let not_ready = ready.filter(|condition| condition.status != "True");
-    let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
     Signs {
         not_ready_since: not_ready
             .map(|it| it.last_transition_time.as_ref().map_or(Timestamp::MIN, |time| time.0)),
-        shut_down: taints.into_iter().any(|taint| taint.key == names::SHUTDOWN_TAINT),
+        shut_down: taints(node).any(|taint| taint.key == names::SHUTDOWN_TAINT),
     }
 }
 

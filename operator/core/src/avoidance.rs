@@ -2,6 +2,8 @@
 
 use jiff::{SignedDuration, Timestamp};
 
+use crate::time::later_by;
+
 /// What kind of failure Azure reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
@@ -25,5 +27,5 @@ pub fn avoided_until(failure: Failure, stated: Option<SignedDuration>, now: Time
     });
     // Whatever is stated: short enough to notice that things got better, long enough not to hammer.
     let wait = wait.clamp(SignedDuration::from_secs(1), SignedDuration::from_hours(24));
-    now.saturating_add(wait).unwrap_or(Timestamp::MAX)
+    later_by(now, wait)
 }

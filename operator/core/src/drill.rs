@@ -11,7 +11,7 @@ use spotpool_crds::drill::{
     DrillMethod, DrillPhase, DrillRun, EvictionDrillSpec, EvictionDrillStatus, Moment, PastRun, Target,
 };
 
-use crate::time::later;
+use crate::time::{later, later_by};
 
 mod asking;
 mod choice;
@@ -92,7 +92,7 @@ impl Draft<'_> {
     fn wait(&mut self, words: String) {
         self.status.phase = Some(DrillPhase::Pending);
         self.status.message = words;
-        self.wake_at(self.now.saturating_add(LOOK_AGAIN).unwrap_or(Timestamp::MAX));
+        self.wake_at(later_by(self.now, LOOK_AGAIN));
     }
 
     /// One step of the run that is under way.

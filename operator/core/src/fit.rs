@@ -14,6 +14,7 @@ use spotpool_crds::spot_pool::Role;
 use crate::draft::Draft;
 use crate::scheduling::{Pod, Resources, Taint, largest_first};
 use crate::snapshot::{NodeView, Snapshot};
+use crate::time::later_by;
 
 /// Room comes and goes with pods, which wake no plan.
 const LOOK_AGAIN: SignedDuration = SignedDuration::from_secs(15);
@@ -192,7 +193,7 @@ impl<'a> Fit<'a> {
 pub(crate) fn allows(fit: &mut Fit<'_>, node: &NodeView, now: Timestamp, draft: &mut Draft) -> bool {
     let Err(why) = fit.take(node) else { return true };
     draft.step(Reason::PodsDoNotFit, Some(&node.agent_pool), format!("{} is kept: {why}", node.name));
-    draft.wake_at(now.saturating_add(LOOK_AGAIN).unwrap_or(Timestamp::MAX));
+    draft.wake_at(later_by(now, LOOK_AGAIN));
     false
 }
 

@@ -16,7 +16,7 @@ use crate::draft::Draft;
 use crate::memory::Memory;
 use crate::scheduling::{Bins, Pod, Resources, Taint, largest_first};
 use crate::snapshot::Snapshot;
-use crate::time::later;
+use crate::time::{later, later_by};
 
 /// How long more must be needed before more is kept: a rollout or a restart must buy nothing.
 pub const RAISED_AFTER: SignedDuration = SignedDuration::from_mins(1);
@@ -250,11 +250,7 @@ pub(crate) fn settle(
 }
 
 fn due(spec: &SpotPoolSpec, held: u32, to: u32, since: Timestamp) -> Timestamp {
-    if to > held {
-        since.saturating_add(RAISED_AFTER).unwrap_or(Timestamp::MAX)
-    } else {
-        later(since, spec.failback.stabilization)
-    }
+    if to > held { later_by(since, RAISED_AFTER) } else { later(since, spec.failback.stabilization) }
 }
 
 /// Says what the floor waits for, and what it cannot be.

@@ -5,7 +5,7 @@ use spotpool_crds::spot_pool::Role;
 
 use crate::fallback::{carried, lost};
 use crate::plan::Situation;
-use crate::time::later;
+use crate::time::{later, later_by};
 
 /// Without `fallback`: as long as `fallback.growthAfter` is by default.
 const PATIENCE: SignedDuration = SignedDuration::from_mins(5);
@@ -32,7 +32,7 @@ impl Patience {
         });
         let until = since.map(|since| match &spec.fallback {
             Some(fallback) => later(since, fallback.growth_after),
-            None => since.saturating_add(PATIENCE).unwrap_or(Timestamp::MAX),
+            None => later_by(since, PATIENCE),
         });
         let is_over = until.is_some_and(|until| until <= *now);
         // While Azure takes nodes nothing waits, standby neither.

@@ -12,15 +12,13 @@ use spotpool_crds::spot_pool::Readiness;
 use spotpool_crds::voluntary_drain::{DrainReason, DrainRequest, DrainStatus};
 
 use super::doomed::Notices;
-use crate::node::{agent_pool_of, annotation};
+use crate::node::{agent_pool_of, annotation, conditions, taints};
 
 /// When a node is, or was, ready for work: its Ready condition, the warm-up, and every start-up taint gone. `None` if
 /// that is not known yet.
 pub(super) fn warm_at(node: &Node, readiness: &Readiness) -> Option<Timestamp> {
-    let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    let ready = conditions.into_iter().find(|it| it.type_ == "Ready" && it.status == "True")?;
-    let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
-    if taints.into_iter().any(|taint| readiness.startup_taints.contains(&taint.key)) {
+    let ready = conditions(node).find(|it| it.type_ == "Ready" && it.status == "True")?;
+    if taints(node).any(|taint| readiness.startup_taints.contains(&taint.key)) {
         return None;
     }
     let since = ready.last_transition_time.as_ref().map_or(Timestamp::MIN, |time| time.0);
@@ -69,8 +67,7 @@ pub(super) fn node_view(
 
 /// Whether the operator has put it out of service.
 pub(super) fn is_out_of_service(node: &Node) -> bool {
-    let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
-    taints.into_iter().any(|taint| {
+    taints(node).any(|taint| {
         taint.key == names::OUT_OF_SERVICE_TAINT
             && taint.value.as_deref() == Some(names::OUT_OF_SERVICE_VALUE)
     })

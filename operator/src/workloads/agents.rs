@@ -10,7 +10,7 @@ use spotpool_crds::names;
 
 use super::Listed;
 use super::survey::Scope;
-use crate::node::{agent_pool_of, conditions, is_ready};
+use crate::node::{agent_pool_of, conditions, is_ready, taints};
 
 /// So many nodes are named.
 const NAMED: usize = 3;
@@ -157,9 +157,8 @@ pub struct AgentsTold {
 
 /// Agents run on Linux nodes; what is under notice or lost is past help, and its Pods come and go.
 fn is_to_have_one(node: &Node) -> bool {
-    let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
     let leaves = [names::EVICTING_TAINT, names::OUT_OF_SERVICE_TAINT, names::SHUTDOWN_TAINT];
-    let mut leaving = taints.filter(|taint| leaves.contains(&taint.key.as_str()));
+    let mut leaving = taints(node).filter(|taint| leaves.contains(&taint.key.as_str()));
     is_ready(node)
         && node.metadata.deletion_timestamp.is_none()
         && leaving.next().is_none()

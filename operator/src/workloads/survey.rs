@@ -18,7 +18,7 @@ use super::Known;
 use super::agents::AgentsTold;
 use super::read::{Running, Stays, matches, requirements, resources, taint};
 use super::shared::Labels;
-use crate::node::{agent_pool_of, is_ready};
+use crate::node::{self, agent_pool_of, is_ready};
 
 /// How long a budget must have let no pod go before it is told of: each rollout blocks some for moments.
 pub const BLOCKED_AFTER: SignedDuration = SignedDuration::from_mins(1);
@@ -394,8 +394,8 @@ fn declared(text: &str) -> Option<Taint> {
 
 /// Taints of a node that keep pods off, but those with these beginnings.
 fn taints(node: &Node, except: &[&str]) -> Vec<Taint> {
-    let all = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
-    let lasting = all.filter(|taint| !except.iter().any(|prefix| taint.key.starts_with(prefix)));
+    let lasting =
+        node::taints(node).filter(|taint| !except.iter().any(|prefix| taint.key.starts_with(prefix)));
     let mut taints: Vec<Taint> = lasting
         .filter_map(|it| taint(&it.key, it.value.as_deref().unwrap_or_default(), &it.effect))
         .collect();

@@ -6,7 +6,7 @@ use spotpool_crds::Duration;
 use spotpool_crds::drill::{DrillMethod, DrillRun, Target};
 
 use super::{Ask, Draft, LOOK_AGAIN, MOST_ATTEMPTS, Machine, UNHEARD, choice, guard, note, request_id};
-use crate::time::later;
+use crate::time::{later, later_by};
 
 impl Draft<'_> {
     /// Asks for the next node, or for all, once it is time and limits allow it.
@@ -40,7 +40,7 @@ impl Draft<'_> {
                 }
                 Err(why) => {
                     self.status.message = format!("the next node waits: {why}");
-                    self.wake_at(self.now.saturating_add(LOOK_AGAIN).unwrap_or(Timestamp::MAX));
+                    self.wake_at(later_by(self.now, LOOK_AGAIN));
                 }
             }
         }
@@ -92,7 +92,7 @@ impl Draft<'_> {
         let intended = target.intended_at.as_ref().map(|at| at.0)?;
         let is_here = self.snapshot.nodes.iter().any(|node| node.uid == target.uid && node.ready);
         let is_unheard = !target.is_answered() && target.noticed_at.is_none() && is_here;
-        let again = intended.saturating_add(UNHEARD * target.attempts.max(1)).unwrap_or(Timestamp::MAX);
+        let again = later_by(intended, UNHEARD * target.attempts.max(1));
         (is_unheard && guard::occupied(self.spec, self.snapshot, &[target]).is_none()).then_some(again)
     }
 
@@ -117,7 +117,7 @@ impl Draft<'_> {
                 self.wake_at(again);
             } else if let Err(why) = guard::may_take(self.spec, self.snapshot, &run, &[]) {
                 self.status.message = format!("{} is asked for again later: {why}", target.node);
-                self.wake_at(self.now.saturating_add(LOOK_AGAIN).unwrap_or(Timestamp::MAX));
+                self.wake_at(later_by(self.now, LOOK_AGAIN));
             } else {
                 let ask = self.ask_for(&run.id, target);
                 self.ask(ask);
@@ -140,7 +140,7 @@ impl Draft<'_> {
             let until = self.rehearsed_until(target);
             if is_aborted || until <= self.now {
                 self.asks.push(Ask::Withdraw { node: target.node.clone(), uid: target.uid.clone() });
-                wakes.push(self.now.saturating_add(LOOK_AGAIN).unwrap_or(Timestamp::MAX));
+                wakes.push(later_by(self.now, LOOK_AGAIN));
             } else {
                 wakes.push(until);
             }
